@@ -1,0 +1,114 @@
+"""The errors that qgexec raises: each says what is wrong, where, and what to do next.
+
+QgexecError
+  x UsageError
+  x GraphError
+  x RepositoryError
+    + CollectionError
+    + DatasetTypeError
+    + InitOutputsError
+  x RunDirError
+    + JournalError
+  x IllegalEventError
+  x ModelError
+    + WorkerStartError
+  x IngestError
+
+A quantum that fails is not an error of qgexec's: it is a value (`qgexec.quantum.Outcome`).
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CollectionError",
+    "DatasetTypeError",
+    "GraphError",
+    "IllegalEventError",
+    "IngestError",
+    "InitOutputsError",
+    "JournalError",
+    "ModelError",
+    "QgexecError",
+    "RepositoryError",
+    "RunDirError",
+    "UsageError",
+    "WorkerStartError",
+]
+
+
+class QgexecError(Exception):
+    """Base of all errors that qgexec raises on purpose.
+
+    Parameters
+    ----------
+    message
+        What is wrong, and where: names the file, collection, option or
+        quantum.
+    hint
+        What to do next, in the imperative; empty where there is nothing to
+        advise.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # BaseException's own reduction drops keyword-only arguments; workers send errors through pipes.
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(cls: type[QgexecError], message: str, hint: str) -> QgexecError:
+    return cls(message, hint=hint)
+
+
+class UsageError(QgexecError):
+    """Options or arguments that make no sense, alone or together."""
+
+
+class GraphError(QgexecError):
+    """The quantum graph cannot be read, or cannot be executed as it is."""
+
+
+class RepositoryError(QgexecError):
+    """The butler repository is missing, not writeable, or not the graph's."""
+
+
+class CollectionError(RepositoryError):
+    """A collection is in the way, missing, or of the wrong type."""
+
+
+class DatasetTypeError(RepositoryError):
+    """A dataset type is not registered, or not as the graph defines it."""
+
+
+class InitOutputsError(RepositoryError):
+    """Init-outputs, configurations or package versions differ from those in the output RUN."""
+
+
+class RunDirError(QgexecError):
+    """The run directory is missing, taken, or cannot be read or written."""
+
+
+class JournalError(RunDirError):
+    """A journal is damaged, of a newer version, or belongs to another writer now."""
+
+
+class IllegalEventError(QgexecError):
+    """An event that the state table does not allow: a defect of an execution model, or of ours."""
+
+
+class ModelError(QgexecError):
+    """An execution model is unknown, cannot be set up, or broke its contract."""
+
+
+class WorkerStartError(ModelError):
+    """A worker process could not be started, or died before it could take a quantum."""
+
+
+class IngestError(QgexecError):
+    """Outputs could not be taken into the registry."""

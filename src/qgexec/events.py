@@ -1,0 +1,211 @@
+"""The events of a run, in the past tense: all that the journal holds and the scheduler folds.
+
+An event is small and frozen. ``at`` is always UNIX seconds (UTC).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from qgexec.quantum import Outcome
+
+__all__ = [
+    "AttemptEvent",
+    "AttemptFailed",
+    "AttemptLost",
+    "AttemptReturned",
+    "AttemptSkipped",
+    "AttemptStarted",
+    "AttemptSucceeded",
+    "AttemptTimedOut",
+    "EndReason",
+    "Event",
+    "OutputsIngested",
+    "RunEnded",
+    "RunStarted",
+    "StopReason",
+    "StopRequested",
+    "WorkerEnded",
+    "WorkerStarted",
+]
+
+
+class StopReason(Enum):
+    """Why no further quantum is started although some could be."""
+
+    FAILED_FAST = "failed fast"
+    """A quantum failed and the run was told to stop at the first failure."""
+
+    INVALID_QUANTUM = "invalid quantum"
+    """A quantum raised upstream's InvalidQuantumError: the graph or the configuration is wrong."""
+
+    INTERRUPTED = "interrupted"
+    """The user asked for it: Ctrl-C or SIGTERM."""
+
+
+class EndReason(Enum):
+    """What a driver says when it closes its books."""
+
+    COMPLETED = "completed"
+    """Nothing is left that could run."""
+
+    STOPPED = "stopped"
+    """Told to stop; quanta that could run are left."""
+
+    BROKEN = "broken"
+    """The execution model or the disk failed under it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A driver took the run in hand."""
+
+    at: float
+    host: str
+    pid: int
+    pid_started_at: float
+    """When that process started, UNIX seconds: with host and pid it names one process for good."""
+    model: str
+    """Name of the execution model."""
+    n_quanta: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A driver closed its books; nothing of its own runs any more."""
+
+    at: float
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """No further quantum is started; what runs goes on unless it is returned."""
+
+    at: float
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted:
+    """An execution model started a worker process or job."""
+
+    at: float
+    worker: int
+    """Number of the worker, from 1, never used again in this run."""
+    host: str
+    pid: int
+    pid_started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnded:
+    """A worker is gone."""
+
+    at: float
+    worker: int
+    exit_code: int | None
+    """Exit status; minus the signal's number where a signal ended it; `None` where unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """An attempt was handed to the execution model."""
+
+    at: float
+    index: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """An attempt came to its own end."""
+
+    at: float
+    outcome: Outcome
+
+    @property
+    def index(self) -> int:
+        """Index of the quantum in the plan."""
+        return self.outcome.index
+
+    @property
+    def attempt(self) -> int:
+        """Number of the attempt, from 1."""
+        return self.outcome.attempt
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSucceeded(_Ended):
+    """The quantum ran to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSkipped(_Ended):
+    """The quantum had been done before and was not executed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed(_Ended):
+    """The quantum raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptLost:
+    """The attempt ended without an outcome: its worker died."""
+
+    at: float
+    index: int
+    attempt: int
+    reason: str
+    """In plain words: ``worker 3 was killed by signal 9 (SIGKILL)``."""
+    exit_code: int | None = None
+    """Exit status of the worker; minus the signal's number where a signal ended it."""
+    worker: int | None = None
+    """The worker that had it; its log is in the run directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptTimedOut:
+    """The attempt was ended because it ran over its time limit."""
+
+    at: float
+    index: int
+    attempt: int
+    timeout_s: float
+    worker: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReturned:
+    """The attempt was taken back, by no fault of the quantum: it never began, or the run was interrupted."""
+
+    at: float
+    index: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsIngested:
+    """The outputs of these quanta are in the registry, as their last attempt left them."""
+
+    at: float
+    indices: tuple[int, ...]
+    n_datasets: int
+    """Datasets newly taken in or replaced."""
+
+
+AttemptEvent = (
+    AttemptStarted
+    | AttemptSucceeded
+    | AttemptSkipped
+    | AttemptFailed
+    | AttemptLost
+    | AttemptTimedOut
+    | AttemptReturned
+)
+"""Events that move one quantum in the state table."""
+
+Event = AttemptEvent | RunStarted | RunEnded | StopRequested | WorkerStarted | WorkerEnded | OutputsIngested
+"""Everything that a journal may hold."""

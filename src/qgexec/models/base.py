@@ -1,0 +1,165 @@
+"""The seam between the one loop and the many ways to run quanta.
+
+A model is told which attempts to start and says what became of them. It
+never decides what may run, never writes the registry or the journal, and
+never retries.
+
+The whole of a model of one's own, as complete as it gets::
+
+    from qgexec.models.base import ExecutionModel, ModelFacts, Run
+    from qgexec.quantum import Attempt, Resources
+
+
+    class OneByOne(ExecutionModel):
+        \"\"\"Run each quantum in this process, when the loop waits.\"\"\"
+
+        facts = ModelFacts()
+
+        def open(self, run: Run) -> None:
+            self._bench = run.open_bench()
+            self._started: list[Attempt] = []
+
+        def capacity(self) -> Resources:
+            return Resources(cores=0 if self._started else 1)
+
+        def start(self, attempts):
+            self._started.extend(attempts)
+
+        def wait(self, timeout_s):
+            if not self._started:
+                return []
+            return [self._bench.execute(self._started.pop())]
+
+        def close(self, *, cancel):
+            self._bench.close()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from qgexec.events import Event
+from qgexec.quantum import Attempt, Quanta, QuantumNode, Resources, RunContext
+
+__all__ = ["Bench", "ExecutionModel", "ModelFacts", "Run", "SimpleModel"]
+
+
+class Bench(Protocol):
+    """Where one process executes quanta, one after another: graph file and datastore are open, the stack imported.
+
+    The bench of a real run is `qgexec.rubin.workbench.Workbench`.
+    """
+
+    def execute(self, attempt: Attempt) -> Event:
+        """Execute one quantum and say what came of it; a quantum's failure is a value, never an exception."""
+        ...
+
+    def close(self) -> None:
+        """Release files and connections; may be called twice."""
+        ...
+
+
+BenchOpener = Callable[[str], Bench]
+"""Opens a bench in the process that calls it; the argument names the segment file that it alone writes.
+
+Local workers get it by pickle through their own pipe, so it must be an
+instance of a module-level class, or a module-level function or `functools.partial` of one.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the loop must know about a model; it asks facts, never names."""
+
+    parallel: bool = False
+    """Quanta run in other processes: tasks that cannot multiprocess are kept to one dedicated worker each."""
+
+    enforces_timeout: bool = False
+    """Attempts over their time limit are ended, with `AttemptTimedOut`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a model is given when it opens."""
+
+    context: RunContext
+    """Repository, graph file, collections and run directory."""
+
+    bench_opener: BenchOpener
+    """Opens the bench at which this run's quanta are executed."""
+
+    logs: Path
+    """Folder for what workers print, and for the logs of attempts that were lost."""
+
+    preload: tuple[str, ...] = ()
+    """Modules that every worker needs: a server that forks workers imports them once."""
+
+    serial_labels: frozenset[str] = frozenset()
+    """Labels of tasks of which only one quantum may run at a time, in a worker of its own, beside the others."""
+
+    implicit_threads: bool = False
+    """Leave numerical libraries their own threads."""
+
+    def open_bench(self) -> Bench:
+        """Open a bench in this process."""
+        return self.bench_opener("driver")
+
+
+@runtime_checkable
+class ExecutionModel(Protocol):
+    """How and where quanta run.
+
+    The loop calls `open` once, then `capacity`, `start` and `wait` in turn
+    from one thread, and `close` at the end, also after an error. For every
+    attempt that was started the model returns exactly one event that ends it
+    (`AttemptSucceeded`, `AttemptSkipped`, `AttemptFailed`, `AttemptLost`,
+    `AttemptTimedOut` or `AttemptReturned`), from `wait` or from ``close(cancel=True)``.
+    """
+
+    facts: ModelFacts
+
+    def open(self, run: Run) -> None:
+        """Make ready to start attempts.
+
+        Raises
+        ------
+        qgexec.errors.ModelError
+            It cannot be done; the message says what to do.
+        """
+        ...
+
+    def capacity(self) -> Resources:
+        """Return what may be started now; ``cores=0`` for nothing. Attempts of serial labels do not count."""
+        ...
+
+    def start(self, attempts: Sequence[Attempt]) -> None:
+        """Take these attempts in hand; never blocks."""
+        ...
+
+    def wait(self, timeout_s: float) -> Sequence[Event]:
+        """Return what happened; block until something has, at most ``timeout_s`` seconds."""
+        ...
+
+    def close(self, *, cancel: bool) -> Sequence[Event]:
+        """End everything that was started; return the last events, if any. May be called twice.
+
+        Parameters
+        ----------
+        cancel
+            End running attempts now; they are reported as `AttemptReturned`. Otherwise none is running any more.
+        """
+        ...
+
+
+@runtime_checkable
+class SimpleModel(Protocol):
+    """The simplest kind of client: it is handed the quanta and does with them what it likes."""
+
+    def execute(self, quanta: Quanta) -> None:
+        """Take all quanta, each after its prerequisites."""
+        ...
+
+
