@@ -97,7 +97,7 @@ class RunContext:
     """Run directory, absolute."""
 
     repository: str
-    """Butler repository: root, configuration file or alias; empty where the client brings its own executor."""
+    """Butler repository: root, configuration file or alias; empty where the client has its own executor."""
 
     graph_file: str
     """The ``.qg`` file that the plan was read from, absolute path or URI."""

@@ -1,0 +1,402 @@
+"""Plans from a line of text, and an execution model, a clock and a bench that do as they are told.
+
+For tests, also of execution models in other packages: most need no process, no butler and no sleep.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import assert_never
+
+import numpy as np
+
+from qgexec.events import (
+    AttemptEvent,
+    AttemptFailed,
+    AttemptLost,
+    AttemptReturned,
+    AttemptSkipped,
+    AttemptStarted,
+    AttemptSucceeded,
+    AttemptTimedOut,
+    Event,
+    StopRequested,
+)
+from qgexec.models.base import ExecutionModel, ModelFacts, Run
+from qgexec.plan import DataIds, Plan
+from qgexec.policy import INVALID_QUANTUM_EXIT_CODE
+from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus, Resources, SegmentRef
+from qgexec.scheduler import Scheduler
+
+__all__ = [
+    "BenchAct",
+    "Ending",
+    "FakeBench",
+    "FakeBenchOpener",
+    "FakeClock",
+    "FakeModel",
+    "make_plan",
+    "plan_of",
+    "run_plan",
+]
+
+_IDS = uuid.UUID("6f1a9f0c-0f3b-4d39-9a53-6d1d2f9d5c11")
+
+_SEED_TIME = 1_000_000.0
+
+
+def plan_of(quanta: Sequence[str], edges: Iterable[tuple[int, int]] = ()) -> Plan:
+    """Return a plan of named quanta.
+
+    Parameters
+    ----------
+    quanta
+        Names, each a task label, or a task label and a number: ``isr:3``.
+        The data ID is ``{"detector": 3}``, and 0 where there is no number.
+        The same names have the same quantum IDs in every plan.
+    edges
+        Pairs of positions in ``quanta``: a prerequisite and what waits for it.
+
+    Raises
+    ------
+    qgexec.errors.GraphError
+        A name is there twice, or the edges make a circle.
+    """
+    parts = [name.partition(":") for name in quanta]
+    labels = list(dict.fromkeys(label for label, _, _ in parts))
+    pairs = np.array(list(edges), dtype=np.int64).reshape(-1, 2)
+    return Plan.from_edges(
+        labels=dict.fromkeys(labels, ("detector",)),
+        label_codes=[labels.index(label) for label, _, _ in parts],
+        quantum_ids=b"".join(uuid.uuid5(_IDS, name).bytes for name in quanta),
+        data_ids=DataIds.pack([int(number or 0)] for _, _, number in parts),
+        predecessors=pairs[:, 0],
+        successors=pairs[:, 1],
+    )
+
+
+def make_plan(text: str) -> Plan:
+    """Return a plan from a line such as ``"a b -> c; c -> d e"``.
+
+    Every name before an arrow is a prerequisite of every name after it; semicolons separate; a name
+    means the same quantum wherever it stands. Names are as in `plan_of`. The quanta are
+    enumerated as they are named first, where their prerequisites allow it.
+    """
+    numbers: dict[str, int] = {}
+    edges: list[tuple[int, int]] = []
+    for clause in text.split(";"):
+        before: list[int] = []
+        for group in clause.split("->"):
+            named = [numbers.setdefault(name, len(numbers)) for name in group.split()]
+            edges += [(first, second) for first in before for second in named]
+            before = named
+    return plan_of(list(numbers), edges)
+
+
+class FakeClock:
+    """A clock that stands still until it is told to go on.
+
+    Parameters
+    ----------
+    now
+        What it shows first, UNIX seconds.
+    """
+
+    def __init__(self, now: float = _SEED_TIME) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """Return what it shows, UNIX seconds."""
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+
+class Ending(Enum):
+    """What becomes of an attempt that a `FakeModel` is told to start."""
+
+    SUCCEED = "succeed"
+    """`AttemptSucceeded`."""
+
+    FAIL = "fail"
+    """`AttemptFailed` with a ValueError."""
+
+    FAIL_INVALID = "fail as invalid"
+    """`AttemptFailed` with what upstream raises if the graph or the configuration is wrong."""
+
+    SKIP = "skip"
+    """`AttemptSkipped`."""
+
+    LOSE = "lose"
+    """`AttemptLost`: killed by signal 9."""
+
+    TIME_OUT = "time out"
+    """`AttemptTimedOut`."""
+
+    RETURN = "return"
+    """`AttemptReturned`."""
+
+    HANG = "hang"
+    """Nothing, until the model is closed."""
+
+
+class FakeModel(ExecutionModel):
+    """An execution model that runs nothing: a script says how each attempt ends.
+
+    Parameters
+    ----------
+    capacity
+        What the whole machine has; one core if not given. Starting more than fits is an AssertionError.
+    script
+        How attempts end, by quantum index or by task label (the index has
+        precedence): one ending for all attempts, or one for each, the last of
+        them also for further ones. What is not named succeeds.
+    clock
+        Each attempt that ends lets a second pass on it, and waiting for nothing the time-out.
+    facts
+        What it says of itself.
+    choose
+        Which of the running attempts ends next, as a position in the list it
+        is given in the order of their start; the first if not given.
+    """
+
+    def __init__(
+        self,
+        capacity: Resources | None = None,
+        script: Mapping[int | str, Ending | Sequence[Ending]] | None = None,
+        *,
+        clock: FakeClock | None = None,
+        facts: ModelFacts | None = None,
+        choose: Callable[[Sequence[Attempt]], int] | None = None,
+    ) -> None:
+        self.facts = facts or ModelFacts()
+        self.total = capacity or Resources()
+        self.clock = clock or FakeClock()
+        self.started: list[Attempt] = []
+        """All attempts that were ever started, in that order."""
+        self.running: list[Attempt] = []
+        """Attempts that have not ended, in the order of their start."""
+        self.opened: Run | None = None
+        """What it was opened with."""
+        self.closed: list[bool] = []
+        """``cancel`` of each call of `close`."""
+        self.serial_labels: frozenset[str] = frozenset()
+        """Labels that do not count against the capacity; from the run it is opened with."""
+        self._script = script or {}
+        self._choose = choose
+
+    def open(self, run: Run) -> None:
+        """Remember what it was opened with."""
+        assert self.opened is None, "opened twice"
+        self.opened = run
+        self.serial_labels = run.serial_labels
+
+    def capacity(self) -> Resources:
+        """Return what the running attempts leave."""
+        counted = [
+            attempt.resources for attempt in self.running if attempt.task_label not in self.serial_labels
+        ]
+        cores = self.total.cores - sum(request.cores for request in counted)
+        if self.total.memory_bytes is None:
+            return Resources(cores)
+        return Resources(
+            cores, self.total.memory_bytes - sum(request.memory_bytes or 0 for request in counted)
+        )
+
+    def start(self, attempts: Sequence[Attempt]) -> None:
+        """Take attempts in hand, after checking that they may be started together."""
+        for attempt in attempts:
+            assert all(attempt.index != other.index for other in self.running), f"{attempt} runs already"
+            labels = [other.task_label for other in self.running]
+            assert attempt.task_label not in self.serial_labels or attempt.task_label not in labels, attempt
+            self.running.append(attempt)
+            self.started.append(attempt)
+        free = self.capacity()
+        assert free.cores >= 0, f"over capacity: {free}"
+        assert (free.memory_bytes or 0) >= 0, f"over capacity: {free}"
+
+    def wait(self, timeout_s: float) -> Sequence[Event]:
+        """End one attempt, or let the time-out pass if none is going to end."""
+        ending = [attempt for attempt in self.running if self._ending(attempt) is not Ending.HANG]
+        if not ending:
+            self.clock.advance(timeout_s)
+            return []
+        attempt = ending[self._choose(ending) if self._choose else 0]
+        self.running.remove(attempt)
+        self.clock.advance(1.0)
+        return [ended(attempt, self._ending(attempt), self.clock.now)]
+
+    def close(self, *, cancel: bool) -> Sequence[Event]:
+        """Return what still runs."""
+        self.closed.append(cancel)
+        assert cancel or not self.running, "closed without cancelling what runs"
+        events = [AttemptReturned(self.clock.now, attempt.index, attempt.number) for attempt in self.running]
+        self.running.clear()
+        return events
+
+    def _ending(self, attempt: Attempt) -> Ending:
+        endings = self._script.get(attempt.index, self._script.get(attempt.task_label, Ending.SUCCEED))
+        if isinstance(endings, Ending):
+            return endings
+        return endings[min(attempt.number, len(endings)) - 1]
+
+
+def ended(attempt: Attempt, ending: Ending, at: float) -> AttemptEvent:
+    """Return the event that ends an attempt in this way; it took the second before ``at``."""
+    index, number = attempt.index, attempt.number
+    match ending:
+        case Ending.SUCCEED:
+            return AttemptSucceeded(at, Outcome(index, number, OutcomeStatus.SUCCEEDED, at - 1, at))
+        case Ending.SKIP:
+            return AttemptSkipped(at, Outcome(index, number, OutcomeStatus.SKIPPED, at - 1, at))
+        case Ending.FAIL:
+            return _failed(attempt, ExceptionSummary("builtins.ValueError", "as told"), at - 1, at)
+        case Ending.FAIL_INVALID:
+            name = "lsst.pipe.base.InvalidQuantumError"
+            invalid = ExceptionSummary(name, "as told", exit_code=INVALID_QUANTUM_EXIT_CODE)
+            return _failed(attempt, invalid, at - 1, at)
+        case Ending.LOSE:
+            return AttemptLost(at, index, number, "worker 1 was killed by signal 9 (SIGKILL)", -9, 1)
+        case Ending.TIME_OUT:
+            return AttemptTimedOut(at, index, number, attempt.timeout_s or 1.0, 1)
+        case Ending.RETURN:
+            return AttemptReturned(at, index, number)
+        case Ending.HANG:
+            raise ValueError("an attempt that hangs does not end")
+        case _:
+            assert_never(ending)
+
+
+def _failed(
+    attempt: Attempt,
+    exception: ExceptionSummary,
+    started_at: float,
+    at: float,
+    detail: SegmentRef | None = None,
+) -> AttemptFailed:
+    status = OutcomeStatus.FAILED
+    outcome = Outcome(
+        attempt.index, attempt.number, status, started_at, at, exception=exception, detail=detail
+    )
+    return AttemptFailed(at, outcome)
+
+
+def run_plan(scheduler: Scheduler, model: FakeModel, *, limit: int = 100_000) -> list[Event]:
+    """Drive a scheduler to its end with a fake model, without a journal; return all events in their order.
+
+    Raises
+    ------
+    AssertionError
+        It takes more than ``limit`` rounds, or nothing runs and nothing is started.
+    """
+    events: list[Event] = []
+
+    def apply(event: Event) -> None:
+        scheduler.apply(event)
+        events.append(event)
+
+    for _ in range(limit):
+        if scheduler.finished:
+            return events
+        attempts = scheduler.select(model.capacity())
+        for attempt in attempts:
+            apply(AttemptStarted(model.clock.now, attempt.index, attempt.number))
+        model.start(attempts)
+        assert model.running, scheduler.stuck(model.capacity()) or "nothing runs and nothing is started"
+        for event in model.wait(1.0):
+            apply(event)
+        reason = scheduler.wants_stop()
+        if reason is not None:
+            apply(StopRequested(model.clock.now, reason))
+    raise AssertionError(f"not finished after {limit} rounds")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchAct:
+    """What a `FakeBench` does with a quantum, in the order of these fields."""
+
+    sleep_s: float = 0.0
+    """Sleep that long."""
+
+    signal: signal.Signals | None = None
+    """Send its own process this signal."""
+
+    exit_code: int | None = None
+    """End the process at once with this status, as `os._exit` does."""
+
+    raises: type[BaseException] | None = None
+    """Let this out of ``execute``, which a bench never should."""
+
+    fails: str | None = None
+    """Return `AttemptFailed` with a RuntimeError of this message."""
+
+    detail: SegmentRef | None = None
+    """Name this detail in the outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class FakeBench:
+    """A bench that executes nothing: a table says what it does for each task label.
+
+    Parameters
+    ----------
+    acts
+        What to do, by task label; quanta of other labels succeed at once.
+    trace
+        File to which it appends ``<segment name> <index> <attempt>`` and a newline as an attempt begins.
+    segment
+        Name of the segment file that it would write.
+    """
+
+    acts: Mapping[str, BenchAct] = field(default_factory=dict)
+    trace: Path | None = None
+    segment: str = "driver"
+
+    def execute(self, attempt: Attempt) -> Event:
+        """Do as the table says."""
+        started_at = time.time()
+        if self.trace is not None:
+            with self.trace.open("a") as stream:
+                stream.write(f"{self.segment} {attempt.index} {attempt.number}\n")
+        act = self.acts.get(attempt.task_label, BenchAct())
+        if act.sleep_s:
+            time.sleep(act.sleep_s)
+        if act.signal is not None:
+            os.kill(os.getpid(), act.signal)
+        if act.exit_code is not None:
+            os._exit(act.exit_code)
+        if act.raises is not None:
+            raise act.raises("as told")
+        now = time.time()
+        if act.fails is not None:
+            failure = ExceptionSummary("builtins.RuntimeError", act.fails)
+            return _failed(attempt, failure, started_at, now, act.detail)
+        status = OutcomeStatus.SUCCEEDED
+        outcome = Outcome(
+            attempt.index, attempt.number, status, started_at, now, pid=os.getpid(), detail=act.detail
+        )
+        return AttemptSucceeded(now, outcome)
+
+    def close(self) -> None:
+        """Do nothing: nothing is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class FakeBenchOpener:
+    """Opens a `FakeBench` in whatever process calls it; can be pickled."""
+
+    acts: Mapping[str, BenchAct] = field(default_factory=dict)
+    trace: Path | None = None
+
+    def __call__(self, segment: str) -> FakeBench:
+        """Open the bench of the process that writes this segment."""
+        return FakeBench(self.acts, self.trace, segment)
