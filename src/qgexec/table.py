@@ -1,0 +1,62 @@
+"""Owns how a table is set as plain text: aligned, no wider than the terminal; knows not what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Column", "fit", "printable", "render"]
+
+_GAP = "  "
+_NARROWEST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table."""
+
+    title: str
+    cells: Sequence[str]
+    is_text: bool = False
+    """Set flush left, and shortened where the table is too wide; the others are set flush right."""
+
+
+def render(columns: Sequence[Column], width: int) -> list[str]:
+    """Return a table's lines, none longer than ``width`` characters: title, then one line for each row.
+
+    Where it is too wide, text is shortened first; then the last columns are left out.
+    """
+    shown = list(columns)
+    widths = _natural_widths(shown)
+    while (excess := sum(widths) + len(_GAP) * (len(widths) - 1) - width) > 0:
+        place = max(range(len(shown)), key=lambda i: (shown[i].is_text, widths[i]))
+        room = widths[place] - _NARROWEST if shown[place].is_text else 0
+        if room > 0:
+            widths[place] -= min(room, excess)
+        elif len(shown) > 1:
+            shown.pop()
+            widths = _natural_widths(shown)
+        else:
+            widths[0] = max(1, width)
+            break
+    rows = zip(*[(c.title, *c.cells) for c in shown], strict=True)
+    return [_GAP.join(map(_set, row, widths, shown)).rstrip() for row in rows]
+
+
+def _natural_widths(columns: Sequence[Column]) -> list[int]:
+    return [max(map(len, (column.title, *column.cells))) for column in columns]
+
+
+def _set(cell: str, width: int, column: Column) -> str:
+    cell = fit(cell, width)
+    return cell.ljust(width) if column.is_text else cell.rjust(width)
+
+
+def fit(text: str, width: int) -> str:
+    """Return the text, its end replaced by an ellipsis where it is longer than ``width`` characters."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def printable(text: str) -> str:
+    """Return the text without what a terminal would obey rather than show; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else "?" for c in text)

@@ -1,0 +1,51 @@
+"""Fixtures for tests of every floor."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from repos import MockRepository
+
+# How long an example takes depends on what else the machine does; a test must not.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+
+@pytest.fixture
+def room_for() -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which no file can grow beyond so many bytes: as on a full disk, for root too."""
+
+    @contextmanager
+    def limited(n_bytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
+    """The standard repository; tests must not write to it."""
+    from repos import make_template
+
+    return make_template(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def repository(template: MockRepository, tmp_path: Path) -> MockRepository:
+    """A copy of the standard repository of the test's own."""
+    from repos import copy_template
+
+    return copy_template(template, tmp_path / "data")
