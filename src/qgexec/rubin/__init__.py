@@ -1,1 +1,8 @@
-"""All that touches the LSST middleware: graph files, butlers, the registry. Knows nothing of processes or plans of work."""
+"""All that touches the LSST middleware: graph files, butlers, the registry; knows nothing of processes.
+
+Nothing is imported here: importing the middleware takes seconds, and `PRELOAD`
+is asked for before.
+"""
+
+PRELOAD = ("qgexec.rubin.workbench", "qgexec.rubin.ingest")
+"""Modules that a worker process needs; the server that forks workers imports them once."""

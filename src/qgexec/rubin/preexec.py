@@ -1,0 +1,188 @@
+"""The registry before a run: collections, dataset types, init-outputs, configs and package versions.
+
+Everything is checked before anything is written, so that an error leaves the
+repository as it was. What is written is what ``pipetask run`` writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lsst.daf.butler import Butler, DatasetType, MissingDatasetTypeError
+from lsst.pipe.base.pipeline_graph import PipelineGraph
+from sqlalchemy.exc import SQLAlchemyError
+
+from qgexec.errors import CollectionError, DatasetTypeError, RepositoryError
+from qgexec.rubin.collections import RunCollections, resolve_collections
+from qgexec.rubin.graphfile import GraphFile
+from qgexec.rubin.initoutputs import InitOutputs, plan_init_outputs
+from qgexec.rubin.repository import open_butler, require_writeable
+
+__all__ = ["Preparation", "Prepared", "prepare_run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What is to be prepared, and in which collections; those not given are the graph's own."""
+
+    inputs: tuple[str, ...] = ()
+    """Input collections, in search order."""
+
+    output: str | None = None
+    """CHAINED collection that will show inputs and outputs."""
+
+    output_run: str | None = None
+    """RUN collection; must be the one that the graph was built for."""
+
+    extend_run: bool | None = False
+    """The RUN exists and is written to again; `None` for whichever it is."""
+
+    register_dataset_types: bool = False
+    """Register dataset types that are not registered; otherwise they must be."""
+
+    init_writes: bool = True
+    """Write init-outputs, configs and package versions, or compare them where they exist."""
+
+    versions: bool = True
+    """Include package versions in that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A registry in which a run may begin."""
+
+    output_run: str
+    """RUN collection."""
+
+    output: str | None
+    """CHAINED collection, where there is one."""
+
+    inputs: tuple[str, ...]
+    """Input collections, in search order, CHAINED ones replaced by their members."""
+
+    fresh: bool
+    """The RUN did not exist before: it can hold no outputs of earlier attempts."""
+
+
+def prepare_run(
+    repository: str | Butler, graph: GraphFile, preparation: Preparation | None = None
+) -> Prepared:
+    """Make a repository ready for a graph's outputs, or say why it cannot be.
+
+    Parameters
+    ----------
+    repository
+        Repository, or a butler on it.
+    graph
+        The graph.
+    preparation
+        What to do; by default everything but registering dataset types, in the graph's own collections.
+
+    Returns
+    -------
+    prepared
+        The collections as they are now.
+
+    Raises
+    ------
+    qgexec.errors.RepositoryError
+        The repository is missing, read-only, or does not fit; `CollectionError`, `DatasetTypeError`
+        and `InitOutputsError` say more. Nothing was changed.
+    qgexec.errors.GraphError
+        The graph file is damaged.
+    """
+    asked = preparation or Preparation()
+    with open_butler(repository, writeable=True) as butler:
+        with butler.registry.caching_context():
+            collections = _resolve(butler, graph, asked)
+            missing = _check_dataset_types(butler, graph.pipeline_graph, asked)
+            init_outputs = (
+                plan_init_outputs(butler, graph, run_exists=collections.run_exists, versions=asked.versions)
+                if asked.init_writes
+                else None
+            )
+        require_writeable(butler)
+        _write(butler, collections, missing, init_outputs)
+    return Prepared(
+        collections.output_run, collections.output, collections.inputs, fresh=not collections.run_exists
+    )
+
+
+def _resolve(butler: Butler, graph: GraphFile, asked: Preparation) -> RunCollections:
+    if asked.output_run and asked.output_run != graph.output_run:
+        raise CollectionError(
+            f"the graph was built for the output RUN {graph.output_run!r}, not {asked.output_run!r}",
+            hint="Leave --output-run out, or change the graph with 'pipetask update-graph-run'.",
+        )
+    return resolve_collections(
+        butler,
+        inputs=asked.inputs or graph.inputs,
+        output=asked.output or graph.output,
+        output_run=graph.output_run,
+        extend_run=asked.extend_run,
+        inputs_given=bool(asked.inputs),
+    )
+
+
+def _check_dataset_types(butler: Butler, pipeline: PipelineGraph, asked: Preparation) -> list[DatasetType]:
+    """Return the dataset types to register; all others are registered as the graph has them."""
+    wanted = [node.dataset_type for node in pipeline.dataset_types.values()]
+    if asked.versions:
+        wanted.append(pipeline.packages_dataset_type)
+    missing: list[DatasetType] = []
+    clashes: list[str] = []
+    for dataset_type in wanted:
+        try:
+            registered = butler.registry.getDatasetType(dataset_type.name)
+        except MissingDatasetTypeError:
+            missing.append(dataset_type)
+        else:
+            # Upstream registers no other definition, but puts what can be converted to the registered one.
+            fits = not asked.register_dataset_types and registered.is_compatible_with(dataset_type)
+            if registered != dataset_type and not fits:
+                clashes.append(f"{dataset_type} in the graph, {registered} in the repository")
+    if clashes:
+        raise DatasetTypeError(
+            f"dataset types differ between graph and repository: {'; '.join(clashes)}",
+            hint="Build the graph again: it then takes the repository's definitions where they fit.",
+        )
+    if asked.register_dataset_types:
+        return missing
+    needed = [dataset_type.name for dataset_type in missing if not _is_optional(pipeline, dataset_type.name)]
+    if needed:
+        raise DatasetTypeError(
+            f"dataset types are not registered in the repository: {', '.join(sorted(needed))}",
+            hint="Give --register-dataset-types to register them.",
+        )
+    return []
+
+
+def _is_optional(pipeline: PipelineGraph, name: str) -> bool:
+    """Tell whether a dataset type is only read, and only by tasks that can do without it."""
+    if name not in pipeline.dataset_types or pipeline.producer_of(name) is not None:
+        return False
+    return all(
+        pipeline.tasks[edge.task_label].is_optional(edge.connection_name)
+        for edge in pipeline.consuming_edges_of(name)
+    )
+
+
+def _write(
+    butler: Butler,
+    collections: RunCollections,
+    dataset_types: list[DatasetType],
+    init_outputs: InitOutputs | None,
+) -> None:
+    try:
+        # None of these may be in a transaction. A registry that cannot be written refuses the first.
+        collections.define(butler)
+        for dataset_type in dataset_types:
+            butler.registry.registerDatasetType(dataset_type)
+        if init_outputs is not None:
+            init_outputs.write(butler)
+    except (SQLAlchemyError, OSError) as error:
+        raise RepositoryError(
+            f"the repository cannot be written: {type(error).__name__}: {error}",
+            hint="Check permissions, quota and free space, then try again (with --extend-run, "
+            f"where the output RUN {collections.output_run!r} was made already).",
+        ) from error

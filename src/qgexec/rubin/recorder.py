@@ -1,0 +1,216 @@
+"""Turns the execution of a quantum into an event: measured, log streamed, detail written; runs nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lsst.pipe.base import QuantumSuccessCaveats
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
+from lsst.utils.introspection import get_full_type_name
+
+from qgexec.errors import RunDirError
+from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded, Event
+from qgexec.journal import SegmentWriter, segment_path
+from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus
+from qgexec.rubin.detail import Detail
+from qgexec.rubin.meter import Meter
+from qgexec.rubin.quantumlog import StreamedLog, pipetask_logging
+
+__all__ = ["MESSAGE_LENGTH", "Books", "Recorder", "summarise"]
+
+MESSAGE_LENGTH = 500
+"""Characters of an exception's message that go into its summary."""
+
+_EVENTS: dict[OutcomeStatus, type[AttemptSucceeded | AttemptSkipped | AttemptFailed]] = {
+    OutcomeStatus.SUCCEEDED: AttemptSucceeded,
+    OutcomeStatus.SKIPPED: AttemptSkipped,
+    OutcomeStatus.FAILED: AttemptFailed,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Where a bench of a run writes its books; the same for all benches of one driver."""
+
+    segments: str
+    """Folder of the segments."""
+
+    epoch: int
+    """Number of the journal's writer that this bench works for."""
+
+    logs: str
+    """Folder of the logs: ``<segment name>.log`` holds that of the current attempt."""
+
+    log_level: str | None = "INFO"
+    """Level of the stack's loggers while the bench is open; `None` leaves logging to the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    status: OutcomeStatus
+    caveats: int = 0
+    exception: ExceptionSummary | None = None
+    traceback: str = ""
+
+
+class Recorder:
+    """Keeps the books of one bench, for its life.
+
+    Parameters
+    ----------
+    books
+        Where to write.
+    name
+        Name of the segment; no other process uses it.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        A file cannot be created.
+    """
+
+    def __init__(self, books: Books, name: str) -> None:
+        self._host = socket.gethostname()
+        self._pid = os.getpid()
+        self._meter = Meter()
+        with contextlib.ExitStack() as stack:
+            path = Path(books.logs) / f"{name}.log"
+            try:
+                self._log = StreamedLog(path)
+            except OSError as error:
+                raise RunDirError(
+                    f"cannot write the log file {path}: {error.strerror}",
+                    hint="Check that the run directory exists and may be written.",
+                ) from error
+            stack.callback(self._log.close)
+            logging.getLogger().addHandler(self._log)
+            stack.callback(logging.getLogger().removeHandler, self._log)
+            if books.log_level is not None:
+                stack.enter_context(pipetask_logging(books.log_level))
+            self._segment = SegmentWriter(segment_path(Path(books.segments), books.epoch, name))
+            stack.callback(self._segment.close)
+            self._open = stack.pop_all()
+
+    def close(self) -> None:
+        """Close the files and leave logging as it was; may be called twice."""
+        self._open.close()
+
+    def record(
+        self,
+        attempt: Attempt,
+        execute: Callable[[], QuantumExecutionResult | None],
+        outputs: Callable[[OutcomeStatus], Detail],
+    ) -> Event:
+        """Execute and say what came of it; about 0.2 ms beside the two calls.
+
+        Parameters
+        ----------
+        attempt
+            What is executed.
+        execute
+            Executes it. Whatever it raises, other than `KeyboardInterrupt`,
+            is the quantum's failure.
+        outputs
+            Tells afterwards what it left; a failure where this fails.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            Ctrl-C came while the quantum ran in a process that does not
+            handle the signal; nothing is recorded.
+        qgexec.errors.RunDirError
+            The detail or the log cannot be written.
+        """
+        self._log.restart(f"{attempt.task_label} quantum {attempt.quantum_id} attempt {attempt.number}")
+        self._meter.start()
+        ending = _end(execute)
+        usage = self._meter.read()
+        detail: Detail = {"traceback": ending.traceback} if ending.traceback else {}
+        try:
+            detail |= outputs(ending.status)
+        except Exception as error:  # noqa: BLE001  a quantum whose outputs cannot be listed has not succeeded
+            ending = _failure(error)
+            detail = {"traceback": ending.traceback}
+        outcome = Outcome(
+            index=attempt.index,
+            attempt=attempt.number,
+            status=ending.status,
+            started_at=usage.started_at,
+            ended_at=usage.ended_at,
+            cpu_s=usage.cpu_s,
+            peak_rss_bytes=usage.peak_rss_bytes,
+            host=self._host,
+            pid=self._pid,
+            caveats=ending.caveats,
+            exception=ending.exception,
+            detail=self._segment.append(detail) if detail else None,
+        )
+        return _EVENTS[ending.status](usage.ended_at, outcome)
+
+
+def _end(execute: Callable[[], QuantumExecutionResult | None]) -> _Ending:
+    try:
+        result = execute()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  a task's sys.exit, or NoWorkFound where upstream does not expect it
+        return _failure(error)
+    if result is not None and getattr(result, "skipped_existing", None):
+        return _Ending(OutcomeStatus.SKIPPED)
+    return _Ending(OutcomeStatus.SUCCEEDED, caveats=_caveats(result))
+
+
+def _caveats(result: Any) -> int:
+    """Return upstream's flags; 0 where a client's executor says nothing of them."""
+    if getattr(result, "adjusted_no_work", None):
+        return QuantumSuccessCaveats.from_adjust_quantum_no_work().value
+    try:
+        return int(result.task_metadata["quantum"]["caveats"])
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return 0
+
+
+def _failure(error: BaseException) -> _Ending:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001  formatting runs the exception's own code
+        text = "".join(traceback.format_tb(error.__traceback__)) + get_full_type_name(error) + "\n"
+    return _Ending(OutcomeStatus.FAILED, exception=summarise(error), traceback=text)
+
+
+def summarise(error: BaseException) -> ExceptionSummary:
+    """Return an exception in two lines, whatever its own code does when it is asked."""
+    exit_code = getattr(error, "EXIT_CODE", None)
+    return ExceptionSummary(
+        type=get_full_type_name(error),
+        message=_message(error)[:MESSAGE_LENGTH],
+        where=_where(error.__traceback__),
+        exit_code=exit_code if isinstance(exit_code, int) else None,
+    )
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({'' if error.code is None else repr(error.code)})"
+    try:
+        return str(error)
+    except Exception as worse:  # noqa: BLE001  any code may be behind str()
+        return f"(its message cannot be had: str() raised {type(worse).__name__})"
+
+
+def _where(trace: TracebackType | None) -> str:
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    return f"{code.co_filename}:{trace.tb_lineno} {code.co_qualname}"

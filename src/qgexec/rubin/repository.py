@@ -1,0 +1,134 @@
+"""Opening a butler repository, with an error that says what is wrong with it; knows no graph."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lsst.daf.butler import Butler, ButlerConfig, Config
+from lsst.resources import ResourcePath, ResourcePathExpression
+
+from qgexec.errors import RepositoryError
+from qgexec.rubin.compat import butler_config, registry_file
+
+__all__ = ["open_butler", "repository_uri", "require_writeable"]
+
+
+@contextmanager
+def open_butler(repository: str | Butler, *, writeable: bool = False) -> Iterator[Butler]:
+    """Open a full butler on a repository, and close it at the end.
+
+    Parameters
+    ----------
+    repository
+        Root, configuration file, alias or URI; or a butler that the caller has
+        opened: then that is what is given, and it is not closed.
+    writeable
+        Open it for writing.
+
+    Raises
+    ------
+    qgexec.errors.RepositoryError
+        There is no such repository, it cannot be opened, or cannot be written.
+    """
+    if not isinstance(repository, str):
+        if writeable and not repository.isWriteable():
+            raise RepositoryError(
+                f"the butler on {repository} is read-only",
+                hint="Open it with writeable=True, or give its path.",
+            )
+        yield repository
+        return
+    try:
+        butler = Butler.from_config(repository, writeable=writeable)
+    except (FileNotFoundError, LookupError) as error:
+        raise RepositoryError(
+            f"there is no butler repository {repository}: {error}",
+            hint="Check the path or alias given with -b.",
+        ) from error
+    except Exception as error:  # configurations, databases and URIs of any kind
+        if writeable:
+            # Merely opening a butler for writing writes to its registry.
+            _check_read_only(repository)
+        raise RepositoryError(
+            f"butler repository {repository} cannot be opened: {type(error).__name__}: {error}"
+        ) from error
+    with butler:
+        yield butler
+
+
+def _check_read_only(repository: str) -> None:
+    """Say which path cannot be written, where that is why a repository does not open."""
+    try:
+        with Butler.from_config(repository, writeable=False) as butler:
+            require_writeable(butler)
+    except RepositoryError:
+        raise
+    except Exception:  # noqa: BLE001 - it does not open for reading either: the first error says more
+        return
+
+
+def require_writeable(butler: Butler) -> None:
+    """Check that the repository's local files can be written, without writing any.
+
+    Databases on servers and remote datastores say so only when they are
+    written to.
+
+    Raises
+    ------
+    qgexec.errors.RepositoryError
+        They cannot; the message names the path.
+    """
+    roots = [root for root in butler.get_datastore_roots().values() if root is not None]
+    # Of a chain of datastores some may be there to be read only: one that can be written is enough.
+    writeable = [
+        root for root in roots if not root.isLocal or os.access(_existing(Path(root.ospath)), os.W_OK)
+    ]
+    paths = [] if writeable else [Path(root.ospath) for root in roots]
+    database = registry_file(butler)
+    if database is not None:
+        # SQLite writes its journal beside the database.
+        paths += [database, database.parent]
+    refused = [path for path in paths if not os.access(_existing(path), os.W_OK)]
+    if refused:
+        raise RepositoryError(
+            f"the repository is read-only: {refused[0]} cannot be written",
+            hint="Ask for write permission, or use a repository of your own.",
+        )
+
+
+def _existing(path: Path) -> Path:
+    """Return the path, or the first folder above it that exists: a root is made when it is first used."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def repository_uri(repository: Butler | ResourcePathExpression | Config, folder: Path) -> str:
+    """Return where other processes find a repository.
+
+    Parameters
+    ----------
+    repository
+        A path, URI or alias; a configuration; or a butler.
+    folder
+        Where a configuration that is in no file is written, as ``butler.yaml``.
+
+    Raises
+    ------
+    qgexec.errors.RepositoryError
+        The configuration names no repository.
+    """
+    if not isinstance(repository, Butler | Config):
+        return str(repository)
+    config = butler_config(repository) if isinstance(repository, Butler) else ButlerConfig(repository)
+    if config.configFile is not None:
+        return str(config.configFile)
+    if "root" not in config:
+        raise RepositoryError(
+            "the butler's configuration is in no file and names no root",
+            hint="Give the repository's path instead.",
+        )
+    file = folder / "butler.yaml"
+    config.dumpToUri(ResourcePath(str(file)))
+    return str(file)

@@ -1,0 +1,325 @@
+"""The benches of a real run: where a process executes one quantum after another; knows no registry.
+
+What is expensive is done once, when a bench opens: the stack and the task
+classes are imported, the graph file and the datastore opened. What upstream
+lets grow is made anew for each quantum: its butler and its executor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from uuid import UUID
+
+from lsst.daf.butler import DatasetRef, DatasetType, DimensionUniverse, Quantum, QuantumBackedButler
+from lsst.pipe.base import ExecutionResources
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
+from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
+from lsst.utils.threads import disable_implicit_threading
+
+from qgexec.errors import RepositoryError
+from qgexec.events import Event
+from qgexec.quantum import Attempt, OutcomeStatus, Resources
+from qgexec.rubin.compat import datastore_of, put_refs
+from qgexec.rubin.datastores import find_records, forget, uncache
+from qgexec.rubin.detail import Detail, output_row, records_to_json
+from qgexec.rubin.graphfile import GraphSource
+from qgexec.rubin.quantumlog import QuantumLogRecords
+from qgexec.rubin.recorder import Books, Recorder
+from qgexec.rubin.recordtables import LocationsManager, RecordTableManager
+
+__all__ = ["ExecutorBench", "ExecutorBenchOpener", "Workbench", "WorkbenchOpener", "WorkbenchOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkbenchOptions:
+    """How quanta are executed; names and meanings are those of upstream's `SingleQuantumExecutor`."""
+
+    run_is_new: bool = True
+    """The output RUN did not exist before: no output is looked for, and the next two mean nothing."""
+
+    skip_existing: bool = False
+    """Do not execute quanta whose metadata exists."""
+
+    clobber_outputs: bool = False
+    """Remove outputs that are in the way."""
+
+    raise_on_partial_outputs: bool = True
+    """A task that reports partial outputs has failed, rather than succeeded with a caveat."""
+
+    resources: ExecutionResources | None = None
+    """What a task is told that it may use; `None` for what its attempt was given."""
+
+    implicit_threads: bool = False
+    """Leave numerical libraries their own threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkbenchOpener:
+    """Opens workbenches in the processes that it is sent to."""
+
+    repository: str
+    """Butler repository: root, configuration file or alias."""
+
+    graph_file: str
+    """Local ``.qg`` file with datastore records."""
+
+    books: Books
+    """Where to write details and logs."""
+
+    options: WorkbenchOptions = WorkbenchOptions()
+    """How to execute."""
+
+    def __call__(self, name: str) -> Workbench:
+        """Open a workbench in this process; a second or two, mostly imports.
+
+        Raises
+        ------
+        qgexec.errors.GraphError
+            The graph file cannot be read, or a task class not be imported.
+        qgexec.errors.RepositoryError
+            The datastore cannot be opened.
+        qgexec.errors.RunDirError
+            Details or logs cannot be written.
+        """
+        return Workbench(self, name)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorBenchOpener:
+    """Opens benches for an executor of the client's own."""
+
+    executor: QuantumExecutor
+    """The executor itself; another process works with a copy of its own, sent once."""
+
+    graph_file: str
+    """Local ``.qg`` file."""
+
+    books: Books
+    """Where to write details and logs."""
+
+    implicit_threads: bool = False
+    """Leave numerical libraries their own threads."""
+
+    def __call__(self, name: str) -> ExecutorBench:
+        """Open a bench in this process.
+
+        Raises
+        ------
+        qgexec.errors.GraphError
+            The graph file cannot be read, or a task class not be imported.
+        qgexec.errors.RunDirError
+            Details or logs cannot be written.
+        """
+        return ExecutorBench(self, name)
+
+
+class Workbench:
+    """Executes quanta as upstream's `SingleQuantumExecutor` does, on a datastore that is kept open."""
+
+    def __init__(self, opener: WorkbenchOpener, name: str) -> None:
+        self._options = opener.options
+        with contextlib.ExitStack() as stack:
+            self._source = _open_source(opener.graph_file, opener.options.implicit_threads)
+            stack.callback(self._source.close)
+            pipeline_graph = self._source.pipeline_graph
+            self._supply = _Supply(
+                opener.repository,
+                pipeline_graph.universe,
+                {node.name: node.dataset_type for node in pipeline_graph.dataset_types.values()},
+            )
+            stack.callback(self._supply.close)
+            self._recorder = Recorder(opener.books, name)
+            stack.callback(self._recorder.close)
+            self._open = stack.pop_all()
+
+    def execute(self, attempt: Attempt) -> Event:
+        """Execute one quantum and say what came of it.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            Ctrl-C, where this process does not handle the signal.
+        qgexec.errors.JournalError
+            The detail cannot be written.
+        """
+        with _Sitting(self._supply, self._source, attempt, self._options) as sitting:
+            return self._recorder.record(attempt, sitting.execute, sitting.outputs)
+
+    def close(self) -> None:
+        """Release files and connections; may be called twice."""
+        self._open.close()
+
+
+class ExecutorBench:
+    """Calls an executor of the client's own, and leaves what it writes to it."""
+
+    def __init__(self, opener: ExecutorBenchOpener, name: str) -> None:
+        self._executor = opener.executor
+        with contextlib.ExitStack() as stack:
+            self._source = _open_source(opener.graph_file, opener.implicit_threads)
+            stack.callback(self._source.close)
+            self._recorder = Recorder(opener.books, name)
+            stack.callback(self._recorder.close)
+            self._open = stack.pop_all()
+
+    def execute(self, attempt: Attempt) -> Event:
+        """Execute one quantum and say what came of it; raises as `Workbench.execute`."""
+
+        def call() -> QuantumExecutionResult:
+            task_node = self._source.task_node(attempt.task_label)
+            quantum = self._source.quantum(attempt.quantum_id)
+            return self._executor.execute(task_node, quantum, quantum_id=attempt.quantum_id)
+
+        return self._recorder.record(attempt, call, lambda _: {})
+
+    def close(self) -> None:
+        """Release files; may be called twice."""
+        self._open.close()
+
+
+def _open_source(graph_file: str, implicit_threads: bool) -> GraphSource:
+    if not implicit_threads:
+        disable_implicit_threading()  # for libraries that read it when they are imported
+    source = GraphSource(Path(graph_file))
+    try:
+        _ = source.pipeline_graph  # reading it imports the task classes
+        if not implicit_threads:
+            disable_implicit_threading()  # for those that have been imported by now
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+class _Supply:
+    """The one datastore of a process, and butlers over it."""
+
+    def __init__(
+        self, repository: str, universe: DimensionUniverse, dataset_types: Mapping[str, DatasetType]
+    ) -> None:
+        try:
+            self._owner = QuantumBackedButler.from_predicted(
+                repository,
+                predicted_inputs=(),
+                predicted_outputs=(),
+                dimensions=universe,
+                datastore_records={},
+                dataset_types=dataset_types,
+                OpaqueManagerClass=RecordTableManager,
+                BridgeManagerClass=LocationsManager,
+            )
+        except Exception as error:
+            raise RepositoryError(
+                f"the datastore of {repository} cannot be opened: {type(error).__name__}: {error}",
+                hint="Check that the repository exists and may be read.",
+            ) from error
+        self.datastore = datastore_of(self._owner)
+        self._universe = universe
+        self._dataset_types = dataset_types
+
+    def butler(self, quantum: Quantum) -> QuantumBackedButler:
+        """Return a butler for one quantum; closing it leaves the datastore open."""
+        inputs = chain(quantum.initInputs.values(), *quantum.inputs.values())
+        return QuantumBackedButler(
+            (ref.id for ref in inputs),
+            (ref.id for ref in chain.from_iterable(quantum.outputs.values())),
+            self._universe,
+            self.datastore,
+            storageClasses=self._owner.storageClasses,
+            dataset_types=self._dataset_types,
+        )
+
+    def close(self) -> None:
+        self._owner.close()
+
+
+class _Sitting:
+    """One attempt at one quantum; the datastore knows nothing of it before and after."""
+
+    def __init__(
+        self, supply: _Supply, source: GraphSource, attempt: Attempt, options: WorkbenchOptions
+    ) -> None:
+        self._supply = supply
+        self._source = source
+        self._attempt = attempt
+        self._options = options
+        self._quantum: Quantum | None = None
+        self._butler: QuantumBackedButler | None = None
+
+    def __enter__(self) -> _Sitting:
+        return self
+
+    def execute(self) -> QuantumExecutionResult:
+        """Read and execute the quantum."""
+        task_node = self._source.task_node(self._attempt.task_label)
+        self._quantum = quantum = self._source.quantum(self._attempt.quantum_id)
+        if quantum.datastore_records:
+            # A known record would be refused; none is known, since every sitting forgets.
+            self._supply.datastore.import_records(quantum.datastore_records)
+        self._butler = butler = self._supply.butler(quantum)
+        executor = SingleQuantumExecutor(
+            butler=None,
+            limited_butler_factory=lambda _: butler,
+            resources=self._options.resources or _execution_resources(self._attempt.resources),
+            skip_existing=self._options.skip_existing,
+            clobber_outputs=self._options.clobber_outputs,
+            assume_no_existing_outputs=self._options.run_is_new,
+            raise_on_partial_outputs=self._options.raise_on_partial_outputs,
+        )
+        return executor.execute(
+            task_node, quantum, quantum_id=self._attempt.quantum_id, log_records=QuantumLogRecords()
+        )
+
+    def outputs(self, status: OutcomeStatus) -> Detail:
+        """Return what there is of the quantum's outputs now, and what is to be known of it.
+
+        About 0.1 ms, and in a RUN that existed before 0.1 ms more for each
+        predicted output that this attempt did not put.
+        """
+        if self._quantum is None or self._butler is None:
+            return {}
+        put = {ref.id: ref for ref in put_refs(self._butler)}
+        records = dict(self._supply.datastore.export_records(put.values())) if put else {}
+        detail: Detail = {}
+        if self._options.run_is_new:
+            existing = list(put.values())
+        else:
+            predicted = {ref.id: ref for ref in chain.from_iterable(self._quantum.outputs.values())}
+            others = [ref for ref in predicted.values() if ref.id not in put]
+            found = find_records(self._supply.datastore, others)
+            found_ids: set[UUID] = set().union(*(data.records for data in found.values()))
+            existing = [*put.values(), *(ref for ref in others if ref.id in found_ids)]
+            for name, data in found.items():
+                if name in records:
+                    records[name].records.update(data.records)
+                else:
+                    records[name] = data
+            detail["replaces"] = True
+            # A skipped quantum was not tried: nothing is concluded from what it lacks.
+            absent = [ref.id.hex for ref in others if ref.id not in found_ids]
+            if absent and status is not OutcomeStatus.SKIPPED:
+                detail["absent"] = absent
+        if existing:
+            detail["outputs"] = [output_row(ref) for ref in existing]
+            detail["records"] = records_to_json(records)
+        return detail
+
+    def __exit__(self, *_: object) -> None:
+        if (quantum := self._quantum) is None:
+            return
+        refs: dict[UUID, DatasetRef] = {
+            ref.id: ref
+            for ref in chain(quantum.initInputs.values(), *quantum.inputs.values(), *quantum.outputs.values())
+        }
+        forget(self._supply.datastore, refs.values())
+        overall = set().union(*(data.records for data in (quantum.datastore_records or {}).values()))
+        # Nobody writes overall inputs again while the run lasts; copies of the others might be out of date.
+        uncache(self._supply.datastore, [ref for ref in refs.values() if ref.id not in overall])
+
+
+def _execution_resources(resources: Resources) -> ExecutionResources:
+    return ExecutionResources(num_cores=resources.cores, max_mem=resources.memory_bytes)

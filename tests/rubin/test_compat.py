@@ -1,0 +1,39 @@
+"""`qgexec.rubin.compat`: what it takes from upstream's private parts is there, and is what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from repos import N_QUANTA, MockRepository
+
+from qgexec.rubin.compat import export_records, graph_components, registry_file
+
+
+def test_registry_file(template: MockRepository) -> None:
+    """A SQLite registry is a file."""
+    with template.butler() as butler:
+        assert registry_file(butler) == template.root / "gen3.sqlite3"
+
+
+def test_export_records(template: MockRepository) -> None:
+    """Each stored dataset has one record, found by datastore name and ID."""
+    with template.butler() as butler:
+        refs = butler.query_datasets("raw_mock", "input_run")
+        (stored,) = export_records(butler, refs).values()
+        assert set(stored.records) == {ref.id for ref in refs}
+
+
+def test_graph_components(template: MockRepository, tmp_path: Path) -> None:
+    """A graph's components can be written, and read as the same graph."""
+    with PredictedQuantumGraph.open(str(template.graph)) as reader:
+        reader.read_all()
+        graph = reader.finish()
+    components = graph_components(graph)
+    components.write(str(tmp_path / "again.qg"))
+    with PredictedQuantumGraph.open(str(tmp_path / "again.qg")) as reader:
+        reader.read_all()
+        assert reader.header.n_quanta == N_QUANTA
+        assert reader.components.quantum_datasets == components.quantum_datasets
+        assert reader.components.init_quanta == components.init_quanta
+        assert set(reader.components.thin_graph.edges) == set(graph.quantum_only_xgraph.edges)
