@@ -1,1 +1,1 @@
-"""Execution models: how and where quanta run. Each owns one way, and never knows registry, retries or reports."""
+"""Execution models: how and where quanta run. Each owns one way; none knows registry, retries or reports."""

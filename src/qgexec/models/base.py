@@ -26,29 +26,28 @@ The whole of a model of one's own, as complete as it gets::
             self._started.extend(attempts)
 
         def wait(self, timeout_s):
-            if not self._started:
-                return []
-            return [self._bench.execute(self._started.pop())]
+            return [self._bench.execute(self._started.pop())] if self._started else []
 
         def close(self, *, cancel):
             self._bench.close()
+            return []
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from qgexec.events import Event
-from qgexec.quantum import Attempt, Quanta, QuantumNode, Resources, RunContext
+from qgexec.quantum import Attempt, Quanta, Resources, RunContext
 
-__all__ = ["Bench", "ExecutionModel", "ModelFacts", "Run", "SimpleModel"]
+__all__ = ["Bench", "BenchOpener", "ExecutionModel", "ModelFacts", "Run", "SimpleModel"]
 
 
 class Bench(Protocol):
-    """Where one process executes quanta, one after another: graph file and datastore are open, the stack imported.
+    """Where one process executes quanta, one after another: graph file and datastore are open.
 
     The bench of a real run is `qgexec.rubin.workbench.Workbench`.
     """
@@ -98,7 +97,7 @@ class Run:
     """Modules that every worker needs: a server that forks workers imports them once."""
 
     serial_labels: frozenset[str] = frozenset()
-    """Labels of tasks of which only one quantum may run at a time, in a worker of its own, beside the others."""
+    """Labels of tasks of which one quantum at a time may run, in a worker of its own, beside the others."""
 
     implicit_threads: bool = False
     """Leave numerical libraries their own threads."""
@@ -149,7 +148,7 @@ class ExecutionModel(Protocol):
         Parameters
         ----------
         cancel
-            End running attempts now; they are reported as `AttemptReturned`. Otherwise none is running any more.
+            End running attempts now; they are reported as `AttemptReturned`. Otherwise none runs any more.
         """
         ...
 
@@ -161,5 +160,3 @@ class SimpleModel(Protocol):
     def execute(self, quanta: Quanta) -> None:
         """Take all quanta, each after its prerequisites."""
         ...
-
-

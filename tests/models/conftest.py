@@ -1,0 +1,35 @@
+"""Fixtures for tests of execution models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from benches import Ears
+
+from qgexec import processes
+
+
+@pytest.fixture
+def ears(tmp_path: Path) -> Iterator[Ears]:
+    """Hears what benches in this folder say."""
+    ears = Ears(tmp_path)
+    yield ears
+    ears.close()
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """No process and no file descriptor is left over when the test ends."""
+    processes.shut_down()
+    before = _n_open_files()
+    yield
+    processes.shut_down()
+    assert _n_open_files() == before
+    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
+
+
+def _n_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
