@@ -1,0 +1,1 @@
+"""The PipelineTasks of the demonstration reduction, one module each."""
