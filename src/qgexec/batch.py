@@ -1,0 +1,190 @@
+"""Executes single quanta without a driver, and takes what came of them into the books afterwards.
+
+A process that executes quanta on its own writes an outcome file each, aside
+and renamed, so that any number of them may run at once; `collect` is the one
+writer that brings them into the journal and the registry.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from qgexec.codec import decode, encode
+from qgexec.errors import RunDirError, UsageError
+from qgexec.events import (
+    AttemptFailed,
+    AttemptSkipped,
+    AttemptStarted,
+    AttemptSucceeded,
+    EndReason,
+    Event,
+    OutputsIngested,
+    RunEnded,
+    RunStarted,
+)
+from qgexec.executor import Ingestion
+from qgexec.journal import Journal, read_events
+from qgexec.models.base import BenchOpener
+from qgexec.plan import Plan
+from qgexec.policy import Policy
+from qgexec.quantum import Attempt, SegmentRef
+from qgexec.rundir import RunDir
+from qgexec.scheduler import FINAL_STATES, Scheduler
+
+__all__ = ["collect", "execute_quanta"]
+
+_FOLDER = "outcomes"
+
+_DRAIN_S = 3600.0
+
+
+def execute_quanta(run_dir: RunDir, plan: Plan, indices: Sequence[int], bench_opener: BenchOpener) -> bool:
+    """Execute quanta in this process, one after another, each with an outcome file.
+
+    Parameters
+    ----------
+    run_dir
+        The run's books.
+    plan
+        The quanta.
+    indices
+        Which, each after its prerequisites.
+    bench_opener
+        Opens the bench to execute them at.
+
+    Returns
+    -------
+    succeeded
+        Whether none failed; after a failure the rest is still tried.
+
+    Raises
+    ------
+    UsageError
+        An index is not in the plan.
+    """
+    for index in indices:
+        if not 0 <= index < len(plan):
+            raise UsageError(
+                f"There is no quantum {index} in {run_dir.path}.",
+                hint=f"Indices go from 0 to {len(plan) - 1}.",
+            )
+    folder = run_dir.path / _FOLDER
+    folder.mkdir(exist_ok=True)
+    bench = bench_opener(f"job-{socket.gethostname()}-{os.getpid()}")
+    try:
+        outcomes = [_execute_one(folder, plan, index, bench.execute) for index in indices]
+    finally:
+        bench.close()
+    return all(outcomes)
+
+
+def _execute_one(folder: Path, plan: Plan, index: int, execute: Callable[[Attempt], Event]) -> bool:
+    number = 1 + len(list(folder.glob(f"{index}.*.jsonl")))
+    started = AttemptStarted(time.time(), index, number)
+    ended = execute(Attempt(index, number, plan.quantum_id(index), plan.label(index)))
+    path = folder / f"{index}.{number}.jsonl"
+    aside = path.with_suffix(".partial")
+    aside.write_bytes(encode(started) + encode(ended))
+    aside.replace(path)
+    return isinstance(ended, AttemptSucceeded | AttemptSkipped)
+
+
+def collect(run_dir: RunDir, plan: Plan, ingestion: Ingestion) -> int:
+    """Bring outcome files into the journal, and outputs that are not there yet into the registry.
+
+    Parameters
+    ----------
+    run_dir
+        The run's books; its journal gets a new writer.
+    plan
+        The quanta.
+    ingestion
+        Takes outputs into the registry; closed at the end.
+
+    Returns
+    -------
+    n_datasets
+        Number of datasets newly taken in.
+    """
+    books = _Books(plan)
+    for event in read_events(run_dir.journal):
+        books.apply(event)
+    with Journal.create(run_dir.journal) as journal:
+
+        def record(event: Event) -> None:
+            books.check(event)
+            journal.append(event)
+            books.apply(event)
+
+        now = time.time()
+        record(RunStarted(now, socket.gethostname(), os.getpid(), now, "collect", len(plan)))
+        try:
+            for event in _new_events(run_dir.path / _FOLDER, books):
+                record(event)
+            for index, ref in books.awaiting_ingest.items():
+                ingestion.offer(index, ref)
+            ingested = ingestion.drain(_DRAIN_S)
+            for event in ingested:
+                record(event)
+        finally:
+            ingestion.close()
+            record(RunEnded(time.time(), EndReason.COMPLETED if books.finished else EndReason.STOPPED))
+    return sum(event.n_datasets for event in ingested)
+
+
+class _Books:
+    """The fold of a journal, with what is still to be ingested."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._scheduler = Scheduler(plan, policy=Policy())
+        self.awaiting_ingest: dict[int, SegmentRef] = {}
+
+    def check(self, event: Event) -> None:
+        self._scheduler.check(event)
+
+    def apply(self, event: Event) -> None:
+        self._scheduler.apply(event)
+        match event:
+            case (
+                AttemptSucceeded(outcome=outcome)
+                | AttemptSkipped(outcome=outcome)
+                | AttemptFailed(outcome=outcome)
+            ):
+                if outcome.detail is not None:
+                    self.awaiting_ingest[outcome.index] = outcome.detail
+            case OutputsIngested(indices=indices):
+                for index in indices:
+                    self.awaiting_ingest.pop(index, None)
+            case _:
+                pass
+
+    def knows(self, index: int, attempt: int) -> bool:
+        return self._scheduler.attempts(index) >= attempt
+
+    @property
+    def finished(self) -> bool:
+        return all(state in FINAL_STATES for state, count in self._scheduler.counts().items() if count)
+
+
+def _new_events(folder: Path, books: _Books) -> Iterator[Event]:
+    """Yield the events of outcome files that the journal does not have, prerequisites first."""
+    found = sorted(
+        (tuple(int(part) for part in path.name.split(".")[:2]), path) for path in folder.glob("*.*.jsonl")
+    )
+    for (index, attempt), path in found:
+        if not books.knows(index, attempt):
+            yield from _read_outcome(path)
+
+
+def _read_outcome(path: Path) -> list[Event]:
+    try:
+        return [decode(line) for line in path.read_bytes().splitlines(keepends=True)]
+    except ValueError as error:
+        raise RunDirError(
+            f"The outcome file {path} is damaged: {error}",
+            hint="Remove it and execute its quantum again, then collect.",
+        ) from error

@@ -1,0 +1,184 @@
+"""What is seen while a run goes on: a moving bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+import click
+
+from qgexec.events import AttemptFailed, AttemptLost, AttemptTimedOut, Event, RunEnded, RunStarted
+from qgexec.plan import Plan
+from qgexec.progress import Progress, ProgressView
+
+__all__ = ["Display"]
+
+_REDRAW_S = 0.2
+_LINE_S = 10.0
+_FAILURES_SHOWN = 10
+
+
+class Display:
+    """Shows on stderr how far a run is.
+
+    Parameters
+    ----------
+    on_terminal
+        Draw a moving bar; `None` asks stderr.
+    """
+
+    def __init__(self, *, on_terminal: bool | None = None) -> None:
+        moving = sys.stderr.isatty() if on_terminal is None else on_terminal
+        self._face: _Face = _Bar() if moving else _Lines()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._face.close()
+
+    def observe(self, plan: Plan) -> Callable[[Event], None]:
+        """Return an observer of the events of one run."""
+        return _Observer(plan, self._face)
+
+    def interrupted(self, count: int) -> None:
+        """Say what a Ctrl-C does; called from the signal handler."""
+        if count == 1:
+            self._face.say(
+                "Interrupted: waiting for the quanta that run; press Ctrl-C again to end them now."
+            )
+        else:
+            self._face.say("Interrupted again: ending the quanta that run.")
+
+
+class _Observer:
+    """Folds events into progress, and has it drawn a few times a second."""
+
+    def __init__(self, plan: Plan, face: _Face) -> None:
+        self._plan = plan
+        self._face = face
+        self._progress = Progress(plan)
+        self._next_draw = 0.0
+        self._n_failures = 0
+
+    def __call__(self, event: Event) -> None:
+        self._progress.apply(event)
+        match event:
+            case AttemptFailed(outcome=outcome):
+                summary = outcome.exception
+                self._say_failure(
+                    outcome.index, f"{summary.type}: {summary.message}" if summary else "no reason given"
+                )
+            case AttemptLost(index=index, reason=reason):
+                self._say_failure(index, reason)
+            case AttemptTimedOut(index=index, timeout_s=timeout_s):
+                self._say_failure(index, f"took longer than {timeout_s:g} s")
+            case RunStarted(n_quanta=n_quanta, model=model):
+                self._face.say(f"{n_quanta} quanta on execution model {model}")
+            case _:
+                pass
+        now = time.monotonic()
+        if now >= self._next_draw or isinstance(event, RunEnded):
+            self._next_draw = now + self._face.interval_s
+            self._face.draw(self._progress.view(time.time()))
+
+    def _say_failure(self, index: int, cause: str) -> None:
+        self._n_failures += 1
+        if self._n_failures <= _FAILURES_SHOWN:
+            self._face.say(f"{self._plan.describe(index)} failed: {cause.partition(chr(10))[0]}")
+        elif self._n_failures == _FAILURES_SHOWN + 1:
+            self._face.say("further failures are in the report")
+
+
+def _in_words(view: ProgressView) -> str:
+    total = view.total
+    parts = [f"{total.ended}/{total.total} done"]
+    parts += [
+        f"{count} {word}"
+        for word, count in (
+            ("running", total.running),
+            ("skipped", total.skipped),
+            ("failed", total.failed),
+            ("blocked", total.blocked),
+        )
+        if count
+    ]
+    if view.rate_per_s and total.ended < total.total:
+        parts.append(f"{view.rate_per_s:.3g}/s")
+        if view.eta_s is not None:
+            parts.append(f"{_clock(view.eta_s)} left")
+    return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+class _Face(Protocol):
+    interval_s: float
+
+    def draw(self, view: ProgressView) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Lines:
+    """Plain lines, for files and batch logs."""
+
+    interval_s = _LINE_S
+
+    def draw(self, view: ProgressView) -> None:
+        click.echo(_in_words(view), err=True)
+
+    def say(self, text: str) -> None:
+        click.echo(text, err=True)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class _Bar:
+    """One moving bar, with messages scrolling above it."""
+
+    interval_s = _REDRAW_S
+
+    def __init__(self) -> None:
+        # rich takes longer to import than all the rest of the command line; only a terminal pays for it.
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._console = Console(stderr=True)
+        self._bar = RichProgress(
+            BarColumn(bar_width=None),
+            TextColumn("{task.description}"),
+            console=self._console,
+            auto_refresh=False,  # no thread: the loop draws, and the workers keep both cores
+            transient=False,
+        )
+        self._task = self._bar.add_task("", total=None)
+        self._bar.start()
+
+    def draw(self, view: ProgressView) -> None:
+        self._bar.update(
+            self._task,
+            total=view.total.total,
+            completed=view.total.ended,
+            description=_in_words(view),
+            refresh=True,
+        )
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._bar.stop()

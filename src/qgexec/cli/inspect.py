@@ -1,0 +1,82 @@
+"""`qgexec status`, `report` and `models`: they read, and need neither the stack nor the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+__all__ = ["models", "print_report", "report", "status"]
+
+_RUN_DIR = click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
+
+
+@click.command(epilog="Example:  qgexec status qgexec-runs/u/me/test")
+@_RUN_DIR
+def status(*, run_dir: Path) -> None:
+    """Say how far a run is, also while it goes on."""
+    from qgexec.report import format_status, read_report
+
+    _print(format_status(read_report(run_dir), width=_width()))
+
+
+@click.command(epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
+@_RUN_DIR
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (format version 1).")
+def report(*, run_dir: Path, as_json: bool) -> None:
+    """Say what became of a run: counts per task, and each failure with its traceback and log.
+
+    Exit codes: 0 all succeeded, 1 some quanta failed, were blocked or have not run.
+    """
+    from qgexec.report import read_report
+
+    if as_json:
+        found = read_report(run_dir)
+        _print(json.dumps(found.to_json(), indent=2))
+        raise SystemExit(0 if found.all_succeeded else 1)
+    raise SystemExit(0 if print_report(run_dir) else 1)
+
+
+@click.command(epilog="Example:  qgexec models")
+def models() -> None:
+    """List the execution models that are installed."""
+    from qgexec.models.registry import list_models
+
+    for entry in list_models():
+        click.echo(f"{entry.name:<12} {entry.summary}")
+
+
+def print_report(run_dir: Path, *, ended: bool = False) -> bool:
+    """Print the report of a run to stdout; return whether all quanta succeeded.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+    ended
+        The run's driver is this process, and has ended it: also where no room was left to record that.
+    """
+    from qgexec.report import driver_is_alive, format_report, read_report
+
+    found = read_report(run_dir, is_alive=(lambda _driver: False) if ended else driver_is_alive)
+    _print(format_report(found, width=_width()))
+    return found.all_succeeded
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        # `qgexec report | head`: the reader has seen enough. The exit code stays, and Python, which flushes
+        # once more at its end, has somewhere to write.
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())
+        os.close(sink)
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((80, 24)).columns

@@ -1,0 +1,116 @@
+"""The `qgexec` command: its group, how errors are shown, and the exit codes.
+
+Commands are imported when they are called, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import io
+import logging
+import sys
+import traceback
+
+import click
+
+import qgexec
+from qgexec.errors import QgexecError
+
+__all__ = ["cli", "main"]
+
+EXIT_BAD_USE = 2
+EXIT_INTERRUPTED = 130
+
+_IRRELEVANT_LOGGERS = ("lsst.utils.packages", "lsst.daf.butler._storage_class")
+"""They warn of what is not installed (eups, pandas) whether or not it is wanted."""
+
+_COMMANDS = {
+    "run": ("qgexec.cli.run", "run", "Execute a quantum graph, or build one and execute it."),
+    "init": (
+        "qgexec.cli.run",
+        "init",
+        "Only bring the registry up to date: types, collections, init-outputs.",
+    ),
+    "status": ("qgexec.cli.inspect", "status", "Say how far a run is."),
+    "report": ("qgexec.cli.inspect", "report", "Say what became of a run, and what failed."),
+    "models": ("qgexec.cli.inspect", "models", "List the execution models."),
+    "demo": ("qgexec.cli.demo", "demo", "Make a small sky survey, reduce it, and compare with the truth."),
+    "worker": ("qgexec.cli.batch", "worker", "Execute single quanta of a run (for scripts)."),
+    "collect": ("qgexec.cli.batch", "collect", "Take the outputs of finished quanta into the registry."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name, _ = _COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click would import every command for its one line of help.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example:  qgexec run -b REPO -g graph.qg -j 8 --register-dataset-types",
+)
+@click.version_option(qgexec.__version__, prog_name="qgexec")
+@click.option("--traceback", is_flag=True, help="Show the Python traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, *, traceback: bool) -> None:
+    """Execute a Rubin/LSST QuantumGraph on any execution model.
+
+    One graph, one command, one report: in this process, on all cores of this
+    machine, or on an execution model of your own.
+    """
+    ctx.obj = {"traceback": traceback}
+    for name in _IRRELEVANT_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Run the command line; never returns.
+
+    Exit codes: 0 all succeeded, 1 some quanta failed or were blocked, 2 wrong
+    use or bad input, 130 interrupted.
+    """
+    wants_traceback = "--traceback" in sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Data IDs and messages may hold what the locale's encoding does not have.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = EXIT_BAD_USE
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("Interrupted before anything was executed.", err=True)
+        code = EXIT_INTERRUPTED
+    except QgexecError as error:
+        _show(error, wants_traceback=wants_traceback)
+        code = EXIT_BAD_USE
+    # The interpreter's last garbage collection over the whole stack takes half a second, and frees nothing.
+    gc.freeze()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show(error: QgexecError, *, wants_traceback: bool) -> None:
+    if wants_traceback:
+        traceback.print_exception(error)
+        return
+    click.echo(f"Error: {error.message}", err=True)
+    if error.hint:
+        click.echo(error.hint, err=True)

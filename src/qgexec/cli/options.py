@@ -1,0 +1,246 @@
+"""Options that several commands share, with pipetask's names and meanings."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "building",
+    "execution",
+    "graph_and_collections",
+    "initialization",
+    "parse_memory",
+    "repository",
+    "run_dir",
+]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+_MEMORY_UNITS = {"": 10**6, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def _filled(text: str) -> str:
+    # `--run-dir "$DIR"` where DIR is not set must not mean the current folder.
+    if not text.strip():
+        raise click.BadParameter("it is empty; leave the option out, or check the variable it comes from.")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise click.BadParameter(f"{text!r} is no time; give a number of seconds above 0.")
+    return value
+
+
+def parse_memory(text: str) -> int:
+    """Convert ``4GB``, ``4 GiB`` or ``4000`` (MB, as pipetask has it) to bytes.
+
+    Raises
+    ------
+    click.BadParameter
+        It is none of these, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?)(i?)(b?)\s*", text, flags=re.IGNORECASE)
+    if match is None or (match[3] and not match[2]):
+        raise click.BadParameter(f"{text!r} is not an amount of memory; write for example 4GB or 4000 (MB).")
+    unit = match[2].lower()
+    factor = _BINARY_UNITS[unit] if match[3] else _MEMORY_UNITS[unit or match[4].lower()]
+    value = int(float(match[1]) * factor)
+    if value <= 0:
+        raise click.BadParameter(f"{text!r} leaves no memory at all.")
+    return value
+
+
+def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    return parse_memory(value) if value else None
+
+
+def _label_pair(separator: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], Any]:
+    def split(
+        ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], ...]:
+        pairs = []
+        for value in values:
+            label, colon, rest = value.partition(":")
+            key, equals, setting = rest.partition("=")
+            if not (label and colon and rest) or (separator == "=" and not (key and equals)):
+                form = "LABEL:KEY=VALUE" if separator == "=" else "LABEL:FILE"
+                raise click.BadParameter(f"{value!r} is not of the form {form}.")
+            pairs.append((label, key, setting) if separator == "=" else (label, rest))
+        return tuple(pairs)
+
+    return split
+
+
+def _stack(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def apply(command: _Command) -> _Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+def _comma_list(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for value in values for name in value.split(",") if name)
+
+
+repository = click.option(
+    "-b",
+    "--butler-config",
+    "repository",
+    metavar="REPO",
+    type=_filled,
+    required=True,
+    help="Butler repository: its folder, its configuration file, or an alias.",
+)
+
+graph_and_collections = _stack(
+    click.option(
+        "-g",
+        "--qgraph",
+        "graph",
+        metavar="FILE",
+        type=_filled,
+        help="Quantum graph to execute (.qg or .qgraph).",
+    ),
+    click.option(
+        "-i",
+        "--input",
+        "inputs",
+        metavar="COLLECTION",
+        type=_filled,
+        multiple=True,
+        callback=_comma_list,
+        help="Input collections, comma-separated; with -g taken from the graph if not given.",
+    ),
+    click.option("-o", "--output", metavar="COLLECTION", type=_filled, help="Output CHAINED collection."),
+    click.option(
+        "--output-run",
+        metavar="RUN",
+        type=_filled,
+        help="Output RUN collection; default: OUTPUT/<time>.",
+    ),
+    click.option("--extend-run", is_flag=True, help="Write into a RUN that exists; implies --skip-existing."),
+)
+
+building = _stack(
+    click.option(
+        "-p",
+        "--pipeline",
+        metavar="FILE",
+        type=_filled,
+        help="Build the graph from this pipeline first.",
+    ),
+    click.option("-d", "--data-query", metavar="QUERY", default="", help="Which data IDs to process."),
+    click.option(
+        "-c",
+        "--config",
+        "config",
+        metavar="LABEL:KEY=VALUE",
+        multiple=True,
+        callback=_label_pair("="),
+        help="Override a configuration field of a task.",
+    ),
+    click.option(
+        "-C",
+        "--config-file",
+        "config_file",
+        metavar="LABEL:FILE",
+        multiple=True,
+        callback=_label_pair(""),
+        help="Apply a configuration file to a task.",
+    ),
+    click.option(
+        "-q",
+        "--save-qgraph",
+        metavar="FILE",
+        type=_filled,
+        help="Keep the graph that was built in this .qg file; default: qgexec-runs/RUN.qg.",
+    ),
+)
+
+initialization = _stack(
+    click.option("--register-dataset-types", is_flag=True, help="Register dataset types that are missing."),
+    click.option("--skip-init-writes", is_flag=True, help="Do not write configs and other init-outputs."),
+    click.option("--no-versions", is_flag=True, help="Do not save or check package versions."),
+)
+
+run_dir = click.option(
+    "--run-dir",
+    metavar="DIR",
+    type=_filled,
+    help="Where the run keeps its books; default: qgexec-runs/RUN.",
+)
+
+execution = _stack(
+    click.option(
+        "-j",
+        "--processes",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes to use.",
+    ),
+    click.option(
+        "--model",
+        metavar="NAME",
+        type=_filled,
+        help="Execution model; default: inprocess for -j 1, pool above.",
+    ),
+    click.option("--fail-fast", is_flag=True, help="Stop at the first failure."),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        metavar="S",
+        type=_seconds,
+        help="End a quantum that takes longer than this many seconds (needs workers: --model pool).",
+    ),
+    click.option("--skip-existing", is_flag=True, help="Do not run quanta whose metadata exists already."),
+    click.option(
+        "--clobber-outputs", is_flag=True, help="Remove outputs in the way; takes effect with --extend-run."
+    ),
+    click.option(
+        "-n",
+        "--cores-per-quantum",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Cores that each quantum is told it may use.",
+    ),
+    click.option(
+        "--memory-per-quantum",
+        metavar="MEM",
+        type=_filled,
+        callback=_memory,
+        help="Memory that each quantum is told it may use: 4GB, or a number of MB.",
+    ),
+    click.option(
+        "--raise-on-partial-outputs/--no-raise-on-partial-outputs",
+        default=True,
+        show_default=True,
+        help="Count partial outputs as a failure.",
+    ),
+    click.option(
+        "--enable-implicit-threading", is_flag=True, help="Leave numerical libraries their own threads."
+    ),
+    click.option(
+        "--summary",
+        metavar="FILE",
+        type=_filled,
+        help="Write pipetask's JSON report of the run to this file.",
+    ),
+)

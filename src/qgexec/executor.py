@@ -1,0 +1,341 @@
+"""The one loop that drives every execution model: start what is ready and fits, wait, record.
+
+It owns the order in which things happen (legal, on disk, applied, acted
+upon) and the way a run ends; it does not know what runs a quantum, where
+outputs go, or who watches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Protocol
+
+from qgexec.errors import IngestError, JournalError, ModelError
+from qgexec.events import (
+    AttemptFailed,
+    AttemptLost,
+    AttemptReturned,
+    AttemptSkipped,
+    AttemptStarted,
+    AttemptSucceeded,
+    AttemptTimedOut,
+    EndReason,
+    Event,
+    OutputsIngested,
+    RunEnded,
+    RunStarted,
+    StopReason,
+    StopRequested,
+)
+from qgexec.journal import Journal
+from qgexec.models.base import ExecutionModel, Run
+from qgexec.processes import process_started_at
+from qgexec.quantum import Outcome, SegmentRef
+from qgexec.scheduler import Scheduler
+
+__all__ = ["Ingestion", "Interrupts", "Loop", "NoIngestion"]
+
+_logger = logging.getLogger(__name__)
+
+_PULSE_S = 0.25
+"""Longest time the loop sleeps: bounds how late an interrupt is noticed and an ingest recorded."""
+
+_DRAIN_S = 3600.0
+"""Longest time that the registry may take, at the end, for what is left to ingest."""
+
+
+class Ingestion(Protocol):
+    """Takes the outputs of quanta that have ended for good into the registry."""
+
+    def offer(self, index: int, detail: SegmentRef) -> None:
+        """Hand over one quantum's outputs; returns at once."""
+        ...
+
+    def collect(self) -> Sequence[OutputsIngested]:
+        """Return what has been taken in since the last call; returns at once."""
+        ...
+
+    def drain(self, timeout_s: float) -> Sequence[OutputsIngested]:
+        """Take in everything that was offered."""
+        ...
+
+    def close(self) -> None:
+        """End it; may be called twice."""
+        ...
+
+
+class NoIngestion:
+    """For a client's own executor: what it writes is its own affair."""
+
+    def offer(self, index: int, detail: SegmentRef) -> None:
+        """Ignore it."""
+
+    def collect(self) -> Sequence[OutputsIngested]:
+        """Return nothing."""
+        return ()
+
+    def drain(self, timeout_s: float) -> Sequence[OutputsIngested]:
+        """Return nothing."""
+        return ()
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Interrupts:
+    """Counts Ctrl-C and SIGTERM: the first lets running quanta finish, the second ends them.
+
+    Parameters
+    ----------
+    notice
+        Called from the signal handler with the count so far, to tell the
+        user what happens now.
+    """
+
+    def __init__(self, notice: Callable[[int], None] = lambda _count: None) -> None:
+        self.count = 0
+        self._notice = notice
+        self._may_raise = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Take both signals while the block runs; only the main thread can, in others this does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Raise `KeyboardInterrupt` at a second signal while the block runs.
+
+        Quanta run in this thread then, and only an exception ends one. Nowhere else may one come out of a
+        signal handler: between the journal and the scheduler it would make them disagree.
+        """
+        self._may_raise = True
+        try:
+            yield
+        finally:
+            self._may_raise = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self._notice(self.count)
+        if self.count > 1 and self._may_raise:
+            raise KeyboardInterrupt
+
+
+@dataclass(slots=True)
+class Loop:
+    """One run of one plan on one execution model.
+
+    Parameters
+    ----------
+    scheduler
+        Decides what may run; holds the state of every quantum.
+    model, run
+        The execution model, and what it is opened with.
+    journal
+        Every event is in it before anything acts on it.
+    ingestion
+        Takes outputs into the registry.
+    model_name
+        The model's name in the journal.
+    observers
+        Called with every event after it was recorded: progress.
+    interrupts
+        Ctrl-C and SIGTERM.
+    clock
+        Gives UNIX seconds.
+    """
+
+    scheduler: Scheduler
+    model: ExecutionModel
+    run: Run
+    journal: Journal
+    ingestion: Ingestion
+    model_name: str
+    n_quanta: int
+    observers: Sequence[Callable[[Event], None]] = ()
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    clock: Callable[[], float] = time.time
+    _ingestion_due_at: float = field(default=0.0, init=False)
+    _ingest_error: IngestError | None = field(default=None, init=False)
+
+    def execute(self) -> EndReason:
+        """Run until nothing is left that may run, or the run was stopped.
+
+        Returns
+        -------
+        reason
+            COMPLETED or STOPPED. How each quantum ended is the scheduler's.
+
+        Raises
+        ------
+        qgexec.errors.QgexecError
+            The model, the registry or the disk failed. What was done until then is in the journal.
+        """
+        reason = EndReason.BROKEN
+        try:
+            self._record(_run_started(self.clock(), self.model_name, self.n_quanta))
+            with self.interrupts.watching():
+                try:
+                    self.model.open(self.run)
+                    self._drive()
+                except KeyboardInterrupt:
+                    self._stop(StopReason.INTERRUPTED)
+                finally:
+                    self._record_all(self.model.close(cancel=True))
+                    self._take_back_running()
+                self._finish_ingestion()
+            reason = EndReason.COMPLETED if self.scheduler.stopping is None else EndReason.STOPPED
+        finally:
+            self.ingestion.close()
+            self._close_books(reason)
+        return reason
+
+    def _take_back_running(self) -> None:
+        """Return attempts that the model has not accounted for: a signal may have come as one ended."""
+        now = self.clock()
+        for index in self.scheduler.running():
+            self._record(AttemptReturned(now, index, self.scheduler.attempts(index)))
+
+    def _close_books(self, reason: EndReason) -> None:
+        try:
+            with self.journal:
+                self._record(RunEnded(self.clock(), reason))
+        except JournalError as error:
+            if reason is not EndReason.BROKEN:
+                raise
+            # What broke the run is on its way to the user, and is the better message.
+            _logger.warning("The end of the run could not be recorded: %s", error.message)
+
+    def _drive(self) -> None:
+        scheduler, model = self.scheduler, self.model
+        while True:
+            self._heed_interrupts()
+            attempts = scheduler.select(model.capacity())
+            if attempts:
+                now = self.clock()
+                self._record_all([AttemptStarted(now, a.index, a.number) for a in attempts])
+                model.start(attempts)
+            elif scheduler.finished:
+                return
+            if events := self._wait():
+                self._record_all(events)
+            elif not attempts:
+                self._refuse_to_hang()
+            self._heed_ingestion()
+            if scheduler.stopping is not None and not self._lets_running_finish():
+                return
+
+    def _wait(self) -> Sequence[Event]:
+        if self.model.facts.parallel:
+            return self.model.wait(_PULSE_S)
+        with self.interrupts.raising():
+            return self.model.wait(_PULSE_S)
+
+    def _heed_ingestion(self) -> None:
+        # Not in every turn: nothing waits for it, and each call is a few system calls.
+        now = time.monotonic()
+        if now < self._ingestion_due_at or self._ingest_error is not None:
+            return
+        self._ingestion_due_at = now + _PULSE_S
+        try:
+            self._record_all(self.ingestion.collect())
+        except IngestError as error:
+            # Quanta need no registry: they go on, and their outputs wait in the segments.
+            self._ingest_error = error
+            _logger.warning("Quanta go on, but nothing more is taken into the registry: %s", error.message)
+
+    def _finish_ingestion(self) -> None:
+        """Take in what is left.
+
+        Raises
+        ------
+        qgexec.errors.IngestError
+            It cannot be done, now or before; the hint says how to do it later.
+        """
+        try:
+            if self._ingest_error is not None:
+                raise self._ingest_error
+            self._record_all(self.ingestion.drain(_DRAIN_S))
+        except IngestError as error:
+            how = f"All outputs are kept; take them in with: qgexec collect {self.run.context.run_dir}"
+            error.hint = f"{error.hint}\n{how}" if error.hint else how
+            raise
+
+    def _lets_running_finish(self) -> bool:
+        # fail_fast and an invalid quantum stop at once, as upstream does; a first Ctrl-C waits for what runs.
+        return self.scheduler.stopping is StopReason.INTERRUPTED and self.interrupts.count < 2
+
+    def _heed_interrupts(self) -> None:
+        if self.interrupts.count and self.scheduler.stopping is None:
+            self._stop(StopReason.INTERRUPTED)
+
+    def _stop(self, reason: StopReason) -> None:
+        if self.scheduler.stopping is None:
+            self._record(StopRequested(self.clock(), reason))
+
+    def _refuse_to_hang(self) -> None:
+        """Nothing runs, nothing starts, and something is ready: say so instead of waiting for ever."""
+        if (why := self.scheduler.stuck(self.model.capacity())) is not None:
+            raise ModelError(
+                why, hint="Lower the request, or give the run more cores and memory; then run it again."
+            )
+
+    def _record_all(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._record(event)
+
+    def _record(self, event: Event) -> None:
+        """Check that the event is legal, put it on disk, apply it, then act on it."""
+        self.scheduler.check(event)
+        self.journal.append(event)
+        self.scheduler.apply(event)
+        for observer in self.observers:
+            observer(event)
+        match event:
+            case AttemptSucceeded(outcome=outcome) | AttemptSkipped(outcome=outcome):
+                self._offer(outcome)
+            case AttemptFailed(outcome=outcome):
+                self._offer(outcome)
+                self._stop_if_wanted()
+            case AttemptLost() | AttemptTimedOut():
+                self._stop_if_wanted()
+            case _:
+                return
+
+    def _stop_if_wanted(self) -> None:
+        if (reason := self.scheduler.wants_stop()) is not None:
+            self._stop(reason)
+
+    def _offer(self, outcome: Outcome) -> None:
+        if outcome.detail is not None:
+            self.ingestion.offer(outcome.index, outcome.detail)
+
+
+def _run_started(at: float, model_name: str, n_quanta: int) -> RunStarted:
+    pid = os.getpid()
+    return RunStarted(
+        at=at,
+        host=socket.gethostname(),
+        pid=pid,
+        pid_started_at=process_started_at(pid) or at,
+        model=model_name,
+        n_quanta=n_quanta,
+    )

@@ -1,0 +1,77 @@
+"""Fixtures: a repository whose quanta are told what to do, and the command that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lsst.pipe.base.pipeline_graph import PipelineGraph
+from repos import (
+    MockRepository,
+    add_standard_tasks,
+    copy_template,
+    open_repository,
+    pipeline_yaml,
+    save_graph,
+)
+
+from qgexec import processes
+from tests.cli.commands import Command, Moods
+from tests.cli.moodytask import MoodyTask, moody_config
+
+LABELS = ("isr", "calibrate", "summary", "final")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MockRepository]:
+    """The standard repository with moody tasks, and their pipeline file; tests must not write to it."""
+    folder = tmp_path_factory.mktemp("template")
+    template = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
+    config = {label: moody_config(folder.parent) for label in LABELS}
+    with open_repository(template.root) as repo:
+        add_standard_tasks(repo, config, dict.fromkeys(LABELS, MoodyTask))
+        save_graph(repo, template.graph, register=False)
+        save_graph(repo, template.bare_graph, records=False, register=False)
+        graph: PipelineGraph = repo.pipeline_graph
+        pipeline_yaml(graph, folder / "pipeline.yaml")
+    yield template
+    processes.shut_down()
+
+
+@pytest.fixture
+def repository(template: MockRepository, tmp_path: Path) -> MockRepository:
+    """A copy of the standard repository of the test's own."""
+    return copy_template(template, tmp_path / "data")
+
+
+@pytest.fixture
+def folder(repository: MockRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder beside the repository, to be the current one: run directories appear there."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.fixture
+def moods(template: MockRepository) -> Iterator[Moods]:
+    """Tells the quanta of all copies of the template what to do."""
+    moods = Moods(template.root.parents[1])
+    yield moods
+    moods.close()
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands of their own in the folder; whatever is left of them is killed at the end."""
+    commands: list[Command] = []
+
+    def start(*arguments: object, **options: Any) -> Command:
+        commands.append(Command(arguments, folder, **options))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        command.end()

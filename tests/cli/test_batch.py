@@ -1,0 +1,52 @@
+"""`qgexec worker` and `qgexec collect`, wrongly used; what they do is tested with the examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from repos import MockRepository
+
+from tests.cli.commands import call, one_message
+
+
+@pytest.fixture
+def books(repository: MockRepository, folder: Path) -> Path:
+    """The books of a run that has ended."""
+    given = ["run", "-b", repository.root, "-g", repository.graph, "--register-dataset-types"]
+    assert call(*given, "--run-dir", "books").code == 0
+    return folder / "books"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--quantum", "19"), "19"),
+        (("--quantum", "-1"), "--quantum"),
+        (("--quantum", "isr"), "--quantum"),
+        ((), "--quantum"),
+    ],
+)
+def test_no_such_quantum(books: Path, arguments: tuple[str, ...], said: str) -> None:
+    """It is named; nothing is executed."""
+    before = sorted(books.rglob("*"))
+    one_message(call("worker", books, *arguments), said)
+    assert sorted(books.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", [["worker", "--quantum", "0"], ["collect"]])
+def test_no_run(command: list[str], folder: Path) -> None:
+    """A run directory that is not there is named."""
+    one_message(call(*command, "nowhere"), "nowhere", "does not exist")
+
+
+def test_collecting_again(books: Path) -> None:
+    """Where all is in the registry already nothing is taken in, and nothing goes wrong."""
+    assert call("collect", books).out == "0 datasets were taken into the registry.\n"
+
+
+def test_demo_in_the_way(folder: Path) -> None:
+    """A folder that holds something else is never replaced."""
+    (folder / "thesis.tex").touch()
+    one_message(call("demo", folder, "--overwrite"), "is not empty", "Choose another folder")
+    assert [*folder.iterdir()] == [folder / "thesis.tex"]

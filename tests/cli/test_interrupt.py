@@ -1,0 +1,120 @@
+"""Ctrl-C and SIGTERM: what runs is finished, what was done is kept, and the run can be gone on with."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from repos import N_QUANTA, MockRepository
+
+from tests.cli.commands import Command, Moods, call, datasets, go_on_command, report_of
+
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def begin(repository: MockRepository, moods: Moods, start: Start) -> Callable[[int], Command]:
+    """Starts a run with so many processes, and returns when as many quanta of isr run, and wait."""
+
+    def begin(processes: int) -> Command:
+        moods.set({"isr": "wait"})
+        given = ["--register-dataset-types", "--run-dir", "books", "-j", processes]
+        command = start("run", "-b", repository.root, "-g", repository.graph, *given)
+        moods.wait_for(processes)
+        return command
+
+    return begin
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal(
+    begin: Callable[[int], Command],
+    repository: MockRepository,
+    moods: Moods,
+    folder: Path,
+    processes: int,
+    number: signal.Signals,
+) -> None:
+    """Quanta that run are waited for, and are in the registry; the command that is said does the rest."""
+    command = begin(processes)
+    command.signal(number)
+    command.wait_for("Interrupted: waiting for the quanta that run")
+    moods.let_go(processes)
+    result = command.finish()
+    assert result.code == 130
+    assert "Traceback" not in result.err
+    assert "stopped (interrupted)" in result.out
+    total = report_of(folder / "books")["total"]
+    assert (total["succeeded"], total["ingested"], total["failed"]) == (processes, processes, 0)
+    assert total["not_run"] == N_QUANTA - processes
+    assert len(datasets(repository, "post_isr")) == processes
+    moods.set({})
+    again = call(*shlex.split(go_on_command(result.err))[1:])
+    assert again.code == 0
+    assert f"{N_QUANTA}/{N_QUANTA} done, {processes} skipped" in again.err
+    counts = [len(datasets(repository, name)) for name in ("post_isr", "calibrated", "visit_summary_mock")]
+    assert counts == [8, 8, 2]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_second_signal(
+    begin: Callable[[int], Command], repository: MockRepository, folder: Path, processes: int
+) -> None:
+    """What runs is ended, is nobody's failure, and leaves nothing; going on does it all."""
+    command = begin(processes)
+    command.signal(signal.SIGINT)
+    command.wait_for("Interrupted: waiting")
+    command.signal(signal.SIGINT)
+    result = command.finish()
+    assert result.code == 130
+    assert "Interrupted again: ending the quanta that run." in result.err
+    assert "Traceback" not in result.err
+    total = report_of(folder / "books")["total"]
+    assert (total["failed"], total["running"], total["not_run"]) == (0, 0, N_QUANTA)
+    assert datasets(repository, "post_isr") == set()
+
+
+def test_killed(
+    begin: Callable[[int], Command], repository: MockRepository, moods: Moods, folder: Path
+) -> None:
+    """Where the command itself is killed its workers end too; `status` says so, and one can go on."""
+    command = begin(2)
+    command.signal(signal.SIGKILL)
+    assert command.finish().code == -signal.SIGKILL
+    assert "driver gone" in call("status", folder / "books").out
+    moods.set({})
+    given = ["run", "-b", repository.root, "-g", repository.graph, "--extend-run", "--clobber-outputs"]
+    assert call(*given).code == 0
+    assert len(datasets(repository, "calibrated")) == 8
+
+
+def test_signal_before_the_run(repository: MockRepository, start: Start, folder: Path) -> None:
+    """While the graph is read nothing has been executed, and no run directory is left."""
+    before = repository.dump()
+    command = start(
+        "run", "-b", repository.root, "-g", repository.graph, interpreter=("-c", _INTERRUPTED_WHILE_READING)
+    )
+    result = command.finish()
+    assert result.code == 130
+    assert "Interrupted before anything was executed." in result.err
+    assert "Traceback" not in result.err
+    assert not [*folder.rglob("run.json")]
+    assert repository.dump() == before
+
+
+_INTERRUPTED_WHILE_READING = """
+import os, signal, sys
+import qgexec.rubin.graphfile as graphfile
+read = graphfile.prepare_graph
+def interrupted(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    return read(*arguments)
+import qgexec.api
+qgexec.api.prepare_graph = interrupted
+from qgexec.cli.main import main
+main()
+"""

@@ -1,0 +1,108 @@
+"""Fixtures: the server, the repositories, and what each side left, once for each case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+from repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN
+
+from .cases import Case, Step
+from .commands import Command, Forks, start_program
+from .dumps import Dump, dump
+from .postgres import PostgresServer, find_programs, start_server
+from .repositories import REPOSITORIES, Template, make_template
+from .tasks import environment
+
+SIDES = {
+    "pipetask": ("pipetask", "-j", "1"),
+    "inprocess": ("qgexec", "-j", "1", "--model", "inprocess"),
+    "pool": ("qgexec", "-j", "2", "--model", "pool"),
+}
+"""The programs that are compared, and what makes each run as it is to."""
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this session's own."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
+    with start_server(programs) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def forks() -> Forks:
+    """Starts commands without their imports."""
+    return Forks()
+
+
+Templates = Callable[[str], Template]
+"""Returns a repository by its name; made when first asked for, and not to be written to."""
+
+
+@pytest.fixture(scope="session")
+def templates(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Templates:
+    """The repositories that cases start from."""
+
+    @cache
+    def get(name: str) -> Template:
+        server = request.getfixturevalue("postgres_server") if REPOSITORIES[name].server else None
+        return make_template(name, tmp_path_factory.mktemp(name.replace(" ", "_")), server)
+
+    return get
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What one side left."""
+
+    exit_codes: tuple[int, ...]
+    """Of each step."""
+
+    dump: Dump
+    """Of the repository."""
+
+    printed: str
+    """By all steps."""
+
+
+@pytest.fixture(scope="module")
+def left(
+    request: pytest.FixtureRequest,
+    templates: Templates,
+    forks: Forks,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Left]:
+    """What each side left of a case, by the side's name; they run at the same time on copies of their own."""
+    case: Case = request.param
+    template = templates(case.repository)
+    folders = {side: tmp_path_factory.mktemp(side) for side in SIDES}
+    roots = {side: template.copy(folder) for side, folder in folders.items()}
+    start = start_program if case.programs else forks.start
+    codes: dict[str, list[int]] = {side: [] for side in SIDES}
+    for number, step in enumerate(case.steps):
+        make = partial(_command, case, step, number, template.graph(case.graph))
+        running = {side: start(make(side, folders[side], roots[side])) for side in SIDES}
+        for side, command in running.items():
+            codes[side].append(command.wait())
+    return {
+        side: Left(tuple(codes[side]), dump(roots[side]), (folders[side] / "log").read_text())
+        for side in SIDES
+    }
+
+
+def _command(
+    case: Case, step: Step, number: int, graph: Path, side: str, folder: Path, root: Path
+) -> Command:
+    program, *processes = SIDES["pipetask" if step.by_pipetask else side]
+    arguments = ["run", "-b", str(root), "-g", str(graph), *processes, *step.options]
+    if program == "pipetask" or not case.collections_from_graph:
+        arguments += ["-i", INPUT_CHAIN, "-o", OUTPUT, "--output-run", OUTPUT_RUN]
+    if program == "qgexec" and "--init-only" not in step.options:
+        arguments += ["--run-dir", str(folder / f"run{number}")]
+    return Command(program, arguments, folder, folder / "log", environment(step.moods))

@@ -1,0 +1,334 @@
+"""`GraphExecutor`: upstream's interface, on real repositories and real graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from uuid import UUID
+
+import networkx
+import pytest
+from lsst.daf.butler import Butler, ButlerConfig, Config, DataCoordinate, Quantum
+from lsst.daf.butler.logging import ButlerLogRecords
+from lsst.pipe.base import QuantumGraph
+from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
+from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError, MPTimeoutError
+from lsst.pipe.base.pipeline_graph import TaskNode
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.quantum_graph._provenance import ProvenanceQuantumGraphReader
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
+from lsst.pipe.base.quantum_reports import ExecutionStatus
+from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
+from repos import (
+    INPUT_CHAIN,
+    N_QUANTA,
+    OUTPUT,
+    OUTPUT_RUN,
+    MockRepository,
+    connection,
+    open_repository,
+    save_graph,
+    task_config,
+)
+
+from qgexec import GraphExecutor
+from qgexec.api import Preparation, QuantaFailedError
+from qgexec.errors import CollectionError, ModelError, UsageError
+from qgexec.quantum import Quanta
+from qgexec.report import read_report
+from qgexec.rundir import RunDir
+
+EVERYTHING = Preparation(register_dataset_types=True)
+
+
+def n_outputs(repository: MockRepository, dataset_type: str) -> int:
+    """Return how many datasets of a type can be read from the output RUN."""
+    with repository.butler(collections=OUTPUT_RUN) as butler:
+        refs = butler.query_datasets(dataset_type, explain=False)
+        assert all(butler.get(ref) is not None for ref in refs)
+        return len(refs)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Return where a run may keep its books."""
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("model", ["inprocess", "pool"])
+def test_executes_a_graph_file(repository: MockRepository, run_dir: Path, model: str) -> None:
+    """All quanta succeed, and what they wrote is read through a plain butler."""
+    executor = GraphExecutor(str(repository.root), model, processes=2, run_dir=run_dir, prepare=EVERYTHING)
+    executor.execute(str(repository.graph))
+    report = executor.getReport()
+    assert report.status is ExecutionStatus.SUCCESS
+    assert len(report.quantaReports) == N_QUANTA
+    assert n_outputs(repository, "isr_metadata") == 8
+    assert n_outputs(repository, "final_log") == 1
+    assert read_report(run_dir).total.ingested == N_QUANTA
+
+
+def test_executes_a_graph_in_memory(repository: MockRepository, run_dir: Path) -> None:
+    """A graph object is as good as a file, with or without datastore records."""
+    with PredictedQuantumGraph.open(str(repository.bare_graph)) as reader:
+        reader.read_all()
+        graph = reader.finish()
+    GraphExecutor(str(repository.root), "inprocess", run_dir=run_dir, prepare=EVERYTHING).execute(graph)
+    assert n_outputs(repository, "final_metadata") == 1
+
+
+def test_executes_an_old_graph(repository: MockRepository, run_dir: Path, tmp_path: Path) -> None:
+    """An old QuantumGraph is executed, as an object and as a file."""
+    with PredictedQuantumGraph.open(str(repository.graph)) as reader:
+        reader.read_all()
+        old: QuantumGraph = reader.finish().to_old_quantum_graph()
+    file = tmp_path / "old.qgraph"
+    old.saveUri(str(file))
+    GraphExecutor(str(repository.root), "inprocess", run_dir=run_dir, prepare=EVERYTHING).execute(old)
+    with pytest.raises(CollectionError, match="exists already"):
+        GraphExecutor(
+            str(repository.root), "inprocess", run_dir=tmp_path / "again", prepare=EVERYTHING
+        ).execute(str(file))
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("given", ["path", "config", "butler"])
+def test_butler_may_be_a_path_a_configuration_or_a_butler(
+    repository: MockRepository, run_dir: Path, given: str
+) -> None:
+    """All three name the same repository, to workers too."""
+    with repository.butler(writeable=True) as butler:
+        config = ButlerConfig(str(repository.root))
+        forms: dict[str, Path | Config | Butler] = {
+            "path": repository.root,
+            "config": config,
+            "butler": butler,
+        }
+        GraphExecutor(forms[given], processes=1, run_dir=run_dir, prepare=EVERYTHING).execute(
+            repository.graph
+        )
+    assert n_outputs(repository, "final_metadata") == 1
+
+
+def test_default_run_dir_is_named_after_the_run(
+    repository: MockRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The books of a run are in qgexec-runs/RUN."""
+    monkeypatch.chdir(tmp_path)
+    executor = GraphExecutor(repository.root, "inprocess", prepare=EVERYTHING)
+    executor.execute(repository.graph)
+    assert executor.run_dir == tmp_path / "qgexec-runs" / OUTPUT_RUN
+
+
+def test_neither_butler_nor_executor_is_one_clear_error() -> None:
+    """There is nothing to execute quanta with."""
+    with pytest.raises(UsageError, match="neither a butler nor a quantum_executor"):
+        GraphExecutor()
+
+
+@pytest.mark.parametrize("bad", [{"processes": 0}, {"timeout_s": 0.0}, {"timeout_s": -1.0}])
+def test_senseless_numbers_are_refused(bad: dict[str, float]) -> None:
+    """No processes, or no time, is an error before anything happens."""
+    with pytest.raises(UsageError):
+        GraphExecutor("repo", **bad)  # type: ignore[arg-type]
+
+
+def test_report_before_execute_is_upstreams_error() -> None:
+    """As upstream's executors."""
+    with pytest.raises(RuntimeError, match="before execute"):
+        GraphExecutor("repo").getReport()
+
+
+def test_drops_into_separable_pipeline_executor(repository: MockRepository, run_dir: Path) -> None:
+    """Upstream prepares the run and hands over the graph; all is in its butler afterwards."""
+    with PredictedQuantumGraph.open(str(repository.graph)) as reader:
+        reader.read_all()
+        graph = reader.finish()
+    with repository.butler(writeable=True, collections=INPUT_CHAIN, run=OUTPUT_RUN) as butler:
+        separable = SeparablePipelineExecutor(butler)
+        separable.pre_execute_qgraph(graph, register_dataset_types=True)
+        executor = GraphExecutor(butler, "pool", processes=2, run_dir=run_dir)
+        separable.run_pipeline(graph, graph_executor=executor)
+    assert n_outputs(repository, "calibrate_metadata") == 8
+
+
+def _failing_graph(tmp_path: Path, **config: object) -> MockRepository:
+    """Return a repository and a graph a -> b over two detectors, of which the first fails."""
+    repository = MockRepository(tmp_path / "repo", tmp_path / "graph.qg", tmp_path / "unused.qg")
+    with open_repository(repository.root) as repo:
+        repo.add_task(
+            "a",
+            dimensions=["detector"],
+            config=task_config(fail_condition="detector = 1", **config),
+            inputs={"raw": connection("raw", ["detector"])},
+            outputs={"out": connection("mid", ["detector"])},
+        )
+        repo.add_task(
+            "b",
+            dimensions=["detector"],
+            inputs={"mid": connection("mid", ["detector"])},
+            outputs={"out": connection("end", ["detector"])},
+        )
+        save_graph(repo, repository.graph, register=False)
+    return repository
+
+
+@pytest.mark.parametrize("model", ["inprocess", "pool"])
+def test_failures_raise_what_upstream_raises(tmp_path: Path, run_dir: Path, model: str) -> None:
+    """The error is ours and upstream's, and says which quantum failed; the report counts upstream's way."""
+    repository = _failing_graph(tmp_path)
+    executor = GraphExecutor(repository.root, model, processes=2, run_dir=run_dir, prepare=EVERYTHING)
+    with pytest.raises(MPGraphExecutorError, match=r"1 quanta failed and 1 were blocked.*a\{.*detector: 1"):
+        executor.execute(repository.graph)
+    statuses = [report.status for report in executor.getReport().quantaReports]
+    assert sorted(status.value for status in statuses).count("failure") == 1
+    assert statuses.count(ExecutionStatus.SKIPPED) == 1
+    assert n_outputs(repository, "a_log") == 4
+
+
+def test_time_out_raises_what_upstream_raises(tmp_path: Path, run_dir: Path) -> None:
+    """A quantum over its limit is ended, and the error is upstream's MPTimeoutError."""
+    repository = _failing_graph(tmp_path, sleep=30.0)
+    with repository.butler(writeable=True) as butler:
+        executor = GraphExecutor(butler, processes=4, timeout_s=0.5, run_dir=run_dir, prepare=EVERYTHING)
+        with pytest.raises(MPTimeoutError):
+            executor.execute(repository.graph)
+    assert executor.getReport().status is ExecutionStatus.TIMEOUT
+
+
+class CountingExecutor(QuantumExecutor):
+    """Full of state: counts what it executed, and writes it to a file for each process."""
+
+    def __init__(self, folder: Path, fail: str = "") -> None:
+        self.folder = folder
+        self.fail = fail
+        self.count = 0
+        self.keep = lambda: None  # like a butler's connections: must not stop it from being used in process
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"folder": self.folder, "fail": self.fail, "count": self.count}
+
+    def execute(
+        self,
+        task_node: TaskNode,
+        /,
+        quantum: Quantum,
+        quantum_id: object = None,
+        *,
+        log_records: ButlerLogRecords | None = None,
+    ) -> QuantumExecutionResult:
+        if task_node.label == self.fail:
+            raise ValueError("as told")
+        self.count += 1
+        (self.folder / f"{quantum_id}").write_text(f"{task_node.label} {self.count}")
+        return QuantumExecutionResult(quantum, None)
+
+
+@pytest.mark.parametrize("model", ["inprocess", "pool"])
+def test_own_quantum_executor(repository: MockRepository, tmp_path: Path, run_dir: Path, model: str) -> None:
+    """A client's executor gets every quantum; its state lives on within a process; no butler is needed."""
+    out = tmp_path / "out"
+    out.mkdir()
+    executor = GraphExecutor(
+        model=model, processes=1, quantum_executor=CountingExecutor(out), run_dir=run_dir
+    )
+    executor.execute(repository.graph)
+    counts = sorted(int(path.read_text().split()[1]) for path in out.iterdir())
+    assert counts == list(range(1, N_QUANTA + 1))
+
+
+def test_own_quantum_executor_that_fails(repository: MockRepository, tmp_path: Path, run_dir: Path) -> None:
+    """Its exceptions are the quanta's failures."""
+    executor = GraphExecutor(
+        model="inprocess", quantum_executor=CountingExecutor(tmp_path, "calibrate"), run_dir=run_dir
+    )
+    with pytest.raises(QuantaFailedError, match="8 quanta failed and 3 were blocked"):
+        executor.execute(repository.graph)
+
+
+class _DetectorsInTurn(ExecutionGraphFixup):
+    """Orders isr by data ID: each waits for the one before."""
+
+    def fixupQuanta(self, graph: QuantumGraph) -> QuantumGraph:  # noqa: N802 - upstream's name
+        raise NotImplementedError
+
+    def fixup_graph(
+        self, xgraph: networkx.DiGraph, quanta_by_task: Mapping[str, Mapping[DataCoordinate, UUID]]
+    ) -> None:
+        quanta = [quanta_by_task["isr"][data_id] for data_id in sorted(quanta_by_task["isr"])]
+        xgraph.add_edges_from(pairwise(quanta))
+
+
+def test_fixup_orders_quanta(repository: MockRepository, run_dir: Path) -> None:
+    """Extra ordering is prerequisites in the plan."""
+    GraphExecutor(
+        repository.root,
+        "inprocess",
+        execution_graph_fixup=_DetectorsInTurn(),
+        run_dir=run_dir,
+        prepare=EVERYTHING,
+    ).execute(repository.graph)
+    plan = RunDir.open(run_dir).load_plan()
+    waiting = [node for node in plan if node.task_label == "isr" and node.prerequisites]
+    assert len(waiting) == 7
+
+
+@pytest.mark.parametrize("model", ["inprocess", "pool"])
+def test_provenance_graph_is_written(
+    repository: MockRepository, run_dir: Path, tmp_path: Path, model: str
+) -> None:
+    """Upstream reads the provenance graph, and finds every quantum in it, whichever model ran."""
+    file = tmp_path / "provenance.qg"
+    executor = GraphExecutor(repository.root, model, processes=2, run_dir=run_dir, prepare=EVERYTHING)
+    executor.execute(repository.graph, provenance_graph_file=str(file))
+    with ProvenanceQuantumGraphReader.open(file) as reader:
+        reader.read_quanta()
+        graph = reader.graph
+    statuses = {info["status"].name for _, info in graph.quantum_only_xgraph.nodes(data=True)}
+    assert statuses == {"SUCCESSFUL"}
+    assert len(graph.quantum_only_xgraph) == N_QUANTA
+
+
+def test_provenance_needs_a_butler(repository: MockRepository, tmp_path: Path) -> None:
+    """Without a repository there is nothing to make provenance from; nothing is run."""
+    executor = GraphExecutor(model="inprocess", quantum_executor=CountingExecutor(tmp_path))
+    with pytest.raises(UsageError, match="no butler"):
+        executor.execute(repository.graph, provenance_graph_file=str(tmp_path / "p.qg"))
+    assert executor.run_dir is None
+
+
+def test_simple_client_is_handed_the_quanta(repository: MockRepository, run_dir: Path) -> None:
+    """Each quantum comes after its prerequisites, with all that is needed to run it."""
+    seen: list[int] = []
+
+    class Client:
+        def execute(self, quanta: Quanta) -> None:
+            for node in quanta:
+                assert set(node.prerequisites) <= set(seen)
+                assert node.quantum().outputs
+                assert node.task_node.label == node.task_label
+                seen.append(node.index)
+
+    GraphExecutor(repository.root, Client(), run_dir=run_dir, prepare=EVERYTHING).execute(repository.graph)
+    assert seen == list(range(N_QUANTA))
+
+
+def test_unknown_model_changes_nothing(repository: MockRepository, run_dir: Path) -> None:
+    """The error lists the models; there is no run directory and the repository is as it was."""
+    before = repository.dump()
+    with pytest.raises(ModelError, match="no execution model 'slrm'"):
+        GraphExecutor(repository.root, "slrm", run_dir=run_dir, prepare=EVERYTHING).execute(repository.graph)
+    assert not run_dir.exists()
+    assert repository.dump() == before
+
+
+def test_wrong_output_chain_is_refused(repository: MockRepository, run_dir: Path) -> None:
+    """What the registry cannot be prepared for leaves no run directory behind."""
+    with repository.butler(writeable=True) as butler:
+        butler.collections.register(OUTPUT)
+    with pytest.raises(CollectionError, match="not CHAINED"):
+        GraphExecutor(repository.root, "inprocess", run_dir=run_dir, prepare=EVERYTHING).execute(
+            repository.graph
+        )
+    assert not run_dir.exists()

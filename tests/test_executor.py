@@ -1,0 +1,287 @@
+"""The loop: what it starts, what it writes down before it acts, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from qgexec.errors import IngestError, JournalError, ModelError
+from qgexec.events import (
+    AttemptReturned,
+    AttemptStarted,
+    AttemptSucceeded,
+    EndReason,
+    Event,
+    OutputsIngested,
+    RunEnded,
+    RunStarted,
+    StopReason,
+    StopRequested,
+)
+from qgexec.executor import Ingestion, Interrupts, Loop, NoIngestion
+from qgexec.journal import Journal, read_events
+from qgexec.models.base import ModelFacts, Run
+from qgexec.plan import Plan
+from qgexec.policy import Policy
+from qgexec.quantum import Attempt, Resources, RunContext, SegmentRef
+from qgexec.scheduler import Scheduler, State
+from qgexec.testing import Ending, FakeBenchOpener, FakeModel, make_plan
+
+RoomFor = Callable[[int], AbstractContextManager[None]]
+
+
+class _Ingestion(NoIngestion):
+    """Confirms everything when it is drained."""
+
+    def __init__(self) -> None:
+        self.offered: list[int] = []
+        self.closed = False
+
+    def offer(self, index: int, detail: SegmentRef) -> None:
+        self.offered.append(index)
+
+    def drain(self, timeout_s: float) -> Sequence[OutputsIngested]:
+        return [OutputsIngested(1.0, tuple(self.offered), len(self.offered))]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _Desk:
+    """A loop over a fake model, with its journal in a folder of its own."""
+
+    def __init__(self, folder: Path, plan: Plan, model: FakeModel, **options: object) -> None:
+        self.folder = folder / "journal"
+        self.folder.mkdir()
+        self.model = model
+        self.scheduler = Scheduler(plan, policy=Policy(fail_fast=bool(options.get("fail_fast"))))
+        ingestion = options.get("ingestion", NoIngestion())
+        assert isinstance(ingestion, NoIngestion)
+        context = RunContext(str(folder), "", "", "run")
+        self.loop = Loop(
+            scheduler=self.scheduler,
+            model=model,
+            run=Run(context, FakeBenchOpener(), folder),
+            journal=Journal.create(self.folder),
+            ingestion=ingestion,
+            model_name="fake",
+            n_quanta=len(plan),
+            clock=model.clock,
+            interrupts=Interrupts(),
+        )
+
+    def events(self) -> list[Event]:
+        return list(read_events(self.folder))
+
+    def states(self) -> list[State]:
+        return [self.scheduler.state(index) for index in range(self.loop.n_quanta)]
+
+
+def test_runs_all_quanta_and_closes_the_books(tmp_path: Path) -> None:
+    """The journal begins with RunStarted, ends with RunEnded, and holds each attempt's start and end."""
+    desk = _Desk(tmp_path, make_plan("a -> b -> c"), FakeModel())
+    assert desk.loop.execute() is EndReason.COMPLETED
+    kinds = [type(event) for event in desk.events()]
+    assert kinds == [RunStarted, *[AttemptStarted, AttemptSucceeded] * 3, RunEnded]
+    assert desk.model.closed == [True]
+
+
+def test_start_is_on_disk_before_the_model_acts(tmp_path: Path) -> None:
+    """When a model is told to start an attempt, the journal on disk says so already."""
+    seen: list[int] = []
+
+    class Looking(FakeModel):
+        def start(self, attempts: Sequence[Attempt]) -> None:
+            started = {event.index for event in desk.events() if isinstance(event, AttemptStarted)}
+            assert {attempt.index for attempt in attempts} <= started
+            seen.extend(attempt.index for attempt in attempts)
+            super().start(attempts)
+
+    desk = _Desk(tmp_path, make_plan("a b -> c"), Looking(Resources(2)))
+    desk.loop.execute()
+    assert seen == [0, 1, 2]
+
+
+def test_failure_blocks_descendants_and_nothing_else(tmp_path: Path) -> None:
+    """The run completes: the failed quantum's descendants are blocked, the others succeed."""
+    desk = _Desk(tmp_path, make_plan("a -> b; c -> d"), FakeModel(script={"a": Ending.FAIL}))
+    assert desk.loop.execute() is EndReason.COMPLETED
+    names = sorted(state.name for state in desk.states())
+    assert names == ["BLOCKED", "FAILED", "SUCCEEDED", "SUCCEEDED"]
+
+
+def test_fail_fast_returns_what_runs(tmp_path: Path) -> None:
+    """After the first failure nothing is started, and what runs is ended and given back."""
+    model = FakeModel(Resources(2), {"a": Ending.FAIL, "b": Ending.HANG})
+    desk = _Desk(tmp_path, make_plan("a b c"), model, fail_fast=True)
+    assert desk.loop.execute() is EndReason.STOPPED
+    assert desk.scheduler.stopping is StopReason.FAILED_FAST
+    assert [type(event) for event in desk.events()][-3:] == [StopRequested, AttemptReturned, RunEnded]
+    assert [attempt.task_label for attempt in model.started] == ["a", "b"]
+
+
+def test_invalid_quantum_stops_the_run(tmp_path: Path) -> None:
+    """Upstream's InvalidQuantumError stops a run also without fail_fast."""
+    desk = _Desk(tmp_path, make_plan("a b"), FakeModel(script={"a": Ending.FAIL_INVALID}))
+    assert desk.loop.execute() is EndReason.STOPPED
+    assert desk.scheduler.stopping is StopReason.INVALID_QUANTUM
+
+
+def _signal_at(model: FakeModel, number: int, times: int) -> Callable[[float], Sequence[Event]]:
+    """Return a `wait` that sends this process a signal in its first calls."""
+    sent = 0
+    wait = model.wait
+
+    def waiting(timeout_s: float) -> Sequence[Event]:
+        nonlocal sent
+        if sent < times:
+            sent += 1
+            os.kill(os.getpid(), number)
+        return wait(timeout_s)
+
+    return waiting
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_interrupt_lets_running_quanta_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Nothing new is started after a first signal; what runs comes to its own end."""
+    model = FakeModel(Resources(2), facts=ModelFacts(parallel=True))
+    monkeypatch.setattr(model, "wait", _signal_at(model, number, times=1))
+    desk = _Desk(tmp_path, make_plan("a b c d"), model)
+    assert desk.loop.execute() is EndReason.STOPPED
+    assert desk.scheduler.counts()[State.SUCCEEDED] == 2
+    assert len(model.started) == 2
+
+
+def test_second_interrupt_ends_running_quanta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a second signal what runs is given back, and is ready again."""
+    model = FakeModel(Resources(2), {"a": Ending.HANG, "b": Ending.HANG}, facts=ModelFacts(parallel=True))
+    monkeypatch.setattr(model, "wait", _signal_at(model, signal.SIGINT, times=2))
+    desk = _Desk(tmp_path, make_plan("a b c"), model)
+    assert desk.loop.execute() is EndReason.STOPPED
+    assert desk.scheduler.counts()[State.READY] == 3
+
+
+def test_second_interrupt_breaks_into_a_quantum_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quantum that runs in the loop's own thread is ended by an exception, and given back."""
+    model = FakeModel()
+
+    def wait(timeout_s: float) -> Sequence[Event]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second signal raises before this line")
+
+    monkeypatch.setattr(model, "wait", wait)
+    desk = _Desk(tmp_path, make_plan("a b"), model)
+    assert desk.loop.execute() is EndReason.STOPPED
+    assert desk.scheduler.counts()[State.READY] == 2
+
+
+def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
+    """After a run Ctrl-C is what it was."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    _Desk(tmp_path, make_plan("a"), FakeModel()).loop.execute()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_quantum_larger_than_the_machine_is_an_error(tmp_path: Path) -> None:
+    """A request that can never be met ends the run with a message, not a hang."""
+    desk = _Desk(tmp_path, make_plan("a"), FakeModel(Resources(1, 100)))
+    desk.loop.scheduler = Scheduler(make_plan("a"), policy=Policy(), requests={"a": Resources(1, 200)})
+    with pytest.raises(ModelError, match="asks for"):
+        desk.loop.execute()
+    last = desk.events()[-1]
+    assert isinstance(last, RunEnded)
+    assert last.reason is EndReason.BROKEN
+
+
+def test_model_that_breaks_closes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the model is raised; attempts are given back, ingester and books are closed."""
+    model = FakeModel()
+
+    def wait(timeout_s: float) -> Sequence[Event]:
+        raise ModelError("the cable is cut")
+
+    monkeypatch.setattr(model, "wait", wait)
+    ingestion = _Ingestion()
+    desk = _Desk(tmp_path, make_plan("a"), model, ingestion=ingestion)
+    with pytest.raises(ModelError, match="the cable is cut"):
+        desk.loop.execute()
+    assert ingestion.closed
+    assert [type(event) for event in desk.events()][-2:] == [AttemptReturned, RunEnded]
+
+
+@pytest.mark.parametrize("refusing", ["collect", "drain"])
+def test_quanta_go_on_without_the_registry(tmp_path: Path, refusing: str) -> None:
+    """A registry that refuses outputs stops no quantum; the error comes at the end, and says how to go on."""
+
+    def refuse(*_: object) -> Sequence[OutputsIngested]:
+        raise IngestError("the registry is gone")
+
+    ingestion = _Ingestion()
+    setattr(ingestion, refusing, refuse)
+    desk = _Desk(tmp_path, make_plan("a -> b -> c"), FakeModel(), ingestion=ingestion)
+    with pytest.raises(IngestError, match=rf"the registry is gone\n.*qgexec collect {tmp_path}"):
+        desk.loop.execute()
+    assert desk.scheduler.counts()[State.SUCCEEDED] == 3
+    assert ingestion.closed
+
+
+def test_full_disk_is_said_and_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that cannot be written down does not happen."""
+    desk = _Desk(tmp_path, make_plan("a"), FakeModel())
+    append = desk.loop.journal.append
+
+    def fail(event: Event) -> None:
+        if isinstance(event, AttemptStarted):
+            raise JournalError("no space left on device")
+        append(event)
+
+    monkeypatch.setattr(desk.loop.journal, "append", fail)
+    with pytest.raises(JournalError, match="no space"):
+        desk.loop.execute()
+    assert desk.model.started == []
+    assert desk.scheduler.counts()[State.READY] == 1
+
+
+def test_observers_see_every_event_after_it_was_recorded(tmp_path: Path) -> None:
+    """What an observer is told is in the journal already."""
+    desk = _Desk(tmp_path, make_plan("a -> b"), FakeModel())
+    seen: list[Event] = []
+
+    def observe(event: Event) -> None:
+        seen.append(event)
+        assert desk.events() == seen
+
+    desk.loop.observers = (observe,)
+    desk.loop.execute()
+    assert seen == desk.events()
+
+
+def test_ingestion_protocol_is_met() -> None:
+    """`NoIngestion` is an `Ingestion`."""
+    ingestion: Ingestion = NoIngestion()
+    ingestion.offer(0, SegmentRef("x", 0, 1))
+    assert list(ingestion.collect()) == list(ingestion.drain(0.0)) == []
+    ingestion.close()
+
+
+def test_run_that_cannot_be_begun_leaves_nothing_open(tmp_path: Path, room_for: RoomFor) -> None:
+    """Where not even the first event can be written, ingester and journal are closed."""
+    ingestion = _Ingestion()
+    desk = _Desk(tmp_path, make_plan("a"), FakeModel(), ingestion=ingestion)
+    with room_for(desk.loop.journal.path.stat().st_size), pytest.raises(JournalError):
+        desk.loop.execute()
+    assert ingestion.closed
+    assert desk.model.started == []
+    with pytest.raises(JournalError):
+        desk.loop.journal.append(RunEnded(0.0, EndReason.BROKEN))
