@@ -1,1 +1,10 @@
 """The command line: options, progress and exit codes. All it does can be done from Python."""
+
+EXIT_FAILED = 1
+"""Some quanta failed or were blocked."""
+
+EXIT_BAD_USE = 2
+"""Wrong use, bad input, or a run that broke off."""
+
+EXIT_INTERRUPTED = 130
+"""Ctrl-C or SIGTERM; what a shell reports for SIGINT."""

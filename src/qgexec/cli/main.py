@@ -15,12 +15,10 @@ import traceback
 import click
 
 import qgexec
+from qgexec.cli import EXIT_BAD_USE, EXIT_INTERRUPTED
 from qgexec.errors import QgexecError
 
 __all__ = ["cli", "main"]
-
-EXIT_BAD_USE = 2
-EXIT_INTERRUPTED = 130
 
 _IRRELEVANT_LOGGERS = ("lsst.utils.packages", "lsst.daf.butler._storage_class")
 """They warn of what is not installed (eups, pandas) whether or not it is wanted."""

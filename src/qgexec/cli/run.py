@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from qgexec.cli import options
+from qgexec.cli import EXIT_BAD_USE, EXIT_FAILED, EXIT_INTERRUPTED, options
 from qgexec.cli.inspect import print_report
 from qgexec.errors import QgexecError, UsageError
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["init", "run"]
 
-EXIT_FAILED = 1
-EXIT_BROKEN = 2
-EXIT_INTERRUPTED = 130
 
 _IN_THE_HEADER = ("inputs", "output", "output_run")
 """Options that a graph built from a pipeline has in its header."""
@@ -273,7 +270,7 @@ def _outcome_of(execute: Callable[[], None]) -> tuple[int, QgexecError | None]:
     except QuantaFailedError:
         return EXIT_FAILED, None
     except QgexecError as error:
-        return EXIT_BROKEN, error
+        return EXIT_BAD_USE, error
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED, None
     return 0, None
@@ -291,7 +288,7 @@ def _how_to_go_on(code: int, graph: str) -> str:
     began = {
         EXIT_FAILED: "What succeeded is kept. To run the rest again",
         EXIT_INTERRUPTED: "Interrupted. What was done is kept. To go on",
-        EXIT_BROKEN: "The run broke off; what was done is kept. To go on",
+        EXIT_BAD_USE: "The run broke off; what was done is kept. To go on",
     }[code]
     return f"{began}:\n  {shlex.join(_same_command(graph))} --extend-run --clobber-outputs"
 

@@ -4,33 +4,7 @@ A model is told which attempts to start and says what became of them. It
 never decides what may run, never writes the registry or the journal, and
 never retries.
 
-The whole of a model of one's own, as complete as it gets::
-
-    from qgexec.models.base import ExecutionModel, ModelFacts, Run
-    from qgexec.quantum import Attempt, Resources
-
-
-    class OneByOne(ExecutionModel):
-        \"\"\"Run each quantum in this process, when the loop waits.\"\"\"
-
-        facts = ModelFacts()
-
-        def open(self, run: Run) -> None:
-            self._bench = run.open_bench()
-            self._started: list[Attempt] = []
-
-        def capacity(self) -> Resources:
-            return Resources(cores=0 if self._started else 1)
-
-        def start(self, attempts):
-            self._started.extend(attempts)
-
-        def wait(self, timeout_s):
-            return [self._bench.execute(self._started.pop())] if self._started else []
-
-        def close(self, *, cancel):
-            self._bench.close()
-            return []
+A complete model of one's own is in ``docs/execution-model.md``.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class Pool:
         self._fill()
 
     def capacity(self) -> Resources:
-        """Free cores, and one attempt for each busy worker that is expected to be free within 20 ms."""
+        """Free cores, and the attempts that fill busy workers up to `PREFETCH_S`."""
         return Resources(cores=self._dispatch.capacity())
 
     def start(self, attempts: Sequence[Attempt]) -> None:
