@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qgexec import events as ev
-from qgexec.codec import decode, encode
+from qgexec.codec import JOURNAL_VERSION, decode, encode
 from qgexec.errors import IllegalEventError
 from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus, SegmentRef
 
@@ -48,11 +48,13 @@ def _outcomes(status: OutcomeStatus) -> st.SearchStrategy[Outcome]:
 
 def _events(event_type: type[ev.Event]) -> st.SearchStrategy[ev.Event]:
     if event_type in _STATUS:
-        return st.builds(event_type, at=_FINITE, outcome=_outcomes(_STATUS[event_type]))
+        others = {"retried": st.booleans()} if event_type is ev.AttemptFailed else {}
+        return st.builds(event_type, at=_FINITE, outcome=_outcomes(_STATUS[event_type]), **others)
     by_annotation: dict[object, st.SearchStrategy[object]] = {
         "float": _FINITE,
         "int": _WHOLE,
         "int | None": st.none() | st.integers(-99, 2**31),
+        "bool": st.booleans(),
         "str": _TEXT,
         "tuple[int, ...]": st.lists(_WHOLE, max_size=5).map(tuple),
         "EndReason": st.sampled_from(ev.EndReason),
@@ -143,6 +145,12 @@ def test_something_that_is_no_event_is_refused() -> None:
         b'{"e":"end","t":1,"r":"bored"}\n',
         b'{"e":"end","t":1}\n',
         b'{"e":"in","t":1,"i":7,"n":1}\n',
+        b'{"e":"again","t":1}\n',
+        b'{"e":"again","t":1,"i":[0.5]}\n',
+        b'{"e":"late","t":1,"i":1,"a":1,"l":4.0,"y":1}\n',
+        b'{"e":"oom","t":1,"i":1,"a":1,"k":"true"}\n',
+        b'{"e":"oom","t":1,"i":1,"a":1,"u":"5 GB"}\n',
+        b'{"e":"fail","t":1,"i":1,"a":1,"s":1,"f":1,"c":1,"h":"h","p":1,"y":"no"}\n',
         b'{"e":"ok","t":1,"i":1,"a":1,"s":1,"f":1,"c":"1","h":"h","p":1}\n',
         b'{"e":"ok","t":1,"i":1,"a":1,"s":1,"f":1,"c":1,"h":7,"p":1}\n',
         b'{"e":"ok","t":1,"i":1,"a":1,"s":1,"f":1,"c":1,"h":"h","p":1,"d":["x"]}\n',
@@ -163,24 +171,47 @@ def test_keys_of_a_later_minor_change_are_passed_over() -> None:
     assert decode(json.dumps(values).encode() + b"\n") == ev.AttemptStarted(1.0, 2, 1)
 
 
-def test_version_1_is_still_read() -> None:
-    """The fixture was written by the first version, with every kind of event, and is never rewritten."""
+def test_what_is_usual_is_not_written() -> None:
+    """An attempt that is not retried costs not one byte more than in the first version."""
+    lost = ev.AttemptLost(1.0, 2, 1, "its host is gone")
+    assert encode(lost) == b'{"e":"lost","t":1.0,"i":2,"a":1,"r":"its host is gone"}\n'
+    again = dataclasses.replace(lost, retried=True)
+    assert encode(again) == b'{"e":"lost","t":1.0,"i":2,"a":1,"r":"its host is gone","y":true}\n'
+
+
+def test_a_flag_that_is_written_as_false_is_none() -> None:
+    """A later version may write it."""
+    line = b'{"e":"late","t":1.0,"i":2,"a":1,"l":4.0,"y":false}\n'
+    assert decode(line) == ev.AttemptTimedOut(1.0, 2, 1, 4.0)
+
+
+_SINCE_VERSION_2 = {ev.AttemptOutOfMemory, ev.RunReopened}
+
+
+@pytest.mark.parametrize("version", range(1, JOURNAL_VERSION + 1))
+def test_every_version_is_still_read(version: int) -> None:
+    """Each fixture was written by that version, with every kind of event it had, and is never rewritten."""
+    path = Path(__file__).parent / "data" / f"journal-v{version}.jsonl"
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    assert json.loads(header)["version"] == version
+    events = [decode(line) for line in lines]
+    assert {type(event) for event in events} == set(ALL_TYPES) - (_SINCE_VERSION_2 if version < 2 else set())
+    assert [encode(event) for event in events] == lines
+
+
+def test_version_1_knows_no_retries() -> None:
+    """Every failure in it is final, and the first event is what it was."""
     lines = (Path(__file__).parent / "data" / "journal-v1.jsonl").read_bytes().splitlines(keepends=True)
     events = [decode(line) for line in lines[1:]]
-    assert {type(event) for event in events} >= {
-        ev.RunStarted,
-        ev.WorkerStarted,
-        ev.AttemptStarted,
-        ev.AttemptSucceeded,
-        ev.AttemptSkipped,
-        ev.AttemptFailed,
-        ev.AttemptLost,
-        ev.AttemptTimedOut,
-        ev.AttemptReturned,
-        ev.OutputsIngested,
-        ev.WorkerEnded,
-        ev.StopRequested,
-        ev.RunEnded,
-    }
     assert events[0] == ev.RunStarted(1760000000.5, "node1", 4242, 1760000000.25, "pool", 9)
-    assert [encode(event) for event in events] == lines[1:]
+    assert not any(event.retried for event in events if isinstance(event, ev.FailureEvent))
+
+
+def test_version_2_knows_who_is_retried() -> None:
+    """Of each kind of failure there is one that is followed by another attempt, and one that is not."""
+    lines = (Path(__file__).parent / "data" / "journal-v2.jsonl").read_bytes().splitlines(keepends=True)
+    events = [decode(line) for line in lines[1:]]
+    failures = {(type(event), event.retried) for event in events if isinstance(event, ev.FailureEvent)}
+    assert failures == {(kind, retried) for kind in typing.get_args(ev.FailureEvent) for retried in (0, 1)}
+    assert ev.RunReopened(1790000100.5, (0,)) in events
+    assert ev.AttemptOutOfMemory(1790000005.5, 7, 1, None, 16000000000, by_kernel=True, worker=4) in events

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from qgexec.events import AttemptStarted, Event, WorkerStarted
+from qgexec.events import AttemptStarted, Event, FailureEvent, RunReopened, RunStarted, WorkerStarted
 from qgexec.plan import Plan
 from qgexec.progress import RATE_WINDOW_S, LabelProgress, Progress
 from qgexec.quantum import Attempt
@@ -77,3 +79,51 @@ def test_rate_is_of_the_last_minute() -> None:
     assert progress.view(180.0).rate_per_s == pytest.approx(1.0)
     assert progress.view(180.0 + 2 * RATE_WINDOW_S).rate_per_s == 0.0
     assert len(progress._recent) <= RATE_WINDOW_S
+
+
+def _again(event: Event) -> Event:
+    assert isinstance(event, FailureEvent)
+    return replace(event, retried=True)
+
+
+@pytest.mark.parametrize("ending", [Ending.FAIL, Ending.LOSE, Ending.TIME_OUT, Ending.OUT_OF_MEMORY])
+def test_retried_attempts_are_no_failures(ending: Ending) -> None:
+    """An attempt that is followed by another counts as retried, blocks nothing, and may still succeed."""
+    plan = make_plan("a -> b")
+    progress = _folded(plan, AttemptStarted(0.0, 0, 1), _again(ended(_attempt(plan, 0), ending, 1.0)))
+    assert progress.view(1.0).total == LabelProgress("", 2, retried=1)
+    progress.apply(AttemptStarted(1.0, 0, 2))
+    assert progress.view(1.0).total == LabelProgress("", 2, running=1, retried=1)
+    progress.apply(ended(replace(_attempt(plan, 0), number=2), Ending.SUCCEED, 2.0))
+    assert progress.view(2.0).total == LabelProgress("", 2, succeeded=1, retried=1)
+
+
+def test_reopening_counts_no_failures_any_more() -> None:
+    """What failed and what it blocked is to be done, and so is what is revoked, however often it is named."""
+    plan = make_plan("a b -> c; b -> d")
+    events: list[Event] = [AttemptStarted(0.0, index, 1) for index in (0, 1)]
+    events += [ended(_attempt(plan, 0), Ending.FAIL, 1.0), ended(_attempt(plan, 1), Ending.SUCCEED, 1.0)]
+    progress = _folded(plan, *events)
+    assert progress.view(1.0).total == LabelProgress("", 4, succeeded=1, failed=1, blocked=1)
+    progress.apply(RunReopened(1.0, (1, 1)))
+    assert progress.view(1.0).total == LabelProgress("", 4)
+    progress.apply(AttemptStarted(2.0, 1, 2))
+    progress.apply(ended(replace(_attempt(plan, 1), number=2), Ending.FAIL, 3.0))
+    assert progress.view(1.0).total == LabelProgress("", 4, failed=1, blocked=2)
+
+
+def test_time_without_a_driver_does_not_count() -> None:
+    """After a night without one, the time left is as it was before."""
+    plan = make_plan(" ".join(f"a:{number}" for number in range(4)))
+    began, again = (RunStarted(at, "host", 1, at, "pool", 4) for at in (10.0, 50_003.0))
+    progress = _folded(plan, began)
+    for index in range(2):
+        progress.apply(AttemptStarted(10.0 + index, index, 1))
+        progress.apply(ended(_attempt(plan, index), Ending.SUCCEED, 11.0 + index))
+    before = progress.view(13.0)
+    assert (before.elapsed_s, before.eta_s) == (3.0, 3.0)
+    progress.apply(again)
+    assert progress.view(50_003.0) == replace(before, rate_per_s=0.0)
+    progress.apply(AttemptStarted(50_003.0, 2, 1))
+    progress.apply(ended(_attempt(plan, 2), Ending.SUCCEED, 50_004.0))
+    assert progress.view(50_004.0).eta_s == pytest.approx(4 / 3)

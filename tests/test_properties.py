@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 
@@ -13,14 +14,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qgexec.errors import GraphError, IllegalEventError
-from qgexec.events import AttemptReturned, AttemptStarted, Event, StopReason, StopRequested
+from qgexec.events import (
+    AttemptReturned,
+    AttemptSkipped,
+    AttemptStarted,
+    AttemptSucceeded,
+    Event,
+    FailureEvent,
+    RunReopened,
+    RunStarted,
+    StopReason,
+    StopRequested,
+)
 from qgexec.plan import Plan
-from qgexec.policy import Policy
+from qgexec.policy import Account, Policy, Retries, TaskRules
 from qgexec.progress import Progress
-from qgexec.quantum import Attempt, Resources
+from qgexec.quantum import Attempt, ExceptionSummary, Resources
 from qgexec.scheduler import Scheduler
 from qgexec.states import FINAL_STATES, State
-from qgexec.testing import Ending, FakeClock, ended, plan_of
+from qgexec.testing import AnyEnding, Ending, FakeClock, ended, plan_of
 
 _LABELS = "abcd"
 _DONE = {State.SUCCEEDED, State.SKIPPED}
@@ -43,57 +55,193 @@ def _graphs(draw: st.DrawFn, *, cyclic: bool = False) -> tuple[list[str], Edges]
     return names, pairs
 
 
+_FEW = st.integers(0, 2)
+_RETRIES = st.builds(
+    Retries,
+    common=_FEW,
+    lost=_FEW,
+    out_of_memory=st.none() | _FEW,
+    timed_out=st.none() | _FEW,
+    raised=st.none() | _FEW,
+    exceptions=st.dictionaries(st.sampled_from(["ValueError", "builtins.OSError"]), _FEW),
+    exit_codes=st.dictionaries(st.just(3), _FEW),
+    signals=st.dictionaries(st.sampled_from([9, 11]), _FEW),
+)
+
+
 @st.composite
-def _requests(draw: st.DrawFn) -> dict[str, Resources]:
-    sizes = st.builds(Resources, st.integers(1, 4), st.none() | st.integers(0, 4))
-    return draw(st.dictionaries(st.sampled_from(_LABELS), sizes))
+def _policies(draw: st.DrawFn, total: Resources) -> Policy:
+    """Draw what quanta may use and how often they are tried; each of them fits the machine."""
+    most = st.integers(0, 9 if total.memory_bytes is None else total.memory_bytes)
+    rules = st.builds(
+        TaskRules,
+        request=st.builds(Resources, st.integers(1, 4), st.none() | st.integers(0, 4)),
+        enforce_memory=st.booleans(),
+        memory_multiplier=st.sampled_from([1.0, 1.5, 2.0, 4.0]),
+        memory_max_bytes=most if total.memory_bytes is not None else st.none() | most,
+        retries=_RETRIES,
+    )
+    return Policy(
+        fail_fast=draw(st.booleans()),
+        max_failures=draw(st.none() | st.integers(1, 3)),
+        rules=draw(st.dictionaries(st.sampled_from(_LABELS), rules)),
+        common_rules=draw(rules),
+    )
+
+
+_ENDINGS: st.SearchStrategy[AnyEnding] = st.sampled_from(
+    [
+        *[Ending.SUCCEED] * 12,
+        *(ending for ending in Ending if ending is not Ending.HANG),
+        ExceptionSummary("builtins.OSError", "as told"),
+        3,
+        -6,
+    ]
+)
+
+_MOST_KILLS = 3
+_MOST_RETURNS = 5
+_MOST_ATTEMPTS = 30
+"""More than all budgets that are drawn here allow a quantum of one driver."""
 
 
 @dataclass
 class _Walk:
-    """One run: what a scheduler was told, and what an observer who knows nothing of it saw."""
+    """One run by one or several drivers: all it was told, and what the last of them knows."""
 
     plan: Plan
-    scheduler: Scheduler
-    events: list[Event]
-    started: list[int]
-    ended: dict[int, list[Ending]]
+    total: Resources
+    serial: set[str]
+    policies: list[Policy] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    running: list[Attempt] = field(default_factory=list)
+    clock: FakeClock = field(default_factory=FakeClock)
+    scheduler: Scheduler = field(init=False)
+
+    def fresh(self, policy: Policy, events: Iterable[Event] = ()) -> Scheduler:
+        """Return another scheduler that was told these events, and never asked."""
+        scheduler = Scheduler(self.plan, policy=policy, serial_labels=self.serial)
+        for event in events:
+            scheduler.apply(event)
+        return scheduler
+
+    def apply(self, event: Event) -> None:
+        """Record one event as the loop does."""
+        if isinstance(event, FailureEvent):
+            event = self.scheduler.judge(event)
+        self.scheduler.check(event)
+        self.events.append(event)
+        self.scheduler.apply(event)
+
+    def begin(self, draw: st.DrawFn) -> None:
+        """Let a driver take the run in hand, whose forerunner, if any, was killed at any moment."""
+        policy = draw(_policies(self.total))
+        self.policies.append(policy)
+        self.scheduler = self.fresh(policy, self.events)
+        self.apply(RunStarted(self.clock(), "host", 1, 0.5, "fake", len(self.plan)))
+        if len(self.policies) == 1:
+            return
+        assert self.scheduler.stopping is self.scheduler.wants_stop() is None
+        for attempt in self.running:
+            # Its outputs may be complete; else it is as if it had not been.
+            settled = draw(st.sampled_from([Ending.RETURN, Ending.SUCCEED]))
+            self.apply(ended(attempt, settled, self.clock()))
+        self.running.clear()
+        succeeded = [i for i in range(len(self.plan)) if self.scheduler.state(i) is State.SUCCEEDED]
+        lost = draw(st.lists(st.sampled_from(succeeded), max_size=3)) if succeeded else []
+        self.apply(RunReopened(self.clock(), tuple(lost)))
+
+    def start(self, draw: st.DrawFn) -> None:
+        """Start what is chosen, or, if something runs, only the first of it: a driver may be interrupted."""
+        free = _left(self.total, self.running, self.serial)
+        chosen = self.scheduler.select(free)
+        _check_selection(self, chosen)
+        assert self.scheduler.select(free) == chosen
+        if self.running:
+            chosen = chosen[: draw(st.integers(0, len(chosen)))]
+        for attempt in chosen:
+            self.apply(AttemptStarted(self.clock(), attempt.index, attempt.number))
+            self.running.append(attempt)
+        assert self.running, self.scheduler.stuck(self.total)
+        assert self.scheduler.running() == sorted(attempt.index for attempt in self.running)
+
+    def end_one(self, draw: st.DrawFn, *, may_return: bool) -> bool:
+        """End one attempt; return whether it was taken back."""
+        attempt = self.running.pop(draw(st.integers(0, len(self.running) - 1)))
+        ending = draw(_ENDINGS)
+        if ending is Ending.RETURN and not may_return:
+            ending = Ending.SUCCEED
+        self.clock.advance(1.0)
+        self.apply(ended(attempt, ending, self.clock()))
+        reason = self.scheduler.wants_stop()
+        if reason is not None:
+            self.apply(StopRequested(self.clock(), reason))
+        return ending is Ending.RETURN
 
 
-def _fresh(plan: Plan, requests: dict[str, Resources], serial: set[str], fail_fast: bool) -> Scheduler:
-    return Scheduler(plan, policy=Policy(fail_fast=fail_fast), requests=requests, serial_labels=serial)
+@st.composite
+def _walks(draw: st.DrawFn) -> _Walk:
+    """Drive a scheduler to its end by random outcomes in random order, and drivers that are killed.
+
+    Everything that should hold at each step is asserted on the way.
+    """
+    plan = plan_of(*draw(_graphs()))
+    serial = draw(st.sets(st.sampled_from(_LABELS), max_size=2))
+    total = Resources(draw(st.integers(4, 7)), draw(st.none() | st.integers(4, 9)))
+    walk = _Walk(plan, total, serial)
+    walk.begin(draw)
+    n_returned, kills_left = 0, draw(st.integers(0, _MOST_KILLS))
+    for _ in range(_MOST_ATTEMPTS * len(plan) * (1 + _MOST_KILLS) + 10):
+        if kills_left and draw(st.integers(0, 5)) == 0:
+            kills_left -= 1
+            walk.begin(draw)
+        if walk.scheduler.finished:
+            break
+        walk.start(draw)
+        n_returned += walk.end_one(draw, may_return=n_returned < _MOST_RETURNS)
+    assert walk.scheduler.finished
+    return walk
 
 
-def _snapshot(scheduler: Scheduler) -> object:
-    """Return all there is to know about a scheduler."""
+def _states(scheduler: Scheduler) -> object:
+    """Return all there is to know about a scheduler whatever its policy."""
     indices = range(len(scheduler._states))
     return (
         bytes(scheduler._states),
         [scheduler.attempts(index) for index in indices],
         list(scheduler._missing),
         scheduler.counts_by_label(),
+        scheduler.running(),
         scheduler.finished,
         scheduler.stopping,
-        scheduler.wants_stop(),
-        scheduler.select(Resources(1000)),
     )
 
 
-def _check_selection(
-    walk: _Walk, chosen: Sequence[Attempt], running: Sequence[Attempt], serial: set[str], total: Resources
-) -> None:
+def _snapshot(scheduler: Scheduler) -> object:
+    """Return all there is to know about a scheduler."""
+    troubles = {i: (t.charged, t.n_out_of_memory) for i, t in scheduler._troubles.items()}
+    chosen = [scheduler.select(capacity) for capacity in (Resources(1000), Resources(3, 6))]
+    return _states(scheduler), scheduler.wants_stop(), troubles, chosen
+
+
+def _check_selection(walk: _Walk, chosen: Sequence[Attempt]) -> None:
     """Every chosen quantum may run, and all that run fit the machine together."""
-    assert len({attempt.index for attempt in (*chosen, *running)}) == len(chosen) + len(running)
+    together = [*walk.running, *chosen]
+    assert len({attempt.index for attempt in together}) == len(together)
     for attempt in chosen:
         assert all(walk.scheduler.state(index) in _DONE for index in walk.plan.prerequisites(attempt.index))
         assert walk.scheduler.state(attempt.index) is State.READY
-    together = [*running, *chosen]
-    for label in serial:
+    for label in walk.serial:
         assert sum(attempt.task_label == label for attempt in together) <= 1
-    shared = [attempt.resources for attempt in together if attempt.task_label not in serial]
-    assert sum(request.cores for request in shared) <= total.cores
-    if total.memory_bytes is not None:
-        assert sum(request.memory_bytes or 0 for request in shared) <= total.memory_bytes
+    free = _left(walk.total, together, walk.serial)
+    assert free.cores >= 0
+    assert free.memory_bytes is None or free.memory_bytes >= 0
+    for attempt in chosen:
+        rules = walk.policies[-1].rules_of(attempt.task_label)
+        least, asked = rules.request.memory_bytes, attempt.resources.memory_bytes
+        assert attempt.memory_limit_bytes == (asked if rules.enforce_memory else None)
+        assert (asked is None) == (least is None)
+        assert (asked or 0) in range(least or 0, 1 + max(least or 0, rules.memory_max_bytes or asked or 0))
 
 
 def _left(total: Resources, running: Sequence[Attempt], serial: set[str]) -> Resources:
@@ -101,60 +249,7 @@ def _left(total: Resources, running: Sequence[Attempt], serial: set[str]) -> Res
     cores = total.cores - sum(request.cores for request in shared)
     if total.memory_bytes is None:
         return Resources(cores)
-    return Resources(cores, total.memory_bytes - sum(request.memory_bytes or 0 for request in shared))
-
-
-_ENDINGS = st.sampled_from(
-    [*[Ending.SUCCEED] * 6, *(ending for ending in Ending if ending is not Ending.HANG)]
-)
-
-
-@st.composite
-def _walks(draw: st.DrawFn) -> tuple[_Walk, Scheduler]:
-    """Drive a scheduler to its end by random outcomes in random order; return a fresh one beside it.
-
-    Everything that should hold at each step is asserted on the way.
-    """
-    plan = plan_of(*draw(_graphs()))
-    requests = draw(_requests())
-    serial = draw(st.sets(st.sampled_from(_LABELS), max_size=2))
-    fail_fast = draw(st.booleans())
-    total = Resources(draw(st.integers(4, 7)), draw(st.none() | st.integers(4, 9)))
-    walk = _Walk(plan, _fresh(plan, requests, serial, fail_fast), [], [], {})
-    clock, running = FakeClock(), list[Attempt]()
-
-    def apply(event: Event) -> None:
-        walk.scheduler.apply(event)
-        walk.events.append(event)
-
-    returns_left = 5
-    for _ in range(4 * len(plan) + 10):
-        if walk.scheduler.finished:
-            break
-        chosen = walk.scheduler.select(_left(total, running, serial))
-        _check_selection(walk, chosen, running, serial, total)
-        assert walk.scheduler.select(_left(total, running, serial)) == chosen
-        # A driver may be interrupted between two starts: what was chosen and not started is chosen again.
-        if running:
-            chosen = chosen[: draw(st.integers(0, len(chosen)))]
-        for attempt in chosen:
-            apply(AttemptStarted(clock(), attempt.index, attempt.number))
-            walk.started.append(attempt.index)
-            running.append(attempt)
-        assert running, walk.scheduler.stuck(total)
-        assert walk.scheduler.running() == sorted(attempt.index for attempt in running)
-        attempt = running.pop(draw(st.integers(0, len(running) - 1)))
-        ending = draw(_ENDINGS)
-        if ending is Ending.RETURN:
-            returns_left -= 1
-            ending = ending if returns_left >= 0 else Ending.SUCCEED
-        clock.advance(1.0)
-        apply(ended(attempt, ending, clock()))
-        walk.ended.setdefault(attempt.index, []).append(ending)
-        reason = walk.scheduler.wants_stop()
-        if reason is not None:
-            apply(StopRequested(clock(), reason))
-    return walk, _fresh(plan, requests, serial, fail_fast)
+    return Resources(cores, total.memory_bytes - sum(a.resources.memory_bytes or 0 for a in running))
 
 
 @given(_graphs())
@@ -225,79 +320,135 @@ def test_stored_plan_is_the_same(graph: tuple[list[str], Edges]) -> None:
 
 
 @given(_walks())
-def test_every_run_ends(case: tuple[_Walk, Scheduler]) -> None:
-    """It terminates; each quantum is in one final state, except what a stop left; none ended twice."""
-    walk, _ = case
-    scheduler = walk.scheduler
-    assert scheduler.finished
-    assert scheduler.running() == []
-    states = [scheduler.state(index) for index in range(len(walk.plan))]
-    if scheduler.stopping is None:
-        assert set(states) <= FINAL_STATES
-    assert sum(scheduler.counts().values()) == len(walk.plan)
-    for index, state in enumerate(states):
-        endings = walk.ended.get(index, [])
-        assert all(ending is Ending.RETURN for ending in endings[:-1])
-        assert len(endings) == walk.started.count(index) == scheduler.attempts(index)
-        assert scheduler.counts_by_label()[walk.plan.label(index)][state] >= 1
+def test_every_run_ends(walk: _Walk) -> None:
+    """Prerequisites first; each quantum ends in one final state, unless stopped; as a blunt observer sees it.
 
-
-@given(_walks())
-def test_blocked_are_the_descendants_of_failed(case: tuple[_Walk, Scheduler]) -> None:
-    """Exactly what can be reached from a failed quantum is blocked, as a blunt search finds it."""
-    walk, _ = case
+    What can be reached from a failed quantum, and had not ended when it failed, is blocked, and nothing else.
+    """
     plan, scheduler = walk.plan, walk.scheduler
-    failing = {Ending.FAIL, Ending.FAIL_INVALID, Ending.LOSE, Ending.TIME_OUT}
-    failed = {index for index, endings in walk.ended.items() if endings[-1] in failing}
-    reached: set[int] = set()
-    for _ in range(len(plan)):
-        sources = failed | reached
-        reached |= {i for i in range(len(plan)) if any(p in sources for p in plan.prerequisites(i))}
-    states = {index: scheduler.state(index) for index in range(len(plan))}
-    assert {index for index, state in states.items() if state is State.FAILED} == failed
-    assert {index for index, state in states.items() if state is State.BLOCKED} == reached
-    assert reached.isdisjoint(walk.started)
+    indices = range(len(plan))
+    final: dict[int, State] = {}
+    n_started: Counter[int] = Counter()
+    for event in walk.events:
+        match event:
+            case AttemptStarted(index=index):
+                assert index not in final
+                assert all(final.get(p) in _DONE for p in plan.prerequisites(index))
+                n_started[index] += 1
+            case AttemptSucceeded() | AttemptSkipped():
+                assert event.index not in final
+                is_new = isinstance(event, AttemptSucceeded)
+                final[event.index] = State.SUCCEEDED if is_new else State.SKIPPED
+            case RunReopened(revoked=revoked):
+                lost = {index for index, state in final.items() if state is State.FAILED} | set(revoked)
+                final = {index: state for index, state in final.items() if index not in lost}
+            case _ if isinstance(event, FailureEvent) and not event.retried:
+                assert event.index not in final
+                final[event.index] = State.FAILED
+            case _:
+                pass
+    for index in indices:  # in topological order
+        if any(final.get(p) in {State.FAILED, State.BLOCKED} for p in plan.prerequisites(index)):
+            final.setdefault(index, State.BLOCKED)
+    states = {index: scheduler.state(index) for index in indices}
+    assert {index: state for index, state in states.items() if state in FINAL_STATES} == final
+    assert scheduler.running() == []
+    assert scheduler.stopping is not None or len(final) == len(plan)
+    assert [scheduler.attempts(index) for index in indices] == [n_started[index] for index in indices]
+    assert scheduler.counts() == {state: list(states.values()).count(state) for state in State}
 
 
 @given(_walks())
-def test_same_events_same_state(case: tuple[_Walk, Scheduler]) -> None:
-    """A fresh scheduler that is only told the events, and never asked, ends in the same state."""
-    walk, fresh = case
+def test_budgets_are_never_exceeded(walk: _Walk) -> None:
+    """No driver tries a quantum again more often than the rule allows that is about its failure."""
+    policies = iter(walk.policies)
+    policy = next(policies)
+    is_first, charged = True, Counter[tuple[int, Account]]()
     for event in walk.events:
-        fresh.apply(event)
-    assert _snapshot(fresh) == _snapshot(walk.scheduler)
+        if isinstance(event, RunStarted) and not is_first:
+            policy = next(policies)
+        is_first = False
+        if isinstance(event, RunReopened):
+            charged.clear()
+        elif isinstance(event, FailureEvent):
+            account, budget = policy.account(event, walk.plan.label(event.index))
+            charged[event.index, account] += event.retried
+            assert charged[event.index, account] <= budget
+
+
+@given(_walks())
+def test_failures_stop_the_run_as_told(walk: _Walk) -> None:
+    """With the last driver: it stops after as many final failures as it may bear, and not before."""
+    policy, n_failed, stops = walk.policies[-1], 0, list[StopReason]()
+    for event in walk.events:
+        match event:
+            case RunStarted() | RunReopened():
+                n_failed, stops = 0, []
+            case StopRequested(reason=reason):
+                stops.append(reason)
+            case _ if isinstance(event, FailureEvent):
+                n_failed += not event.retried
+    if policy.fail_fast:
+        assert bool(n_failed) == bool(stops)
+    elif policy.max_failures is not None and n_failed >= policy.max_failures:
+        assert stops
+    else:
+        assert set(stops) <= {StopReason.INVALID_QUANTUM}
+    assert len(stops) <= 1
 
 
 @given(_walks(), st.data())
-def test_illegal_events_change_nothing(case: tuple[_Walk, Scheduler], data: st.DataObject) -> None:
+def test_same_events_same_state(walk: _Walk, data: st.DataObject) -> None:
+    """A scheduler that is only told the events, and never asked, is in the same state at every moment.
+
+    With another policy the states are the same: what may become of them is not.
+    """
+    policy = walk.policies[-1]
+    assert _snapshot(walk.fresh(policy, walk.events)) == _snapshot(walk.scheduler)
+    other = walk.fresh(data.draw(_policies(walk.total)), walk.events)
+    assert _states(other) == _states(walk.scheduler)
+    asked, told = walk.fresh(policy), walk.fresh(policy)
+    end = data.draw(st.integers(0, len(walk.events)))
+    for event in walk.events[:end]:
+        asked.select(Resources(data.draw(st.integers(0, 4))))
+        asked.apply(event)
+        told.apply(event)
+    assert _snapshot(asked) == _snapshot(told)
+
+
+@given(_walks(), st.data())
+def test_illegal_events_change_nothing(walk: _Walk, data: st.DataObject) -> None:
     """At any moment of a run, an event that is not possible there raises and leaves everything as it is."""
-    walk, fresh = case
     if not len(walk.plan):
         return
-    for event in walk.events[: data.draw(st.integers(0, len(walk.events)))]:
-        fresh.apply(event)
+    end = data.draw(st.integers(0, len(walk.events)))
+    fresh = walk.fresh(walk.policies[-1], walk.events[:end])
     index = data.draw(st.integers(-1, len(walk.plan)))
     number = data.draw(st.integers(0, 3))
-    attempt = Attempt(index, number, walk.plan.quantum_id(0), "a")
-    kind = data.draw(st.sampled_from([ending for ending in Ending if ending is not Ending.HANG]) | st.none())
-    event = AttemptStarted(1.0, index, number) if kind is None else ended(attempt, kind, 1.0)
     inside = 0 <= index < len(walk.plan)
-    needed = State.READY if kind is None else State.RUNNING
-    if inside and fresh.state(index) is needed and number == fresh.attempts(index) + (kind is None):
+    if data.draw(st.integers(0, 5)) == 0:
+        event: Event = RunReopened(1.0, (index,))
+        legal = inside and not fresh.running() and fresh.state(index) is State.SUCCEEDED
+    elif data.draw(st.booleans()):
+        event = AttemptStarted(1.0, index, number)
+        legal = inside and fresh.state(index) is State.READY and number == fresh.attempts(index) + 1
+    else:
+        event = ended(Attempt(index, number, walk.plan.quantum_id(0), "a"), data.draw(_ENDINGS), 1.0)
+        legal = inside and fresh.state(index) is State.RUNNING and number == fresh.attempts(index)
+    if legal:
         return
     before = _snapshot(fresh)
-    for refuse in (fresh.check, fresh.apply):
+    for refuse in (fresh.check, fresh.apply, *([fresh.judge] if isinstance(event, FailureEvent) else [])):
         with pytest.raises(IllegalEventError):
-            refuse(event)
+            refuse(event)  # type: ignore[arg-type]
     assert _snapshot(fresh) == before
 
 
 @given(_walks(), st.data())
-def test_interruption_leaves_what_can_go_on(case: tuple[_Walk, Scheduler], data: st.DataObject) -> None:
+def test_interruption_leaves_what_can_go_on(walk: _Walk, data: st.DataObject) -> None:
     """Stopped at any moment and all that runs returned, it is finished; what is ready could still run."""
-    walk, fresh = case
-    for event in walk.events[: data.draw(st.integers(0, len(walk.events)))]:
-        fresh.apply(event)
+    end = data.draw(st.integers(0, len(walk.events)))
+    fresh = walk.fresh(walk.policies[-1], walk.events[:end])
     fresh.apply(StopRequested(1.0, StopReason.INTERRUPTED))
     assert fresh.select(Resources(1000)) == []
     for index in fresh.running():
@@ -309,15 +460,17 @@ def test_interruption_leaves_what_can_go_on(case: tuple[_Walk, Scheduler], data:
 
 
 @given(_walks())
-def test_progress_counts_as_the_scheduler(case: tuple[_Walk, Scheduler]) -> None:
+def test_progress_counts_as_the_scheduler(walk: _Walk) -> None:
     """At every moment progress shows what the scheduler knows."""
-    walk, fresh = case
-    progress = Progress(walk.plan)
+    progress, fresh = Progress(walk.plan), walk.fresh(walk.policies[-1])
+    n_retried = 0
     for event in walk.events:
         fresh.apply(event)
         progress.apply(event)
-        counts = fresh.counts_by_label()
-        for row in progress.view(event.at).labels:
+        n_retried += isinstance(event, FailureEvent) and event.retried
+        counts, view = fresh.counts_by_label(), progress.view(event.at)
+        for row in view.labels:
             shown = (row.running, row.succeeded, row.skipped, row.failed, row.blocked)
             kinds = (State.RUNNING, State.SUCCEEDED, State.SKIPPED, State.FAILED, State.BLOCKED)
             assert shown == tuple(counts[row.label][state] for state in kinds)
+        assert view.total.retried == n_retried

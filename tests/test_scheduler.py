@@ -1,19 +1,21 @@
-"""`qgexec.scheduler` and its table `qgexec.states`: every legal and illegal event, selection, stopping."""
+"""`qgexec.scheduler`: every legal and illegal event, selection, stopping."""
 
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 
-from qgexec.errors import IllegalEventError, UsageError
+from qgexec.errors import IllegalEventError
 from qgexec.events import (
     AttemptEvent,
     AttemptStarted,
     EndReason,
     Event,
+    FailureEvent,
     OutputsIngested,
     RunEnded,
     RunStarted,
@@ -23,10 +25,10 @@ from qgexec.events import (
     WorkerStarted,
 )
 from qgexec.plan import Plan
-from qgexec.policy import Policy
+from qgexec.policy import Policy, TaskRules
 from qgexec.quantum import Attempt, Resources
 from qgexec.scheduler import Scheduler
-from qgexec.states import CONSEQUENCES, FINAL_STATES, TRANSITIONS, State, state_diagram, states_page
+from qgexec.states import RETRIED, TRANSITIONS, State
 from qgexec.testing import Ending, FakeModel, ended, make_plan, run_plan
 
 _GIB = 2**30
@@ -43,6 +45,11 @@ _EVENTS_OF_THE_RUN: list[Event] = [
 
 def _scheduler(plan: Plan | str, **options: Any) -> Scheduler:
     return Scheduler(make_plan(plan) if isinstance(plan, str) else plan, **({"policy": Policy()} | options))
+
+
+def _asking(requests: Mapping[str, Resources], **rules: Any) -> Policy:
+    """Return a policy of what each label asks for."""
+    return Policy(rules={label: TaskRules(request, **rules) for label, request in requests.items()})
 
 
 def _attempt(scheduler: Scheduler, index: int) -> Attempt:
@@ -108,12 +115,15 @@ def _in_state(state: State) -> Scheduler:
     return scheduler
 
 
-def _event(scheduler: Scheduler, kind: type[AttemptEvent], attempt: int) -> AttemptEvent:
+def _event(
+    scheduler: Scheduler, kind: type[AttemptEvent], attempt: int, *, retried: bool = False
+) -> AttemptEvent:
     if kind is AttemptStarted:
         return AttemptStarted(1.0, 1, attempt)
     whole = Attempt(1, attempt, scheduler._plan.quantum_id(1), "b")
     events = [ended(whole, ending, 2.0) for ending in Ending if ending is not Ending.HANG]
-    return next(event for event in events if type(event) is kind)
+    event = next(event for event in events if type(event) is kind)
+    return replace(event, retried=True) if retried and isinstance(event, FailureEvent) else event
 
 
 _CASES = list(itertools.product(State, get_args(AttemptEvent)))
@@ -131,13 +141,30 @@ def test_every_event_in_every_state(state: State, kind: type[AttemptEvent]) -> N
         scheduler.apply(event)
         assert scheduler.state(1) is TRANSITIONS[state, kind]
         return
-    for refuse in (scheduler.check, scheduler.apply):
+    refusals: list[Any] = [scheduler.check, scheduler.apply]
+    for refuse in [*refusals, scheduler.judge] if isinstance(event, FailureEvent) else refusals:
         with pytest.raises(IllegalEventError) as raised:
             refuse(event)
         assert kind.__name__ in str(raised.value)
         assert f"is {state.value}" in str(raised.value)
         assert "quantum 1 (b{detector: 0})" in str(raised.value)
         assert _snapshot(scheduler) == before
+
+
+@pytest.mark.parametrize(("state", "kind"), list(itertools.product(State, get_args(FailureEvent))))
+def test_every_retried_failure_in_every_state(state: State, kind: type[AttemptEvent]) -> None:
+    """One that is followed by another attempt makes the quantum ready, where a final one makes it failed."""
+    scheduler = _in_state(state)
+    event = _event(scheduler, kind, scheduler.attempts(1), retried=True)
+    before = _snapshot(scheduler)
+    if (state, kind) in RETRIED:
+        scheduler.apply(event)
+        assert scheduler.state(1) is RETRIED[state, kind] is State.READY
+        assert scheduler.state(2) is State.WAITING
+        return
+    with pytest.raises(IllegalEventError, match=f"is {state.value}"):
+        scheduler.apply(event)
+    assert _snapshot(scheduler) == before
 
 
 @pytest.mark.parametrize(
@@ -262,38 +289,53 @@ def test_no_capacity_starts_nothing(capacity: Resources) -> None:
 
 
 def test_attempt_says_what_to_start() -> None:
-    """An attempt carries ID, label, request and time limit."""
+    """An attempt carries ID, label, request, time limit, and a limit of memory where it is enforced."""
     plan = make_plan("a b")
     request = Resources(2, _GIB)
-    scheduler = _scheduler(plan, requests={"b": request}, timeout_s=7.0)
+    rules = {"b": TaskRules(request, enforce_memory=True, timeout_s=7.0)}
+    scheduler = _scheduler(plan, policy=Policy(rules=rules, common_rules=TaskRules(timeout_s=9.0)))
     assert scheduler.select(_FREE) == [
-        Attempt(0, 1, plan.quantum_id(0), "a", Resources(), 7.0),
-        Attempt(1, 1, plan.quantum_id(1), "b", request, 7.0),
+        Attempt(1, 1, plan.quantum_id(1), "b", request, 7.0, _GIB),
+        Attempt(0, 1, plan.quantum_id(0), "a", Resources(), 9.0),
     ]
 
 
 def test_admission_by_cores_and_memory() -> None:
     """What is started together fits together, in cores and in memory."""
     requests = {"a": Resources(1, 3 * _GIB), "b": Resources(2, _GIB)}
-    scheduler = _scheduler("a:1 a:2 b:1 b:2 a:3", requests=requests)
-    assert _chosen(scheduler, Resources(4, 8 * _GIB)) == [0, 1, 2]
+    scheduler = _scheduler("a:1 a:2 b:1 b:2 a:3 -> end", policy=_asking(requests))
+    assert _chosen(scheduler, Resources(5, 10 * _GIB)) == [0, 1, 4, 2]
+    assert _chosen(scheduler, Resources(4, 10 * _GIB)) == [0, 1, 4]
     assert _chosen(scheduler, Resources(4, 5 * _GIB)) == [0]
-    assert _chosen(scheduler, Resources(100)) == [0, 1, 2, 3, 4]
+    assert _chosen(scheduler, Resources(100)) == [0, 1, 4, 2, 3]
     assert _chosen(scheduler, Resources(1)) == [0]
+
+
+def test_largest_first_among_equally_long_paths() -> None:
+    """Of equally urgent quanta the one that asks for most memory is first, but none before a longer path."""
+    requests = {"small": Resources(1, 1), "large": Resources(1, 9), "long": Resources(1, 4)}
+    scheduler = _scheduler("small:1 small:2 large:1 none long -> end; large:2", policy=_asking(requests))
+    labels = [scheduler._plan.describe(index) for index in _chosen(scheduler)]
+    assert [label.partition("{")[0] for label in labels] == [
+        *("large", "long", "small", "small", "none"),
+        "large",
+    ]
 
 
 def test_nothing_overtakes_the_best() -> None:
     """What is free is kept for the best ready quantum, even if smaller ones would fit."""
-    scheduler = _scheduler("big -> x -> y; small:1 small:2", requests={"big": Resources(4)})
+    scheduler = _scheduler("big -> x -> y; small:1 small:2", policy=_asking({"big": Resources(4, 10)}))
     assert _chosen(scheduler, Resources(3)) == []
-    assert _chosen(scheduler, Resources(5)) == [0, 3]
+    assert _chosen(scheduler, Resources(5, 9)) == []
+    assert _chosen(scheduler, Resources(5, 10)) == [0, 3]
 
 
-def test_large_quantum_does_not_starve() -> None:
+@pytest.mark.parametrize("asked", [(2,), (1, 10)])
+def test_large_quantum_does_not_starve(asked: tuple[int, ...]) -> None:
     """A large quantum among ever new small ones is started when enough has ended, not last."""
     small = "; ".join(f"small:{number}" for number in range(20))
-    scheduler = _scheduler(f"big -> end; {small}", requests={"big": Resources(2)})
-    model = FakeModel(Resources(2))
+    scheduler = _scheduler(f"big -> end; {small}", policy=_asking({"big": Resources(*asked)}))
+    model = FakeModel(Resources(2, 10))
     _start(scheduler, 2)
     model.start([_attempt(scheduler, 2)])
     run_plan(scheduler, model)
@@ -301,14 +343,49 @@ def test_large_quantum_does_not_starve() -> None:
 
 
 def test_serial_label_runs_one_at_a_time_beside_the_others() -> None:
-    """Of a serial label one quantum runs at a time; it takes nothing from the capacity."""
-    scheduler = _scheduler("s:1 s:2 t:1 a b", serial_labels={"s", "t"}, requests={"s": Resources(64)})
+    """Of a serial label one quantum runs at a time; it takes no core of the capacity."""
+    scheduler = _scheduler("s:1 s:2 t:1 a b", serial_labels={"s", "t"}, policy=_asking({"s": Resources(64)}))
     assert _chosen(scheduler, Resources(0)) == [0, 2]
     assert _chosen(scheduler, Resources(1)) == [0, 2, 3]
     _start(scheduler, 0)
     assert _chosen(scheduler, Resources(0)) == [2]
     _end(scheduler, 0)
     assert _chosen(scheduler, Resources(0)) == [1, 2]
+
+
+def test_serial_label_counts_for_memory() -> None:
+    """What it asks for is not there for the others, and it waits until there is enough."""
+    requests = {"s": Resources(64, 4), "a": Resources(1, 3)}
+    scheduler = _scheduler("s:1 s:2 a:1 a:2", serial_labels={"s"}, policy=_asking(requests))
+    assert _chosen(scheduler, Resources(8, 10)) == [0, 2, 3]
+    assert _chosen(scheduler, Resources(8, 9)) == [0, 2]
+    assert _chosen(scheduler, Resources(0, 4)) == [0]
+    assert _chosen(scheduler, Resources(8, 3)) == []
+    _start(scheduler, 0)
+    assert _chosen(scheduler, Resources(8, 3)) == [2]
+
+
+def test_serial_labels_do_not_overtake() -> None:
+    """A better quantum keeps its memory, also while it waits for cores; what it leaves is theirs."""
+    requests = {"best": Resources(4, 6), "s": Resources(1, 4), "other": Resources(1, 1)}
+    scheduler = _scheduler("best -> x -> end; s; other", serial_labels={"s"}, policy=_asking(requests))
+    s, other = (next(i for i in range(5) if scheduler._plan.label(i) == label) for label in ("s", "other"))
+    assert _chosen(scheduler, Resources(4, 9)) == [0]
+    assert _chosen(scheduler, Resources(4, 10)) == [0, s]
+    assert _chosen(scheduler, Resources(5, 11)) == [0, s, other]
+    assert _chosen(scheduler, Resources(3, 9)) == []
+    assert _chosen(scheduler, Resources(3, 11)) == [s]
+
+
+def test_of_serial_labels_the_best_has_the_memory() -> None:
+    """The one with the longer path, then the one that asks for more."""
+    requests = {"s": Resources(1, 2), "t": Resources(1, 3), "u": Resources(1, 2)}
+    scheduler = _scheduler("s t -> a; u -> b -> c", serial_labels=set("stu"), policy=_asking(requests))
+    s, t, u = (next(i for i in range(6) if scheduler._plan.label(i) == label) for label in "stu")
+    assert _chosen(scheduler, Resources(0, 7)) == [u, t, s]
+    assert _chosen(scheduler, Resources(0, 5)) == [u, t]
+    assert _chosen(scheduler, Resources(0, 4)) == [u]
+    assert _chosen(scheduler, Resources(0, 1)) == []
 
 
 def test_stop_starts_nothing_more() -> None:
@@ -334,6 +411,7 @@ def test_stop_starts_nothing_more() -> None:
         (True, Ending.FAIL, StopReason.FAILED_FAST),
         (True, Ending.LOSE, StopReason.FAILED_FAST),
         (True, Ending.TIME_OUT, StopReason.FAILED_FAST),
+        (True, Ending.OUT_OF_MEMORY, StopReason.FAILED_FAST),
         (False, Ending.FAIL_INVALID, StopReason.INVALID_QUANTUM),
         (False, Ending.FAIL, None),
         (True, Ending.SUCCEED, None),
@@ -369,7 +447,7 @@ def test_stuck_names_who_asks_for_too_much() -> None:
     """A task that asks for more than the whole machine is found before anything is started."""
     scheduler = _scheduler(
         "a -> b:1 b:2; a -> s",
-        requests={"b": Resources(8, 2 * _GIB), "s": Resources(99)},
+        policy=_asking({"b": Resources(8, 2 * _GIB), "s": Resources(99)}),
         serial_labels={"s"},
     )
     message = scheduler.stuck(Resources(4, 8 * _GIB))
@@ -385,11 +463,14 @@ def test_stuck_names_who_asks_for_too_much() -> None:
     assert scheduler.stuck(Resources(4)) is None
 
 
-@pytest.mark.parametrize("request_", [Resources(0), Resources(-1), Resources(1, -1)])
-def test_requests_that_make_no_sense(request_: Resources) -> None:
-    """A quantum needs at least one core."""
-    with pytest.raises(UsageError, match="task a asks for"):
-        _scheduler("a", requests={"a": request_})
+def test_stuck_for_the_memory_of_a_serial_label() -> None:
+    """It needs no core of the capacity, but memory like all others."""
+    policy = _asking({"s": Resources(99, 2 * _GIB)})
+    scheduler = _scheduler("a; s", policy=policy, serial_labels={"s"})
+    assert scheduler.stuck(Resources(1, 2 * _GIB)) is None
+    message = scheduler.stuck(Resources(1, _GIB))
+    assert message is not None
+    assert "task s that are left asks for 99 cores and 2 GiB" in message
 
 
 def test_empty_plan_is_finished() -> None:
@@ -398,32 +479,6 @@ def test_empty_plan_is_finished() -> None:
     assert scheduler.finished
     assert _chosen(scheduler) == []
     assert sum(scheduler.counts().values()) == 0
-
-
-def test_table_is_closed() -> None:
-    """Nothing leads out of a final state, something out of every other, and every state can be reached."""
-    leaving = {state for state, _ in TRANSITIONS} | {state for state, _ in CONSEQUENCES}
-    reached = set(TRANSITIONS.values()) | {state for _, state in CONSEQUENCES}
-    assert leaving == set(State) - FINAL_STATES
-    assert reached == set(State) - {State.WAITING}
-    assert {kind for _, kind in TRANSITIONS} == set(get_args(AttemptEvent))
-
-
-def test_diagram_has_every_transition() -> None:
-    """The diagram shows each transition with its event."""
-    diagram = state_diagram()
-    for (state, kind), following in TRANSITIONS.items():
-        arrow = f"{state.value} --> {following.value}: "
-        assert any(arrow in line and kind.__name__ in line for line in diagram.splitlines())
-
-
-def test_documentation_is_the_table() -> None:
-    """docs/states.md is what the tables say."""
-    page = Path(__file__).parents[1] / "docs" / "states.md"
-    command = (
-        "python -c \"from qgexec.states import states_page; print(states_page(), end='')\" > docs/states.md"
-    )
-    assert page.read_text() == states_page(), f"run: {command}"
 
 
 def test_check_is_not_a_promise() -> None:
@@ -440,3 +495,15 @@ def test_check_is_not_a_promise() -> None:
     scheduler.apply(other)
     with pytest.raises(IllegalEventError, match="is running"):
         scheduler.apply(other)
+
+
+def test_more_cores_than_there_are() -> None:
+    """A quantum that asks for more cores than there are gets all of them, and is told what it asked for."""
+    policy = Policy(rules={"a": TaskRules(request=Resources(8)), "b": TaskRules(request=Resources(1))})
+    scheduler = _scheduler("a b", policy=policy)
+    assert scheduler.stuck(Resources(2)) is not None
+    scheduler.limit_cores(2)
+    assert scheduler.stuck(Resources(2)) is None
+    (attempt,) = scheduler.select(Resources(2))
+    assert (attempt.task_label, attempt.resources.cores) == ("a", 8)
+    assert scheduler.select(Resources(1)) == []

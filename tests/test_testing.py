@@ -6,14 +6,17 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qgexec.errors import GraphError
 from qgexec.events import (
+    AttemptEvent,
     AttemptFailed,
     AttemptLost,
+    AttemptOutOfMemory,
     AttemptReturned,
     AttemptSkipped,
     AttemptStarted,
@@ -23,11 +26,12 @@ from qgexec.events import (
     StopRequested,
 )
 from qgexec.models.base import Bench, ExecutionModel, Run
-from qgexec.policy import Policy
-from qgexec.quantum import Attempt, OutcomeStatus, Resources, RunContext, SegmentRef
+from qgexec.policy import Policy, Retries, TaskRules
+from qgexec.quantum import Attempt, ExceptionSummary, OutcomeStatus, Resources, RunContext, SegmentRef
 from qgexec.scheduler import Scheduler
 from qgexec.states import State
 from qgexec.testing import (
+    AnyEnding,
     BenchAct,
     Ending,
     FakeBench,
@@ -90,24 +94,87 @@ def test_clock_stands_still() -> None:
         (Ending.SUCCEED, AttemptSucceeded),
         (Ending.FAIL, AttemptFailed),
         (Ending.FAIL_INVALID, AttemptFailed),
+        (Ending.FAIL_REPEATABLE, AttemptFailed),
+        (ExceptionSummary("builtins.OSError", "full"), AttemptFailed),
         (Ending.SKIP, AttemptSkipped),
         (Ending.LOSE, AttemptLost),
+        (Ending.SEGFAULT, AttemptLost),
+        (3, AttemptLost),
+        (Ending.OUT_OF_MEMORY, AttemptOutOfMemory),
+        (Ending.OUT_OF_MEMORY_BY_KERNEL, AttemptOutOfMemory),
         (Ending.TIME_OUT, AttemptTimedOut),
         (Ending.RETURN, AttemptReturned),
     ],
 )
-def test_model_follows_its_script(ending: Ending, kind: type) -> None:
+def test_model_follows_its_script(ending: AnyEnding, kind: type) -> None:
     """Each ending is the event it says, about the attempt that was started."""
     model = FakeModel(script={"a": ending})
     (attempt,) = _attempts("a")
     model.start([attempt])
     (event,) = model.wait(1.0)
     assert type(event) is kind
-    assert isinstance(
-        event,
-        AttemptSucceeded | AttemptFailed | AttemptSkipped | AttemptLost | AttemptTimedOut | AttemptReturned,
-    )
+    assert isinstance(event, AttemptEvent)
+    assert not isinstance(event, AttemptStarted)
     assert (event.index, event.attempt, event.at) == (0, 1, model.clock.now)
+
+
+@pytest.mark.parametrize(
+    ("ending", "exit_code", "reason"),
+    [
+        (Ending.LOSE, -9, "was killed by signal 9 (SIGKILL)"),
+        (Ending.SEGFAULT, -11, "was killed by signal 11 (SIGSEGV)"),
+        (-signal.SIGABRT, -6, "was killed by signal 6 (SIGABRT)"),
+        (3, 3, "exited with status 3"),
+    ],
+)
+def test_model_loses_attempts_in_every_way(ending: AnyEnding, exit_code: int, reason: str) -> None:
+    """Signals and exit statuses are in the event, and in its words."""
+    model = FakeModel(script={"a": ending})
+    model.start(_attempts("a"))
+    (event,) = model.wait(1.0)
+    assert isinstance(event, AttemptLost)
+    assert (event.exit_code, event.reason) == (exit_code, f"worker 1 {reason}")
+
+
+def test_model_fails_as_told() -> None:
+    """An exception that the script has is the outcome's."""
+    error = ExceptionSummary("builtins.OSError", "full", "isr.py:3 run", 7)
+    model = FakeModel(script={"a": [error]})
+    model.start(_attempts("a"))
+    (event,) = model.wait(1.0)
+    assert isinstance(event, AttemptFailed)
+    assert event.outcome.exception == error
+
+
+def test_model_ends_attempts_over_their_memory() -> None:
+    """It says the limit that the attempt had; of what the kernel ended nobody knows."""
+    (attempt,) = _attempts("a", a=Resources(1, 100))
+    model = FakeModel(Resources(1, 100), {"a": [Ending.OUT_OF_MEMORY, Ending.OUT_OF_MEMORY_BY_KERNEL]})
+    model.start([replace(attempt, memory_limit_bytes=80)])
+    (event,) = model.wait(1.0)
+    assert event == AttemptOutOfMemory(model.clock.now, 0, 1, 81, 80, worker=1)
+    model.start([replace(attempt, number=2)])
+    (event,) = model.wait(1.0)
+    assert event == AttemptOutOfMemory(model.clock.now, 0, 2, None, None, by_kernel=True, worker=1)
+
+
+def test_memory_that_grows_is_seen_in_attempts() -> None:
+    """Each attempt after one that ran out of memory is started with more, and the model has it to give."""
+    rules = TaskRules(Resources(1, 100), enforce_memory=True, memory_multiplier=2, memory_max_bytes=300)
+    scheduler = Scheduler(make_plan("a"), policy=Policy(rules={"a": rules}))
+    model = FakeModel(Resources(1, 300), {"a": Ending.OUT_OF_MEMORY})
+    run_plan(scheduler, model)
+    assert [attempt.resources.memory_bytes for attempt in model.started] == [100, 200, 300]
+    assert [attempt.memory_limit_bytes for attempt in model.started] == [100, 200, 300]
+    assert scheduler.state(0) is State.FAILED
+
+
+def test_run_plan_judges_failures() -> None:
+    """The events that it returns say which attempts are followed by another."""
+    policy = Policy(common_rules=TaskRules(retries=Retries(common=1)))
+    scheduler = Scheduler(make_plan("a"), policy=policy)
+    events = run_plan(scheduler, FakeModel(script={"a": Ending.FAIL}))
+    assert [event.retried for event in events if isinstance(event, AttemptFailed)] == [True, False]
 
 
 def test_model_scripts_each_attempt() -> None:
@@ -121,14 +188,14 @@ def test_model_scripts_each_attempt() -> None:
 
 
 def test_model_counts_its_capacity() -> None:
-    """What runs is taken off cores and memory, but not what is of a serial label."""
-    first, second, serial = _attempts("a b s", a=Resources(2, 100), b=Resources(1))
+    """What runs is taken off cores and memory, but of a serial label only its memory."""
+    first, second, serial = _attempts("a b s", a=Resources(2, 100), b=Resources(1), s=Resources(9, 30))
     model = FakeModel(Resources(4, 150))
     model.open(_run(frozenset({"s"})))
     model.start([first, second, serial])
-    assert model.capacity() == Resources(1, 50)
+    assert model.capacity() == Resources(1, 20)
     model.wait(1.0)
-    assert model.capacity() == Resources(3, 150)
+    assert model.capacity() == Resources(3, 120)
     assert model.running == [second, serial]
 
 
@@ -190,7 +257,7 @@ def test_run_plan_stops_as_the_policy_wants() -> None:
 
 def test_run_plan_says_who_is_stuck() -> None:
     """A quantum that can never start ends the run with a sentence, not with a loop."""
-    scheduler = Scheduler(make_plan("a"), policy=Policy(), requests={"a": Resources(2)})
+    scheduler = Scheduler(make_plan("a"), policy=Policy(rules={"a": TaskRules(Resources(2))}))
     with pytest.raises(AssertionError, match="task a that are left asks for 2 cores"):
         run_plan(scheduler, FakeModel(Resources(1)))
 

@@ -20,10 +20,11 @@ from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus, SegmentRef
 
 __all__ = ["JOURNAL_VERSION", "decode", "encode"]
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 """Version of the journal's lines.
 
 1: the first.
+2: out of memory ("oom"), reopened ("again"); "y" where an attempt that ended badly is followed by another.
 
 Readers pass over keys that they do not know, so a new optional key makes no
 new version; a new event does.
@@ -51,6 +52,12 @@ def _indices(value: Any) -> tuple[int, ...]:
     return tuple(map(as_index, value))
 
 
+def _flag(value: Any) -> bool:
+    if value is not None and type(value) is not bool:
+        raise TypeError("neither true nor false")
+    return value is True
+
+
 _Value = TypeVar("_Value")
 
 
@@ -68,20 +75,37 @@ _PROCESS: tuple[_Field, ...] = (_HOST, ("p", "pid", as_index), ("b", "pid_starte
 _WORKER: _Field = ("w", "worker", as_index)
 _PERHAPS_WORKER: _Field = ("w", "worker", _optional(as_index))
 _EXIT_CODE: _Field = ("x", "exit_code", _optional(as_index))
+_USED: _Field = ("u", "used_bytes", _optional(as_index))
+_RETRIED: _Field = ("y", "retried", _flag)
 
 _PLAIN: Mapping[type[Any], tuple[str, tuple[_Field, ...]]] = {
     ev.RunStarted: ("run", (_AT, *_PROCESS, ("m", "model", _text), ("n", "n_quanta", as_index))),
+    ev.RunReopened: ("again", (_AT, ("i", "revoked", _indices))),
     ev.RunEnded: ("end", (_AT, ("r", "reason", ev.EndReason))),
     ev.StopRequested: ("stop", (_AT, ("r", "reason", ev.StopReason))),
     ev.WorkerStarted: ("hired", (_AT, _WORKER, *_PROCESS)),
     ev.WorkerEnded: ("gone", (_AT, _WORKER, _EXIT_CODE)),
     ev.AttemptStarted: ("start", _ATTEMPT),
-    ev.AttemptLost: ("lost", (*_ATTEMPT, ("r", "reason", _text), _EXIT_CODE, _PERHAPS_WORKER)),
-    ev.AttemptTimedOut: ("late", (*_ATTEMPT, ("l", "timeout_s", _number), _PERHAPS_WORKER)),
+    ev.AttemptLost: (
+        "lost",
+        (*_ATTEMPT, ("r", "reason", _text), _EXIT_CODE, _PERHAPS_WORKER, _USED, _RETRIED),
+    ),
+    ev.AttemptTimedOut: ("late", (*_ATTEMPT, ("l", "timeout_s", _number), _PERHAPS_WORKER, _RETRIED)),
+    ev.AttemptOutOfMemory: (
+        "oom",
+        (
+            *_ATTEMPT,
+            _USED,
+            ("l", "limit_bytes", _optional(as_index)),
+            ("k", "by_kernel", _flag),
+            _PERHAPS_WORKER,
+            _RETRIED,
+        ),
+    ),
     ev.AttemptReturned: ("back", _ATTEMPT),
     ev.OutputsIngested: ("in", (_AT, ("i", "indices", _indices), ("n", "n_datasets", as_index))),
 }
-"""Events without an outcome: their tag (key ``e``) and fields. `None` is not written."""
+"""Events without an outcome: their tag (key ``e``) and fields. `None` and `False` are not written."""
 
 _ENDED: Mapping[type[Any], tuple[str, OutcomeStatus]] = {
     ev.AttemptSucceeded: ("ok", OutcomeStatus.SUCCEEDED),
@@ -111,7 +135,8 @@ def encode(event: Event) -> bytes:
         tag, fields = _PLAIN[type(event)]
         values = {"e": tag}
         for key, name, _ in fields:
-            if (value := getattr(event, name)) is not None:
+            value = getattr(event, name)
+            if value is not None and value is not False:
                 values[key] = value
         return (_to_json(values) + "\n").encode("ascii")
     except (TypeError, ValueError, AttributeError, KeyError) as err:
@@ -148,6 +173,8 @@ def _encode_ended(event: ev.AttemptSucceeded | ev.AttemptSkipped | ev.AttemptFai
         line += f',"x":{_to_json([error.type, error.message, error.where, error.exit_code])}'
     if (ref := outcome.detail) is not None:
         line += f',"d":[{encode_basestring_ascii(ref.segment)},{ref.offset:d},{ref.length:d}]'
+    if type(event) is ev.AttemptFailed and event.retried:
+        line += ',"y":true'
     return (line + "}\n").encode("ascii")
 
 
@@ -197,6 +224,8 @@ def _decode_ended(tag: str, values: Mapping[str, Any]) -> Event:
         exception=None if error is None else _decode_exception(*error),
         detail=None if detail is None else _decode_ref(*detail),
     )
+    if event_type is ev.AttemptFailed:
+        return ev.AttemptFailed(at, outcome, _flag(values.get("y")))
     return cast("Event", event_type(at, outcome))
 
 

@@ -9,12 +9,14 @@ QgexecError
     + InitOutputsError
   x RunDirError
     + JournalError
+      * RunHeldError
   x IllegalEventError
   x ModelError
     + WorkerStartError
   x IngestError
 
 A quantum that fails is not an error of qgexec's: it is a value (`qgexec.quantum.Outcome`).
+`QuantumTimeUp` is none either: it ends a quantum in this process that has run for too long.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ __all__ = [
     "JournalError",
     "ModelError",
     "QgexecError",
+    "QuantumTimeUp",
     "RepositoryError",
     "RunDirError",
+    "RunHeldError",
     "UsageError",
     "WorkerStartError",
 ]
@@ -98,6 +102,10 @@ class JournalError(RunDirError):
     """A journal is damaged, of a newer version, or belongs to another writer now."""
 
 
+class RunHeldError(JournalError):
+    """Another driver has the run in hand, or may have."""
+
+
 class IllegalEventError(QgexecError):
     """An event that the state table does not allow: a defect of an execution model, or of ours."""
 
@@ -112,3 +120,10 @@ class WorkerStartError(ModelError):
 
 class IngestError(QgexecError):
     """Outputs could not be taken into the registry."""
+
+
+class QuantumTimeUp(BaseException):
+    """Raised into a quantum that runs in this process, where its time is up.
+
+    No `Exception`: what handles those must not take it for a failure of its own.
+    """

@@ -14,6 +14,7 @@ __all__ = [
     "AttemptEvent",
     "AttemptFailed",
     "AttemptLost",
+    "AttemptOutOfMemory",
     "AttemptReturned",
     "AttemptSkipped",
     "AttemptStarted",
@@ -21,8 +22,10 @@ __all__ = [
     "AttemptTimedOut",
     "EndReason",
     "Event",
+    "FailureEvent",
     "OutputsIngested",
     "RunEnded",
+    "RunReopened",
     "RunStarted",
     "StopReason",
     "StopRequested",
@@ -39,6 +42,9 @@ class StopReason(Enum):
 
     INVALID_QUANTUM = "invalid quantum"
     """A quantum raised upstream's InvalidQuantumError: the graph or the configuration is wrong."""
+
+    TOO_MANY_FAILURES = "too many failures"
+    """As many quanta failed as the run was told to bear."""
 
     INTERRUPTED = "interrupted"
     """The user asked for it: Ctrl-C or SIGTERM."""
@@ -80,6 +86,15 @@ class RunEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class RunReopened:
+    """What had failed, and what was blocked by it, is to be run after all; nothing runs at that moment."""
+
+    at: float
+    revoked: tuple[int, ...] = ()
+    """Quanta that had succeeded, but whose outputs are not there any more: they are run again, too."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """No further quantum is started; what runs goes on unless it is returned."""
 
@@ -93,7 +108,7 @@ class WorkerStarted:
 
     at: float
     worker: int
-    """Number of the worker, from 1, never used again in this run."""
+    """Number of the worker, from 1, never used again by this driver; 0 is the ingester."""
     host: str
     pid: int
     pid_started_at: float
@@ -150,6 +165,9 @@ class AttemptSkipped(_Ended):
 class AttemptFailed(_Ended):
     """The quantum raised."""
 
+    retried: bool = False
+    """The quantum is tried again; models leave this, here and below, to the scheduler."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttemptLost:
@@ -164,6 +182,9 @@ class AttemptLost:
     """Exit status of the worker; minus the signal's number where a signal ended it."""
     worker: int | None = None
     """The worker that had it; its log is in the run directory."""
+    used_bytes: int | None = None
+    """Resident memory of the worker and its children when last looked at, where it was."""
+    retried: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +196,24 @@ class AttemptTimedOut:
     attempt: int
     timeout_s: float
     worker: int | None = None
+    retried: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOutOfMemory:
+    """The attempt was ended because it used too much memory: by us over its limit, or by the kernel."""
+
+    at: float
+    index: int
+    attempt: int
+    used_bytes: int | None
+    """Resident memory, children included, when last looked at; `None` where nobody had looked."""
+    limit_bytes: int | None
+    """What it, or where the kernel ended it all of us together, might have used."""
+    by_kernel: bool = False
+    """The kernel ended it, for the whole machine or control group had no more."""
+    worker: int | None = None
+    retried: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +242,22 @@ AttemptEvent = (
     | AttemptFailed
     | AttemptLost
     | AttemptTimedOut
+    | AttemptOutOfMemory
     | AttemptReturned
 )
 """Events that move one quantum in the state table."""
 
-Event = AttemptEvent | RunStarted | RunEnded | StopRequested | WorkerStarted | WorkerEnded | OutputsIngested
+FailureEvent = AttemptFailed | AttemptLost | AttemptTimedOut | AttemptOutOfMemory
+"""Events that end an attempt badly."""
+
+Event = (
+    AttemptEvent
+    | RunStarted
+    | RunReopened
+    | RunEnded
+    | StopRequested
+    | WorkerStarted
+    | WorkerEnded
+    | OutputsIngested
+)
 """Everything that a journal may hold."""

@@ -6,19 +6,25 @@ It needs no scheduler, so that whoever reads a journal can show the same.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qgexec.events import (
     AttemptFailed,
     AttemptLost,
+    AttemptOutOfMemory,
     AttemptReturned,
     AttemptSkipped,
     AttemptStarted,
     AttemptSucceeded,
     AttemptTimedOut,
     Event,
+    FailureEvent,
+    RunReopened,
+    RunStarted,
 )
 from qgexec.plan import Plan
+from qgexec.states import State
 
 __all__ = ["LabelProgress", "Progress", "ProgressView"]
 
@@ -38,6 +44,8 @@ class LabelProgress:
     skipped: int = 0
     failed: int = 0
     blocked: int = 0
+    retried: int = 0
+    """Attempts that ended badly and were followed by another."""
 
     @property
     def ended(self) -> int:
@@ -53,7 +61,7 @@ class ProgressView:
     """Each task, in the order of the graph."""
 
     elapsed_s: float
-    """Time since the first attempt started, seconds; 0 before."""
+    """Time since the first attempt started, less that in which no driver had the run, seconds; 0 before."""
 
     rate_per_s: float
     """Attempts that ended per second, over the last `RATE_WINDOW_S` seconds."""
@@ -64,17 +72,22 @@ class ProgressView:
     @property
     def total(self) -> LabelProgress:
         """The sum over all tasks."""
-        names = ("total", "running", "succeeded", "skipped", "failed", "blocked")
+        names = ("total", "running", "succeeded", "skipped", "failed", "blocked", "retried")
         return LabelProgress("", *(sum(getattr(row, name) for row in self.labels) for name in names))
 
 
 class _Tally:
     """Running numbers of one task."""
 
-    __slots__ = ("blocked", "busy_s", "failed", "running", "skipped", "succeeded", "timed")
+    __slots__ = ("blocked", "busy_s", "failed", "retried", "running", "skipped", "succeeded", "timed")
 
-    def __init__(self) -> None:
-        self.running = self.succeeded = self.skipped = self.failed = self.blocked = 0
+    def __init__(self, counts: Mapping[State, int]) -> None:
+        self.running = counts.get(State.RUNNING, 0)
+        self.succeeded = counts.get(State.SUCCEEDED, 0)
+        self.skipped = counts.get(State.SKIPPED, 0)
+        self.failed = counts.get(State.FAILED, 0)
+        self.blocked = counts.get(State.BLOCKED, 0)
+        self.retried = 0
         self.timed = 0  # attempts that were executed to an end of their own
         self.busy_s = 0.0  # the time they took
 
@@ -88,13 +101,16 @@ class Progress:
     ----------
     plan
         The quanta of the run.
+    counts
+        For each task label the number of its quanta in each state, where the run is gone on with.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, counts: Mapping[str, Mapping[State, int]] | None = None) -> None:
         self._plan = plan
         self._totals = plan.count_by_label()
-        self._tallies = [_Tally() for _ in plan.labels]
-        self._blocked = bytearray(len(plan))
+        self._tallies = [_Tally((counts or {}).get(label, {})) for label in plan.labels]
+        self._marks = bytearray(len(plan))  # of quanta that failures behind them no longer block
+        self._blocked: list[int] = []
         self._first_at: float | None = None
         self._recent: deque[tuple[int, int]] = deque()  # whole second, attempts that ended in it
 
@@ -107,8 +123,14 @@ class Progress:
                 self._tally(event.index).running += 1
             case AttemptReturned():
                 self._tally(event.index).running -= 1
-            case AttemptSucceeded() | AttemptSkipped() | AttemptFailed() | AttemptLost() | AttemptTimedOut():
-                self._end(event)
+            case AttemptSucceeded() | AttemptSkipped():
+                self._end_well(event)
+            case AttemptFailed() | AttemptLost() | AttemptTimedOut() | AttemptOutOfMemory():
+                self._end_badly(event)
+            case RunReopened():
+                self._reopen(event)
+            case RunStarted():
+                self._pass_over_pause(event.at)
             case _:
                 pass
 
@@ -127,7 +149,9 @@ class Progress:
         the number of workers and all overhead in it. Skipped quanta took no time worth counting.
         """
         labels = tuple(
-            LabelProgress(label, total, row.running, row.succeeded, row.skipped, row.failed, row.blocked)
+            LabelProgress(
+                label, total, row.running, row.succeeded, row.skipped, row.failed, row.blocked, row.retried
+            )
             for (label, total), row in zip(self._totals.items(), self._tallies, strict=True)
         )
         elapsed = max(now - self._first_at, 0.0) if self._first_at is not None else 0.0
@@ -151,24 +175,52 @@ class Progress:
     def _tally(self, index: int) -> _Tally:
         return self._tallies[self._plan.label_codes[index]]
 
-    def _end(
-        self, event: AttemptSucceeded | AttemptSkipped | AttemptFailed | AttemptLost | AttemptTimedOut
-    ) -> None:
+    def _end_well(self, event: AttemptSucceeded | AttemptSkipped) -> None:
         tally = self._tally(event.index)
         tally.running -= 1
+        self._marks[event.index] = 1
         self._count_recent(int(event.at))
         if isinstance(event, AttemptSkipped):
             tally.skipped += 1
-            return
-        if isinstance(event, AttemptSucceeded | AttemptFailed):
-            tally.timed += 1
-            tally.busy_s += event.outcome.ended_at - event.outcome.started_at
-        if isinstance(event, AttemptSucceeded):
+        else:
             tally.succeeded += 1
+            self._add_time(tally, event)
+
+    def _end_badly(self, event: FailureEvent) -> None:
+        tally = self._tally(event.index)
+        tally.running -= 1
+        self._count_recent(int(event.at))
+        if isinstance(event, AttemptFailed):
+            self._add_time(tally, event)
+        if event.retried:
+            tally.retried += 1
             return
         tally.failed += 1
-        for descendant in self._plan.mark_descendants(event.index, self._blocked, 1):
+        blocked = self._plan.mark_descendants(event.index, self._marks, 1)
+        self._blocked += blocked
+        for descendant in blocked:
             self._tally(descendant).blocked += 1
+
+    @staticmethod
+    def _add_time(tally: _Tally, event: AttemptSucceeded | AttemptFailed) -> None:
+        tally.timed += 1
+        tally.busy_s += event.outcome.ended_at - event.outcome.started_at
+
+    def _reopen(self, event: RunReopened) -> None:
+        for tally in self._tallies:
+            tally.failed = tally.blocked = 0
+        for index in self._blocked:
+            self._marks[index] = 0
+        self._blocked.clear()
+        for index in set(event.revoked):
+            self._marks[index] = 0
+            self._tally(index).succeeded -= 1
+
+    def _pass_over_pause(self, until: float) -> None:
+        """Leave out the time from the last end of an attempt until another driver came."""
+        if self._first_at is not None:
+            since = self._recent[-1][0] + 1 if self._recent else self._first_at
+            self._first_at += max(until - since, 0.0)
 
     def _count_recent(self, second: int) -> None:
         recent = self._recent

@@ -158,6 +158,9 @@ class Attempt:
     timeout_s: float | None = None
     """Wall time after which the attempt is to be ended; `None` for no limit."""
 
+    memory_limit_bytes: int | None = None
+    """Resident memory, children included, over which the attempt is to be ended; `None` for no limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentRef:
@@ -226,7 +229,7 @@ class Outcome:
     """CPU time (user and system) of the worker process during the attempt, seconds."""
 
     peak_rss_bytes: int | None = None
-    """Peak resident set size during the attempt; `None` where the kernel cannot tell."""
+    """Peak resident set size during the attempt, children included; `None` where the kernel cannot tell."""
 
     host: str = ""
     """Host name."""

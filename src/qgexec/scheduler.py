@@ -8,19 +8,25 @@ running model or from a journal.
 
 from __future__ import annotations
 
+import sys
 from array import array
-from collections.abc import Collection, Mapping
-from heapq import heapify, heappop, heappush, heapreplace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from heapq import heapify, heappop, heapreplace
 from typing import cast
 
 import numpy as np
 
-from qgexec.errors import IllegalEventError, UsageError
+from qgexec.errors import IllegalEventError
 from qgexec.events import (
     AttemptEvent,
+    AttemptOutOfMemory,
+    AttemptReturned,
     Event,
+    FailureEvent,
     OutputsIngested,
     RunEnded,
+    RunReopened,
     RunStarted,
     StopReason,
     StopRequested,
@@ -28,15 +34,16 @@ from qgexec.events import (
     WorkerStarted,
 )
 from qgexec.plan import Plan
-from qgexec.policy import Policy
+from qgexec.policy import Account, Policy
 from qgexec.quantum import Attempt, Resources
-from qgexec.states import FINAL_STATES, TRANSITIONS, State, state_diagram
+from qgexec.readyqueue import ReadyQueue, keys_of
+from qgexec.states import FINAL_STATES, REOPENED, RETRIED, REVOKED, TRANSITIONS, State, state_diagram
 
 __all__ = ["FINAL_STATES", "TRANSITIONS", "Scheduler", "State", "state_diagram"]
 
 
 _EVENTS_OF_THE_RUN = frozenset(
-    {RunStarted, RunEnded, StopRequested, WorkerStarted, WorkerEnded, OutputsIngested}
+    {RunStarted, RunReopened, RunEnded, StopRequested, WorkerStarted, WorkerEnded, OutputsIngested}
 )
 
 # A state in a bytearray is its position in State; an illegal move is a number that is no position.
@@ -46,60 +53,29 @@ _ILLEGAL = _N_STATES
 _WAITING, _READY, _RUNNING, _SUCCEEDED, _SKIPPED, _FAILED, _BLOCKED = range(_N_STATES)
 
 
-def _compile_moves() -> dict[type[Event], bytes]:
+def _compile_moves(table: Mapping[tuple[State, type[AttemptEvent]], State]) -> dict[type[Event], bytes]:
     """Return for each type of event the code of the next state at the code of each state."""
     moves: dict[type[Event], bytes] = {}
-    for kind in dict.fromkeys(kind for _, kind in TRANSITIONS):
-        following = (TRANSITIONS.get((state, kind)) for state in _STATES)
+    for kind in dict.fromkeys(kind for _, kind in table):
+        following = (table.get((state, kind)) for state in _STATES)
         moves[kind] = bytes(_ILLEGAL if state is None else _STATES.index(state) for state in following)
     return moves
 
 
-_MOVES = _compile_moves()
+_MOVES = _compile_moves(TRANSITIONS)
+_RETRY_MOVES = _compile_moves(RETRIED)
+_NOT_BEGUN = (_WAITING, _READY)
+_REOPENED = [_STATES.index(state) for state in REOPENED]
 
 
-class _Queue:
-    """Ready quanta that ask for the same resources, best first.
+class _Trouble:
+    """What a quantum that had an attempt end badly has cost."""
 
-    Quanta are kept as keys (see `Scheduler`). A quantum that was started stays here until
-    its key comes to the top; one that was returned may be here twice, but equal keys
-    come to the top one after another.
-    """
+    __slots__ = ("charged", "n_out_of_memory")
 
-    __slots__ = ("_keys", "_n_quanta", "_states", "_taken", "request")
-
-    def __init__(self, request: Resources, states: bytearray) -> None:
-        self.request = request
-        self._states = states
-        self._n_quanta = len(states)
-        self._keys: list[int] = []
-        self._taken: list[int] = []
-
-    def add(self, key: int) -> None:
-        heappush(self._keys, key)
-
-    def begin(self) -> int | None:
-        """Put back what was taken at the last selection and not started then; return the best key."""
-        states, n_quanta = self._states, self._n_quanta
-        for key in self._taken:
-            if states[key % n_quanta] == _READY:
-                heappush(self._keys, key)
-        self._taken.clear()
-        return self._best()
-
-    def take(self) -> int | None:
-        """Take the best key, and return the next best."""
-        self._taken.append(heappop(self._keys))
-        return self._best()
-
-    def _best(self) -> int | None:
-        keys, taken, states, n_quanta = self._keys, self._taken, self._states, self._n_quanta
-        while keys:
-            key = keys[0]
-            if states[key % n_quanta] == _READY and not (taken and taken[-1] == key):
-                return key
-            heappop(keys)
-        return None
+    def __init__(self) -> None:
+        self.charged: dict[Account, int] = {}
+        self.n_out_of_memory = 0
 
 
 class Scheduler:
@@ -110,44 +86,25 @@ class Scheduler:
     plan
         The quanta and their order.
     policy
-        What to do about failures.
-    requests
-        For each task label what one of its quanta asks for; one core and no
-        memory limit where a label is not named.
+        What quanta may use, and what to do about failures.
     serial_labels
         Labels of tasks of which only one quantum may run at a time, beside the others.
-    timeout_s
-        Wall time limit of every attempt; `None` for no limit.
-
-    Raises
-    ------
-    qgexec.errors.UsageError
-        A request has no cores or a negative amount of memory.
 
     Notes
     -----
-    Of two ready quanta the one with the longer remaining path is better, then the one with
-    the smaller index. Both are in one integer, the quantum's key: ``(longest - path length) * n + index``.
+    Of two ready quanta the one with the longer remaining path is better, then the one that asks for
+    more memory, then the one with the smaller index.
 
     Memory is 17 bytes per quantum, besides the plan, and about 40 more for each that is ready.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        *,
-        policy: Policy,
-        requests: Mapping[str, Resources] | None = None,
-        serial_labels: Collection[str] = (),
-        timeout_s: float | None = None,
-    ) -> None:
+    def __init__(self, plan: Plan, *, policy: Policy, serial_labels: Collection[str] = ()) -> None:
         self._plan = plan
         self._policy = policy
-        self._timeout_s = timeout_s
         self._states = bytearray(len(plan))
         self._missing = plan.prerequisite_counts()
         self._attempts = array("i", [0]) * len(plan)
-        self._keys = _keys(plan)
+        self._keys = keys_of(plan)
         self._label_codes = plan.label_codes
         self._counts = [0] * (_N_STATES * len(plan.labels))
         self._n_ready = 0
@@ -156,16 +113,19 @@ class Scheduler:
         self._wanted_stop: StopReason | None = None
         self._checked: Event | None = None
         self._checked_state: int | None = None
-        asked = {label: (requests or {}).get(label, Resources()) for label in plan.labels}
-        _check_requests(asked)
-        serial = [label in serial_labels for label in plan.labels]
-        shared = {request: _Queue(request, self._states) for request in asked.values()}
+        self._n_failed = 0
+        self._all_cores = sys.maxsize
+        self._troubles: dict[int, _Trouble] = {}
+        self._grown: dict[int, Resources] = {}
+        self._rules = [policy.rules_of(label) for label in plan.labels]
+        self._shared: dict[Resources, ReadyQueue] = {}
         self._queues = [
-            _Queue(request, self._states) if alone else shared[request]
-            for request, alone in zip(asked.values(), serial, strict=True)
+            ReadyQueue(rules.request, self._states, self._grown, alone=True)
+            if label in serial_labels
+            else self._shared_queue(rules.request)
+            for label, rules in zip(plan.labels, self._rules, strict=True)
         ]
-        self._serial = [(code, self._queues[code]) for code, alone in enumerate(serial) if alone]
-        self._shared = [queue for queue in shared.values() if queue in self._queues]
+        self._serial = [(code, queue) for code, queue in enumerate(self._queues) if queue.alone]
         self._begin()
 
     def _begin(self) -> None:
@@ -174,6 +134,12 @@ class Scheduler:
             self._counts[_N_STATES * code + _WAITING] = n_quanta
         for index in np.flatnonzero(np.asarray(self._missing) == 0).tolist():
             self._make_ready(index)
+
+    def _shared_queue(self, request: Resources) -> ReadyQueue:
+        queue = self._shared.get(request)
+        if queue is None:
+            queue = self._shared[request] = ReadyQueue(request, self._states, self._grown)
+        return queue
 
     @property
     def stopping(self) -> StopReason | None:
@@ -199,12 +165,13 @@ class Scheduler:
 
     def running(self) -> list[int]:
         """Return the indices of all running quanta, ascending; a fast scan of one byte per quantum."""
-        indices = []
-        place = self._states.find(_RUNNING)
+        return list(self._indices_in(_RUNNING))
+
+    def _indices_in(self, code: int) -> Iterator[int]:
+        place = self._states.find(code)
         while place >= 0:
-            indices.append(place)
-            place = self._states.find(_RUNNING, place + 1)
-        return indices
+            yield place
+            place = self._states.find(code, place + 1)
 
     def counts(self) -> dict[State, int]:
         """Return the number of quanta in each state."""
@@ -217,6 +184,24 @@ class Scheduler:
             label: dict(zip(_STATES, row, strict=True))
             for label, row in zip(self._plan.labels, rows, strict=True)
         }
+
+    def limit_cores(self, cores: int) -> None:
+        """Let a quantum that asks for more cores than this, which are all there are, have all of them."""
+        self._all_cores = cores
+
+    def judge(self, event: FailureEvent) -> FailureEvent:
+        """Return the event as it is to be recorded: it says whether another attempt follows.
+
+        Raises
+        ------
+        qgexec.errors.IllegalEventError
+            As `check` does.
+        """
+        self._next_state(event)
+        label = self._plan.label(event.index)
+        trouble = self._troubles.get(event.index) or _Trouble()
+        retried = self._policy.wants_retry(event, label, trouble.charged, trouble.n_out_of_memory)
+        return event if retried == event.retried else replace(event, retried=retried)
 
     def check(self, event: Event) -> None:
         """Raise if `apply` would not accept this event; changes nothing.
@@ -242,8 +227,7 @@ class Scheduler:
         following = self._checked_state if event is self._checked else self._next_state(event)
         self._checked = None
         if following is None:
-            if type(event) is StopRequested and self._stopping is None:
-                self._stopping = event.reason
+            self._apply_to_run(event)
             return
         index: int = event.index  # type: ignore[union-attr]  # as in _next_state
         if following == _RUNNING:
@@ -254,15 +238,60 @@ class Scheduler:
             return
         self._n_running -= 1
         if following == _READY:
+            if type(event) is not AttemptReturned:
+                self._charge(cast("FailureEvent", event))
             self._make_ready(index)
             return
         self._move(index, following)
         if following == _FAILED:
-            self._block_descendants(index)
-            if self._wanted_stop is None:
-                self._wanted_stop = self._policy.wants_stop(event)
+            self._fail(cast("FailureEvent", event))
         else:
             self._release_successors(index)
+
+    def _apply_to_run(self, event: Event) -> None:
+        match event:
+            case StopRequested(reason=reason) if self._stopping is None:
+                self._stopping = reason
+            case RunStarted():
+                self._stopping = self._wanted_stop = None
+            case RunReopened(revoked=revoked):
+                self._reopen(revoked)
+
+    def _charge(self, event: FailureEvent) -> None:
+        """Note what an attempt that ended badly has cost its quantum."""
+        index = event.index
+        code = self._label_codes[index]
+        trouble = self._troubles.setdefault(index, _Trouble())
+        account, _ = self._policy.account(event, self._plan.labels[code])
+        trouble.charged[account] = trouble.charged.get(account, 0) + 1
+        if isinstance(event, AttemptOutOfMemory):
+            trouble.n_out_of_memory += 1
+            self._grown[index] = self._rules[code].request_after(trouble.n_out_of_memory)
+
+    def _fail(self, event: FailureEvent) -> None:
+        self._charge(event)
+        self._n_failed += 1
+        self._block_descendants(event.index)
+        if self._wanted_stop is None:
+            self._wanted_stop = self._policy.wants_stop(event, self._n_failed)
+
+    def _reopen(self, revoked: Iterable[int]) -> None:
+        """Let what had failed, was blocked or is revoked wait again, and what waits for that with it."""
+        again = [index for code in _REOPENED for index in self._indices_in(code)]
+        for index in set(revoked):
+            again.append(index)
+            for successor in self._plan.successors(index):
+                self._missing[successor] += 1
+                if self._states[successor] == _READY:
+                    self._n_ready -= 1
+                    self._move(successor, _WAITING)
+        for index in again:
+            self._move(index, _WAITING)
+            if not self._missing[index]:
+                self._make_ready(index)
+        self._n_failed = 0
+        for trouble in self._troubles.values():
+            trouble.charged.clear()  # but what is known about its memory is true of the next attempt, too
 
     def select(self, capacity: Resources) -> list[Attempt]:
         """Choose what to start now.
@@ -272,13 +301,14 @@ class Scheduler:
         Parameters
         ----------
         capacity
-            What is free now. Quanta of serial labels do not count against it.
+            What is free now. Quanta of serial labels do not count against its cores.
 
         Returns
         -------
         attempts
-            The best ready quantum of each serial label that has none running, then the best
-            ready quanta of the others that fit into ``capacity`` together. O(log n) time each.
+            The best ready quantum of each serial label that has none running, and the best
+            ready quanta of the others, that fit into ``capacity`` together. O(log n) time each.
+            Of quanta with equally long remaining paths those that ask for most memory come first.
 
         Notes
         -----
@@ -289,30 +319,40 @@ class Scheduler:
         """
         if self._stopping is not None:
             return []
-        attempts = []
-        for code, queue in self._serial:
-            key = queue.begin()
-            if key is not None and not self._counts[_N_STATES * code + _RUNNING]:
-                attempts.append(self._attempt(key, queue.request))
-                queue.take()
-        shared = self._shared
-        heads = [(key, place) for place, queue in enumerate(shared) if (key := queue.begin()) is not None]
-        heapify(heads)
+        attempts: list[Attempt] = []
         cores, memory = capacity.cores, capacity.memory_bytes
-        while heads and cores > 0:
-            key, place = heads[0]
-            request = shared[place].request
-            if not _fits(request, cores, memory):
-                break
-            attempts.append(self._attempt(key, request))
-            cores -= request.cores
+        n_quanta, counts = len(self._states), self._counts
+        queues = [queue for code, queue in self._serial if not counts[_N_STATES * code + _RUNNING]]
+        queues += self._shared.values()
+        heads = [
+            (key // n_quanta, -queue.memory_of(key), key, place)
+            for place, queue in enumerate(queues)
+            if (key := queue.begin()) is not None
+        ]
+        heapify(heads)
+        while heads and (cores > 0 or self._serial):
+            _, less_memory, key, place = heads[0]
+            queue = queues[place]
             if memory is not None:
-                memory -= request.memory_bytes or 0
-            following = shared[place].take()
+                memory += less_memory
+                if memory < 0:
+                    break
+            needed = min(queue.request.cores, self._all_cores)
+            if not queue.alone and needed > cores:
+                # Its memory is kept, too; only quanta that need none of these cores may use what is left.
+                heads = [head for head in heads if queues[head[-1]].alone]
+                heapify(heads)
+                continue
+            attempts.append(self._attempt(key, queue.request))
+            following = queue.take()
+            if queue.alone:
+                heappop(heads)
+                continue
+            cores -= needed
             if following is None:
                 heappop(heads)
             else:
-                heapreplace(heads, (following, place))
+                heapreplace(heads, (following // n_quanta, less_memory, following, place))
         return attempts
 
     def stuck(self, capacity: Resources) -> str | None:
@@ -331,21 +371,31 @@ class Scheduler:
         """
         if self._n_running:
             return None
-        for code, (label, queue) in enumerate(zip(self._plan.labels, self._queues, strict=True)):
-            row = _N_STATES * code
-            n_left = self._counts[row + _WAITING] + self._counts[row + _READY]
-            too_large = not _fits(queue.request, capacity.cores, capacity.memory_bytes)
-            if n_left and too_large and queue in self._shared:
+        for code, n_left, request in self._left():
+            needed = 0 if self._queues[code].alone else min(request.cores, self._all_cores)
+            if needed > capacity.cores or not _fits(request, capacity.memory_bytes):
                 return (
-                    f"each of the {n_left} quanta of task {label} that are left asks for "
-                    f"{_in_words(queue.request)}, but there is no more than {_in_words(capacity)}"
+                    f"each of the {n_left} quanta of task {self._plan.labels[code]} that are left asks for "
+                    f"{_in_words(request)}, but there is no more than {_in_words(capacity)}"
                 )
         return None
+
+    def _left(self) -> Iterator[tuple[int, int, Resources]]:
+        """Yield label codes, and how many of such quanta that have not begun ask for how much."""
+        for code, rules in enumerate(self._rules):
+            row = _N_STATES * code
+            if n_left := self._counts[row + _WAITING] + self._counts[row + _READY]:
+                yield code, n_left, rules.request
+        for index, request in self._grown.items():
+            if self._states[index] in _NOT_BEGUN:
+                yield self._label_codes[index], 1, request
 
     def _next_state(self, event: Event) -> int | None:
         """Return the code of the state that this event leads to; `None` if it is not about one quantum."""
         moves = _MOVES.get(type(event))
         if moves is None:
+            if type(event) is RunReopened:
+                self._check_reopening(event)
             if type(event) in _EVENTS_OF_THE_RUN:
                 return None
             raise IllegalEventError(f"{type(event).__name__} is not an event of a run")
@@ -353,23 +403,40 @@ class Scheduler:
         states = self._states
         if 0 <= index < len(states):
             following = moves[states[index]]
+            if following == _FAILED and event.retried:  # type: ignore[union-attr]
+                following = _RETRY_MOVES[type(event)][states[index]]
             if following != _ILLEGAL:
                 expected = self._attempts[index] + (following == _RUNNING)
                 if event.attempt == expected:  # type: ignore[union-attr]
                     return following
         raise self._illegal(event)
 
+    def _check_reopening(self, event: RunReopened) -> None:
+        if self._n_running:
+            raise IllegalEventError(f"RunReopened: {self._n_running} quanta are running")
+        for index in event.revoked:
+            if not 0 <= index < len(self._states):
+                raise self._no_such_quantum("RunReopened", index)
+            if self.state(index) is not REVOKED:
+                raise IllegalEventError(
+                    f"RunReopened: quantum {index} ({self._plan.describe(index)}) "
+                    f"is {self.state(index).value}, not {REVOKED.value}"
+                )
+
     def _illegal(self, event: Event) -> IllegalEventError:
         """Return what to say about an event that leads nowhere."""
         event = cast("AttemptEvent", event)
         kind, index = type(event).__name__, event.index
         if not 0 <= index < len(self._states):
-            return IllegalEventError(f"{kind}: there is no quantum {index} in a plan of {len(self._states)}")
+            return self._no_such_quantum(kind, index)
         where = f"{kind} of quantum {index} ({self._plan.describe(index)}), attempt {event.attempt}"
         return IllegalEventError(
             f"{where}: the quantum is {self.state(index).value} after {self._attempts[index]} attempts",
             hint="See docs/states.md for what may happen then.",
         )
+
+    def _no_such_quantum(self, kind: str, index: int) -> IllegalEventError:
+        return IllegalEventError(f"{kind}: there is no quantum {index} in a plan of {len(self._states)}")
 
     def _move(self, index: int, following: int) -> None:
         row = _N_STATES * self._label_codes[index]
@@ -381,56 +448,48 @@ class Scheduler:
     def _make_ready(self, index: int) -> None:
         self._move(index, _READY)
         self._n_ready += 1
-        self._queues[self._label_codes[index]].add(self._keys[index])
+        code = self._label_codes[index]
+        queue = self._queues[code]
+        if self._grown and index in self._grown and not queue.alone:
+            queue = self._shared_queue(self._grown[index])
+        queue.add(self._keys[index])
 
     def _release_successors(self, index: int) -> None:
-        missing = self._missing
+        missing, states = self._missing, self._states
         for successor in self._plan.successors(index):
             left = missing[successor] - 1
             missing[successor] = left
-            # Never one that is blocked: what blocks it is among its prerequisites and does not end well.
-            if not left:
+            # Not one that had ended before this prerequisite of it was revoked.
+            if not left and states[successor] == _WAITING:
                 self._make_ready(successor)
 
     def _block_descendants(self, index: int) -> None:
-        for descendant in self._plan.mark_descendants(index, self._states, _BLOCKED):
-            row = _N_STATES * self._label_codes[descendant]
-            self._counts[row + _WAITING] -= 1
-            self._counts[row + _BLOCKED] += 1
+        states, pending = self._states, [index]
+        while pending:
+            for successor in self._plan.successors(pending.pop()):
+                if states[successor] == _WAITING:
+                    self._move(successor, _BLOCKED)
+                    pending.append(successor)
 
     def _attempt(self, key: int, request: Resources) -> Attempt:
         index = key % len(self._states)
-        plan = self._plan
+        plan, code = self._plan, self._label_codes[index]
+        rules = self._rules[code]
+        if self._grown:
+            request = self._grown.get(index, request)
         return Attempt(
             index,
             self._attempts[index] + 1,
             plan.quantum_id(index),
-            plan.labels[self._label_codes[index]],
+            plan.labels[code],
             request,
-            self._timeout_s,
+            rules.timeout_s,
+            request.memory_bytes if rules.enforce_memory else None,
         )
 
 
-def _keys(plan: Plan) -> array[int]:
-    """Return the key of each quantum: the smaller, the better."""
-    lengths = np.asarray(plan.path_lengths(), dtype=np.int64)
-    keys = array("q")
-    if len(plan):
-        keys.frombytes(((lengths.max() - lengths) * len(plan) + np.arange(len(plan))).tobytes())
-    return keys
-
-
-def _check_requests(requests: Mapping[str, Resources]) -> None:
-    for label, request in requests.items():
-        if request.cores < 1 or (request.memory_bytes or 0) < 0:
-            raise UsageError(
-                f"task {label} asks for {_in_words(request)} per quantum",
-                hint="Ask for at least one core, and no negative memory.",
-            )
-
-
-def _fits(request: Resources, cores: int, memory_bytes: int | None) -> bool:
-    return request.cores <= cores and (memory_bytes is None or (request.memory_bytes or 0) <= memory_bytes)
+def _fits(request: Resources, memory_bytes: int | None) -> bool:
+    return memory_bytes is None or (request.memory_bytes or 0) <= memory_bytes
 
 
 def _in_words(resources: Resources) -> str:

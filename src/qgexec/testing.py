@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import assert_never
 
 import numpy as np
 
@@ -21,27 +20,31 @@ from qgexec.events import (
     AttemptEvent,
     AttemptFailed,
     AttemptLost,
+    AttemptOutOfMemory,
     AttemptReturned,
     AttemptSkipped,
     AttemptStarted,
     AttemptSucceeded,
     AttemptTimedOut,
     Event,
+    FailureEvent,
     StopRequested,
 )
 from qgexec.models.base import ExecutionModel, ModelFacts, Run
 from qgexec.plan import DataIds, Plan
-from qgexec.policy import INVALID_QUANTUM_EXIT_CODE
+from qgexec.policy import INVALID_QUANTUM_EXIT_CODE, REPEATABLE_QUANTUM_EXIT_CODE
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus, Resources, SegmentRef
 from qgexec.scheduler import Scheduler
 
 __all__ = [
+    "AnyEnding",
     "BenchAct",
     "Ending",
     "FakeBench",
     "FakeBenchOpener",
     "FakeClock",
     "FakeModel",
+    "ended",
     "make_plan",
     "plan_of",
     "run_plan",
@@ -133,11 +136,23 @@ class Ending(Enum):
     FAIL_INVALID = "fail as invalid"
     """`AttemptFailed` with what upstream raises if the graph or the configuration is wrong."""
 
+    FAIL_REPEATABLE = "fail as repeatable"
+    """`AttemptFailed` with what upstream raises if another attempt would fail in the same way."""
+
     SKIP = "skip"
     """`AttemptSkipped`."""
 
     LOSE = "lose"
     """`AttemptLost`: killed by signal 9."""
+
+    SEGFAULT = "segfault"
+    """`AttemptLost`: ended by signal 11."""
+
+    OUT_OF_MEMORY = "out of memory"
+    """`AttemptOutOfMemory`: over its limit."""
+
+    OUT_OF_MEMORY_BY_KERNEL = "out of memory by kernel"
+    """`AttemptOutOfMemory`: there was no more."""
 
     TIME_OUT = "time out"
     """`AttemptTimedOut`."""
@@ -147,6 +162,22 @@ class Ending(Enum):
 
     HANG = "hang"
     """Nothing, until the model is closed."""
+
+
+AnyEnding = Ending | ExceptionSummary | int
+"""An ending, an exception to fail with, or an exit status (minus a signal's number) to be lost with."""
+
+_IN_FULL: Mapping[AnyEnding, AnyEnding] = {
+    Ending.FAIL: ExceptionSummary("builtins.ValueError", "as told"),
+    Ending.FAIL_INVALID: ExceptionSummary(
+        "lsst.pipe.base.InvalidQuantumError", "as told", exit_code=INVALID_QUANTUM_EXIT_CODE
+    ),
+    Ending.FAIL_REPEATABLE: ExceptionSummary(
+        "lsst.pipe.base.RepeatableQuantumError", "as told", exit_code=REPEATABLE_QUANTUM_EXIT_CODE
+    ),
+    Ending.LOSE: -signal.SIGKILL,
+    Ending.SEGFAULT: -signal.SIGSEGV,
+}
 
 
 class FakeModel(ExecutionModel):
@@ -160,6 +191,7 @@ class FakeModel(ExecutionModel):
         How attempts end, by quantum index or by task label (the index has
         precedence): one ending for all attempts, or one for each, the last of
         them also for further ones. What is not named succeeds.
+        What ends for its memory has more the next time, if the policy lets it grow.
     clock
         Each attempt that ends lets a second pass on it, and waiting for nothing the time-out.
     facts
@@ -172,7 +204,7 @@ class FakeModel(ExecutionModel):
     def __init__(
         self,
         capacity: Resources | None = None,
-        script: Mapping[int | str, Ending | Sequence[Ending]] | None = None,
+        script: Mapping[int | str, AnyEnding | Sequence[AnyEnding]] | None = None,
         *,
         clock: FakeClock | None = None,
         facts: ModelFacts | None = None,
@@ -190,7 +222,7 @@ class FakeModel(ExecutionModel):
         self.closed: list[bool] = []
         """``cancel`` of each call of `close`."""
         self.serial_labels: frozenset[str] = frozenset()
-        """Labels that do not count against the capacity; from the run it is opened with."""
+        """Labels whose quanta use no core of the capacity; from the run it is opened with."""
         self._script = script or {}
         self._choose = choose
 
@@ -202,15 +234,15 @@ class FakeModel(ExecutionModel):
 
     def capacity(self) -> Resources:
         """Return what the running attempts leave."""
-        counted = [
-            attempt.resources for attempt in self.running if attempt.task_label not in self.serial_labels
-        ]
-        cores = self.total.cores - sum(request.cores for request in counted)
+        cores = self.total.cores - sum(
+            attempt.resources.cores
+            for attempt in self.running
+            if attempt.task_label not in self.serial_labels
+        )
         if self.total.memory_bytes is None:
             return Resources(cores)
-        return Resources(
-            cores, self.total.memory_bytes - sum(request.memory_bytes or 0 for request in counted)
-        )
+        used = sum(attempt.resources.memory_bytes or 0 for attempt in self.running)
+        return Resources(cores, self.total.memory_bytes - used)
 
     def start(self, attempts: Sequence[Attempt]) -> None:
         """Take attempts in hand, after checking that they may be started together."""
@@ -243,37 +275,44 @@ class FakeModel(ExecutionModel):
         self.running.clear()
         return events
 
-    def _ending(self, attempt: Attempt) -> Ending:
+    def _ending(self, attempt: Attempt) -> AnyEnding:
         endings = self._script.get(attempt.index, self._script.get(attempt.task_label, Ending.SUCCEED))
-        if isinstance(endings, Ending):
+        if isinstance(endings, AnyEnding):
             return endings
         return endings[min(attempt.number, len(endings)) - 1]
 
 
-def ended(attempt: Attempt, ending: Ending, at: float) -> AttemptEvent:
+def ended(attempt: Attempt, ending: AnyEnding, at: float) -> AttemptEvent:
     """Return the event that ends an attempt in this way; it took the second before ``at``."""
     index, number = attempt.index, attempt.number
-    match ending:
+    match _IN_FULL.get(ending, ending):
+        case ExceptionSummary() as error:
+            return _failed(attempt, error, at - 1, at)
+        case int(exit_code):
+            return _lost(attempt, exit_code, at)
         case Ending.SUCCEED:
             return AttemptSucceeded(at, Outcome(index, number, OutcomeStatus.SUCCEEDED, at - 1, at))
         case Ending.SKIP:
             return AttemptSkipped(at, Outcome(index, number, OutcomeStatus.SKIPPED, at - 1, at))
-        case Ending.FAIL:
-            return _failed(attempt, ExceptionSummary("builtins.ValueError", "as told"), at - 1, at)
-        case Ending.FAIL_INVALID:
-            name = "lsst.pipe.base.InvalidQuantumError"
-            invalid = ExceptionSummary(name, "as told", exit_code=INVALID_QUANTUM_EXIT_CODE)
-            return _failed(attempt, invalid, at - 1, at)
-        case Ending.LOSE:
-            return AttemptLost(at, index, number, "worker 1 was killed by signal 9 (SIGKILL)", -9, 1)
+        case Ending.OUT_OF_MEMORY:
+            limit = attempt.memory_limit_bytes or attempt.resources.memory_bytes or 0
+            return AttemptOutOfMemory(at, index, number, limit + 1, limit, worker=1)
+        case Ending.OUT_OF_MEMORY_BY_KERNEL:
+            return AttemptOutOfMemory(at, index, number, None, None, by_kernel=True, worker=1)
         case Ending.TIME_OUT:
             return AttemptTimedOut(at, index, number, attempt.timeout_s or 1.0, 1)
         case Ending.RETURN:
             return AttemptReturned(at, index, number)
-        case Ending.HANG:
-            raise ValueError("an attempt that hangs does not end")
         case _:
-            assert_never(ending)
+            raise ValueError("an attempt that hangs does not end")
+
+
+def _lost(attempt: Attempt, exit_code: int, at: float) -> AttemptLost:
+    if exit_code < 0:
+        how = f"was killed by signal {-exit_code} ({signal.Signals(-exit_code).name})"
+    else:
+        how = f"exited with status {exit_code}"
+    return AttemptLost(at, attempt.index, attempt.number, f"worker 1 {how}", int(exit_code), 1)
 
 
 def _failed(
@@ -293,6 +332,8 @@ def _failed(
 def run_plan(scheduler: Scheduler, model: FakeModel, *, limit: int = 100_000) -> list[Event]:
     """Drive a scheduler to its end with a fake model, without a journal; return all events in their order.
 
+    Failures are judged by the scheduler's policy before they are applied.
+
     Raises
     ------
     AssertionError
@@ -301,6 +342,8 @@ def run_plan(scheduler: Scheduler, model: FakeModel, *, limit: int = 100_000) ->
     events: list[Event] = []
 
     def apply(event: Event) -> None:
+        if isinstance(event, FailureEvent):
+            event = scheduler.judge(event)
         scheduler.apply(event)
         events.append(event)
 
