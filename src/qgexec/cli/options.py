@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
+
+from qgexec.errors import UsageError
+from qgexec.runconfig import RunConfig, TaskSettings
+from qgexec.runoptions import RunOptions
 
 __all__ = [
     "building",
@@ -16,6 +21,8 @@ __all__ = [
     "initialization",
     "parse_memory",
     "repository",
+    "resources",
+    "run_config",
     "run_dir",
 ]
 
@@ -41,6 +48,30 @@ def _seconds(text: str) -> float:
     if not 0 < value < math.inf:
         raise click.BadParameter(f"{text!r} is no time; give a number of seconds above 0.")
     return value
+
+
+def _seconds_or_0(text: str) -> float:
+    return 0.0 if re.fullmatch(r"\s*0(\.0*)?\s*", text) else _seconds(text)
+
+
+def _factor(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 <= value < math.inf:
+        raise click.BadParameter(f"{text!r} is no factor; give a number of 1 or more.")
+    return value
+
+
+def _number_or_share(text: str) -> str:
+    try:
+        RunOptions(max_failures=text)
+    except UsageError as error:
+        raise click.BadParameter(
+            f"{text!r} is neither a number of quanta nor a share: {error.hint}"
+        ) from error
+    return text
 
 
 def parse_memory(text: str) -> int:
@@ -206,7 +237,7 @@ execution = _stack(
         "timeout_s",
         metavar="S",
         type=_seconds,
-        help="End a quantum that takes longer than this many seconds (needs workers: --model pool).",
+        help="End a quantum that takes longer than this many seconds.",
     ),
     click.option("--skip-existing", is_flag=True, help="Do not run quanta whose metadata exists already."),
     click.option(
@@ -219,14 +250,14 @@ execution = _stack(
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Cores that each quantum is told it may use.",
+        help="Cores that each quantum asks for, and is told it may use.",
     ),
     click.option(
         "--memory-per-quantum",
         metavar="MEM",
         type=_filled,
         callback=_memory,
-        help="Memory that each quantum is told it may use: 4GB, or a number of MB.",
+        help="Memory that each quantum asks for, and is told it may use: 4GB, or a number of MB.",
     ),
     click.option(
         "--raise-on-partial-outputs/--no-raise-on-partial-outputs",
@@ -244,3 +275,89 @@ execution = _stack(
         help="Write pipetask's JSON report of the run to this file.",
     ),
 )
+
+resources = _stack(
+    click.option(
+        "--resources",
+        metavar="FILE",
+        type=_filled,
+        multiple=True,
+        help="YAML with BPS's keys for memory, cores, time and retries of each task; repeatable.",
+    ),
+    click.option(
+        "--retries",
+        metavar="N",
+        type=click.IntRange(min=0),
+        help="Try a quantum that failed again, up to N times; default: 0.",
+    ),
+    click.option(
+        "--enforce-memory/--no-enforce-memory",
+        default=None,
+        help="End a quantum that uses more memory than it asks for; default: do not.",
+    ),
+    click.option(
+        "--memory-multiplier",
+        metavar="X",
+        type=_factor,
+        help="After it ran out of memory, a quantum asks for X times as much; default: 2.",
+    ),
+    click.option(
+        "--memory-limit",
+        metavar="MEM",
+        type=_filled,
+        callback=_memory,
+        help="No quantum asks for more than this: 100GB, or a number of MB.",
+    ),
+    click.option(
+        "--max-failures",
+        metavar="N|N%",
+        type=_number_or_share,
+        help="Start nothing more after N failed quanta, or N% of all.",
+    ),
+    click.option(
+        "--grace",
+        "grace_s",
+        metavar="S",
+        type=_seconds_or_0,
+        help="After Ctrl-C, end what still runs after S seconds; default: wait for it.",
+    ),
+)
+
+
+def run_config(given: dict[str, Any]) -> RunConfig:
+    """Take the options about resources and retries out of all that are given; read the files they name.
+
+    Parameters
+    ----------
+    given
+        Options by their name in Python; ``max_failures`` and ``grace_s``, which are not about tasks, stay.
+
+    Raises
+    ------
+    qgexec.errors.UsageError
+        A file cannot be read, or says something that makes no sense.
+    """
+    files = given.pop("resources")
+    told = {ours: given.pop(name) for name, ours in _SETTINGS.items()}
+    source = click.get_current_context().get_parameter_source("cores_per_quantum")
+    if source is ParameterSource.DEFAULT:
+        told["cores"] = None
+    said = {name: value for name, value in told.items() if value is not None}
+    config = RunConfig(cast("TaskSettings", said))
+    if not files:
+        return config
+    from qgexec.bpsfile import read_config
+
+    return read_config(files).updated(config)
+
+
+_SETTINGS = {
+    "retries": "n_retries",
+    "enforce_memory": "enforce_memory",
+    "memory_multiplier": "memory_multiplier",
+    "memory_limit": "memory_limit_bytes",
+    "cores_per_quantum": "cores",
+    "memory_per_quantum": "memory_bytes",
+    "timeout_s": "timeout_s",
+}
+"""Options that hold for all tasks: their names in Python, and in `TaskSettings`."""

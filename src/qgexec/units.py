@@ -1,0 +1,20 @@
+"""How amounts of memory and time are written where people read them."""
+
+from __future__ import annotations
+
+__all__ = ["duration_text", "size_text"]
+
+
+def size_text(n_bytes: int | None) -> str:
+    """Return an amount of memory: ``250 MB``, ``5.1 GB``; a dash where it is unknown."""
+    if n_bytes is None:
+        return "-"
+    return f"{n_bytes / 1e6:.0f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time: ``4.5 s``, ``2.0 min``, ``3.1 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.1f} min" if minutes < 60 else f"{hours:.1f} h"
