@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benches import Opener, attempts
+from benches import HOG_BYTES, Opener, attempts
 
 from qgexec.errors import ModelError
 from qgexec.events import AttemptFailed, AttemptReturned, AttemptSkipped, AttemptSucceeded
@@ -16,7 +16,9 @@ from qgexec.processes import Channel
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus, Resources, SegmentRef
 from qgexec.worker import (
     ENDED,
+    ENDED_LAST,
     OutcomeEvent,
+    WorkRules,
     as_outcome_event,
     decode_attempt,
     decode_event,
@@ -43,9 +45,10 @@ def through(message: tuple[object, ...]) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("timeout_s", [None, 2.5])
-def test_attempt_comes_back(timeout_s: float | None) -> None:
+@pytest.mark.parametrize("limit_bytes", [None, 10**12])
+def test_attempt_comes_back(timeout_s: float | None, limit_bytes: int | None) -> None:
     """An attempt is the same on the other side."""
-    attempt = Attempt(7, 2, uuid.uuid4(), "isr", Resources(3, 10**12), timeout_s)
+    attempt = Attempt(7, 2, uuid.uuid4(), "isr", Resources(3, 10**12), timeout_s, limit_bytes)
     assert decode_attempt(through(encode_attempt(attempt))) == attempt
 
 
@@ -110,6 +113,20 @@ def test_work(tmp_path: Path) -> None:
         AttemptSucceeded,
         AttemptFailed,
     ]
+    assert (tmp_path / "worker-0001.closed").exists()
+    ours.close()
+    theirs.close()
+
+
+def test_growth(tmp_path: Path) -> None:
+    """A worker that has grown past its bound says so with an outcome, takes no more, and closes its bench."""
+    ours, theirs = channels()
+    for attempt in attempts("isr", "leak", "isr"):
+        ours.send(encode_attempt(attempt))
+    work(theirs, Opener(tmp_path), "worker-0001", WorkRules(growth_bytes=HOG_BYTES // 2))
+    messages = [ours.receive() for _ in range(3)]
+    assert [message[0] for message in messages if message] == ["ready", ENDED, ENDED_LAST]
+    assert theirs.receive() == encode_attempt(attempts("isr", "leak", "isr")[2])
     assert (tmp_path / "worker-0001.closed").exists()
     ours.close()
     theirs.close()

@@ -9,6 +9,7 @@ the driver is always noticed, whatever the children are doing.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import importlib
 import json
@@ -70,7 +71,7 @@ def _booted_at() -> int:
 
 
 def process_started_at(pid: int) -> float | None:
-    """Return when a process started, UNIX seconds, or `None` where there is none.
+    """Return when a process started, UNIX seconds, or `None` where there is none that lives.
 
     Two readings agree within 2 s: the kernel counts from its own start, and
     gives that in whole seconds of a clock that may be corrected meanwhile (proc(5)).
@@ -80,8 +81,10 @@ def process_started_at(pid: int) -> float | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name before the last parenthesis may hold anything; field 22 is the 20th after it.
-    ticks = int(stat.rpartition(b")")[2].split()[19])
-    return _booted_at() + ticks / os.sysconf("SC_CLK_TCK")
+    fields = stat.rpartition(b")")[2].split()
+    if fields[0] in b"ZX":  # dead, and not yet waited for
+        return None
+    return _booted_at() + int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 class Channel:
@@ -122,6 +125,13 @@ class Channel:
         except (BlockingIOError, ConnectionError):
             return False
         return True
+
+    def peek(self) -> Message | None:
+        """Return the next message if there is one, and leave it where it is; `None` otherwise."""
+        try:
+            return self._receive(socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
 
     def receive(self) -> Message | None:
         """Return the next message; block until there is one; `None` at the end."""
@@ -371,10 +381,12 @@ def _note_signal(_number: int, _frame: object) -> None:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    """Signal a child and its group; right after the fork it does not lead one yet."""
-    for send in (os.kill, os.killpg):
+    """Signal a child's group, or the child alone: right after the fork it does not lead one yet."""
+    # Not both: a second signal would come in the middle of what the first has it do.
+    for send in (os.killpg, os.kill):
         with suppress(ProcessLookupError, PermissionError):
             send(pid, number)
+            return
 
 
 def serve(control_fd: int) -> NoReturn:
@@ -449,6 +461,7 @@ def _adopt(order: StartOrder) -> None:
     os.close(output)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable(2)  # a library that crashes while it is imported says where
     for module in order.preload:
         _import_preload(module)
     # A fork copies the state of numpy's global generator: without this all workers draw the same numbers.

@@ -201,6 +201,10 @@ class Process:
         """
         return self._unread.try_receive()
 
+    def next_unread(self) -> Message | None:
+        """Return what `take_back` would, and leave it to the process."""
+        return self._unread.peek()
+
     def close(self) -> None:
         """Let go: the process is killed if it still lives. May be called twice."""
         self.channel.close()

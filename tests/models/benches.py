@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import mmap
 import os
 import select
 import signal
 import subprocess
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -16,6 +20,7 @@ from pathlib import Path
 from qgexec.events import (
     AttemptFailed,
     AttemptLost,
+    AttemptOutOfMemory,
     AttemptReturned,
     AttemptSkipped,
     AttemptSucceeded,
@@ -36,7 +41,37 @@ from qgexec.quantum import (
 PATIENCE_S = 60.0
 """After this a test has failed: no wait is without an end."""
 
-Ended = AttemptSucceeded | AttemptSkipped | AttemptFailed | AttemptLost | AttemptTimedOut | AttemptReturned
+Ended = (
+    AttemptSucceeded
+    | AttemptSkipped
+    | AttemptFailed
+    | AttemptLost
+    | AttemptTimedOut
+    | AttemptOutOfMemory
+    | AttemptReturned
+)
+
+HOG_BYTES = 200 << 20
+"""What a quantum takes whose label says that it takes much."""
+
+_HOG = """
+import mmap, sys
+block = mmap.mmap(-1, int(sys.argv[1]))
+for place in range(0, len(block), 4096):
+    block[place] = 1
+print(flush=True)
+sys.stdin.read()
+"""
+
+_leaked: list[mmap.mmap] = []
+
+
+def take(n_bytes: int) -> mmap.mmap:
+    """Take memory, and touch each page of it; it is given back with the object."""
+    block = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for place in range(0, n_bytes, mmap.PAGESIZE):
+        block[place] = 1
+    return block
 
 
 @dataclass
@@ -54,7 +89,7 @@ class Bench:
         status = OutcomeStatus.SUCCEEDED
         exception = None
         kind: type[AttemptSucceeded | AttemptFailed | AttemptSkipped] = AttemptSucceeded
-        if attempt.task_label == "fail":
+        if attempt.task_label.startswith("fail"):
             kind, status = AttemptFailed, OutcomeStatus.FAILED
             exception = ExceptionSummary("builtins.ValueError", "as told", "benches.py:1 execute", 20)
         elif attempt.task_label == "skip":
@@ -100,13 +135,29 @@ class Bench:
         self.say(f"{attempt.index} {os.getpid()} {child.pid}")
         child.wait()
 
+    def _breed_away(self, attempt: Attempt) -> None:
+        child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        self.say(f"{attempt.index} {os.getpid()} {child.pid}")
+        child.wait()
+
     def _stubborn(self, attempt: Attempt) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.say(f"{attempt.index} {os.getpid()}")
         time.sleep(1000)
 
+    def _fail_on_term(self, attempt: Attempt) -> None:
+        def interrupt(*_: object) -> None:
+            raise InterruptedError
+
+        signal.signal(signal.SIGTERM, interrupt)
+        with contextlib.suppress(InterruptedError):
+            self._hang(attempt)
+
     def _gate(self, attempt: Attempt) -> None:
         self.say(f"{attempt.index} {os.getpid()}")
+        self._wait_at_gate()
+
+    def _wait_at_gate(self) -> None:
         with (self.folder / "gate").open() as gate:
             gate.read(1)
 
@@ -141,6 +192,42 @@ class Bench:
     def _deaf(self, attempt: Attempt) -> None:
         os.closerange(3, 1000)
 
+    def _hog(self, attempt: Attempt) -> None:
+        block = take(HOG_BYTES)
+        self._hang(attempt)
+        block.close()
+
+    def _hog_child(self, attempt: Attempt) -> None:
+        command = [sys.executable, "-S", "-c", _HOG, str(HOG_BYTES)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            self.say(f"{attempt.index} {os.getpid()} {child.pid}")
+            self._wait_at_gate()
+            child.kill()
+
+    def _eat_all(self, attempt: Attempt) -> None:
+        self._blocks = [take(16 << 20) for _ in range(128)]
+
+    def _leak(self, attempt: Attempt) -> None:
+        _leaked.append(take(HOG_BYTES))
+
+    def _two_threads(self, attempt: Attempt) -> None:
+        def wait_beside() -> None:
+            time.sleep(1000)
+
+        threading.Thread(target=wait_beside, daemon=True).start()
+        self._breed(attempt)
+
+    def _catch_all(self, attempt: Attempt) -> None:
+        self.say(f"{attempt.index} {os.getpid()}")
+        while True:
+            with contextlib.suppress(BaseException):
+                time.sleep(1000)
+
+    def _segfault(self, attempt: Attempt) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
     def _pid(self, attempt: Attempt) -> None:
         self.say(f"{attempt.index} {os.getpid()}")
 
@@ -168,6 +255,8 @@ class Opener:
             case "dies":
                 os.write(2, b"last words\n")
                 os._exit(7)
+            case "stops":
+                os.kill(os.getpid(), signal.SIGSTOP)
             case "lies":
                 return Liar(self.folder, name)
         return Bench(self.folder, name)
@@ -194,6 +283,11 @@ class Ears:
         line, _, self._heard = self._heard.partition(b"\n")
         return [int(word) for word in line.split()]
 
+    def heard_by_now(self) -> list[int] | None:
+        """Return the numbers of the next line if one was said already."""
+        said = bool(self._heard) or bool(select.select([self._fd], [], [], 0)[0])
+        return self.hear() if said else None
+
     def open_gate(self) -> None:
         """Let one quantum through the gate."""
         with (self.folder / "gate").open("w") as gate:
@@ -210,10 +304,18 @@ def make_run(folder: Path, problem: str = "", **options: object) -> Run:
     return Run(context=context, bench_opener=Opener(folder, problem), logs=folder, **options)  # type: ignore[arg-type]
 
 
-def attempts(*labels: str, timeout_s: float | None = None, cores: int = 1) -> list[Attempt]:
+def attempts(
+    *labels: str,
+    timeout_s: float | None = None,
+    cores: int = 1,
+    memory_bytes: int | None = None,
+    memory_limit_bytes: int | None = None,
+) -> list[Attempt]:
     """Return one attempt for each label; indices count from 0."""
+    request = Resources(cores, memory_bytes)
     return [
-        Attempt(i, 1, uuid.UUID(int=i), label, Resources(cores), timeout_s) for i, label in enumerate(labels)
+        Attempt(i, 1, uuid.UUID(int=i), label, request, timeout_s, memory_limit_bytes)
+        for i, label in enumerate(labels)
     ]
 
 

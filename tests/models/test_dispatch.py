@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from qgexec.models.dispatch import PREFETCH_S, Dispatch, Worker
+from qgexec.models.dispatch import PREFETCH_S, Dispatch
+from qgexec.models.workers import Worker
 from qgexec.processes import Process
 from qgexec.quantum import Attempt
 

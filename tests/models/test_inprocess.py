@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benches import Bench, attempts, endings, make_run
+from benches import PATIENCE_S, Bench, Ears, attempts, endings, make_run, wait_gone
 
-from qgexec.errors import ModelError, RepositoryError
-from qgexec.events import AttemptReturned, AttemptSucceeded, Event
+import qgexec
+from qgexec.errors import ModelError, QuantumTimeUp, RepositoryError, UsageError
+from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event
 from qgexec.models.inprocess import InProcess
 from qgexec.quantum import Attempt
 
@@ -66,3 +72,185 @@ def test_our_own_errors_pass(tmp_path: Path) -> None:
         InProcess().open(replace(make_run(tmp_path), bench_opener=open_bench))
     assert not isinstance(caught.value, ModelError)
     assert caught.value.hint == "Make it."
+
+
+class Impatient(Bench):
+    """Does not wait for an alarm: it rings itself."""
+
+    def execute(self, attempt: Attempt) -> Event:
+        match attempt.task_label:
+            case "ring":
+                signal.raise_signal(signal.SIGALRM)
+            case "breed_and_ring":
+                with subprocess.Popen(["sleep", "1000"]) as child:
+                    self.say(f"{attempt.index} {os.getpid()} {child.pid}")
+                    signal.raise_signal(signal.SIGALRM)
+            case "ring_and_catch" | "fail":
+                with contextlib.suppress(QuantumTimeUp):
+                    signal.raise_signal(signal.SIGALRM)
+            case "breakpoint":
+                with traced():
+                    signal.raise_signal(signal.SIGALRM)
+        return super().execute(attempt)
+
+
+@contextlib.contextmanager
+def traced() -> Iterator[None]:
+    """Follow this thread as a debugger does."""
+    before = sys.gettrace()
+    sys.settrace(lambda *_: None)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def impatient(folder: Path) -> InProcess:
+    """Return a model whose quanta have an hour."""
+    model = InProcess()
+    model.open(replace(make_run(folder), bench_opener=lambda _: Impatient(folder, "driver")))
+    return model
+
+
+def test_time_limit(ears: Ears, tmp_path: Path) -> None:
+    """A quantum over its limit is ended by an exception, and its stack kept; the next one runs as ever."""
+    model = InProcess()
+    assert model.facts.enforces_timeout
+    model.open(make_run(tmp_path))
+    model.start([*attempts("hang", timeout_s=0.3), *attempts("isr", "isr", timeout_s=3600.0)[1:]])
+    events = [*model.wait(0.0), *model.wait(0.0)]
+    model.close(cancel=True)
+    late, done = events
+    assert isinstance(late, AttemptTimedOut)
+    assert (late.index, late.attempt, late.timeout_s) == (0, 1, 0.3)
+    assert isinstance(done, AttemptSucceeded)
+    assert "in _hang" in (tmp_path / "0.1.stack").read_text()
+    assert not (tmp_path / "1.1.stack").exists()
+
+
+def test_children_are_ended(ears: Ears, tmp_path: Path) -> None:
+    """What a quantum has started is ended when its time is up; a child that was there before lives on."""
+    other = subprocess.Popen(["sleep", "1000"])
+    try:
+        model = InProcess()
+        model.open(replace(make_run(tmp_path), bench_opener=lambda _: Impatient(tmp_path, "driver")))
+        model.start(attempts("breed_and_ring", timeout_s=3600.0))
+        (event,) = model.wait(0.0)
+        model.close(cancel=True)
+        assert isinstance(event, AttemptTimedOut)
+        wait_gone(ears.hear()[2])
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_alarm_of_the_program(tmp_path: Path) -> None:
+    """Handler and timer that the program had are there again afterwards."""
+    handler, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 500.0)
+        model = impatient(tmp_path)
+        model.start(attempts("ring", timeout_s=3600.0))
+        model.wait(0.0)
+        model.close(cancel=True)
+        assert signal.getsignal(signal.SIGALRM) is handler
+        assert 400.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500.0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+@pytest.mark.parametrize(
+    ("label", "kind"),
+    [
+        ("ring", AttemptTimedOut),
+        ("ring_and_catch", AttemptSucceeded),
+        ("fail", AttemptTimedOut),
+        ("breakpoint", AttemptSucceeded),
+        ("isr", AttemptSucceeded),
+    ],
+)
+def test_what_a_quantum_makes_of_it(label: str, kind: type[Event], tmp_path: Path) -> None:
+    """One that succeeds all the same has succeeded, one that fails is timed out; a debugger lets it go on."""
+    model = impatient(tmp_path)
+    model.start(attempts(label, timeout_s=3600.0))
+    (event,) = model.wait(0.0)
+    model.close(cancel=True)
+    assert type(event) is kind
+
+
+def test_no_limit_under_a_debugger(tmp_path: Path) -> None:
+    """Under a debugger there is no time limit, and the model says so."""
+    with traced():
+        model = impatient(tmp_path)
+        assert not model.facts.enforces_timeout
+        handler = signal.getsignal(signal.SIGALRM)
+        bench = model._bench
+        assert bench is not None
+        seen = []
+        execute = bench.execute
+
+        def look(attempt: Attempt) -> Event:
+            seen.append(signal.getsignal(signal.SIGALRM))
+            return execute(attempt)
+
+        bench.execute = look  # type: ignore[method-assign]
+        model.start(attempts("isr", timeout_s=0.001))
+        (event,) = model.wait(0.0)
+        model.close(cancel=True)
+    assert isinstance(event, AttemptSucceeded)
+    assert seen == [handler]
+
+
+def test_no_limit_in_other_threads(tmp_path: Path) -> None:
+    """Only the main thread hears an alarm: in others the model says that it ends no quanta."""
+    events: list[Event] = []
+    facts = []
+
+    def run() -> None:
+        model = impatient(tmp_path)
+        facts.append(model.facts)
+        model.start(attempts("isr", timeout_s=3600.0))
+        events.extend(model.wait(0.0))
+        model.close(cancel=True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert [type(event) for event in events] == [AttemptSucceeded]
+    assert not facts[0].enforces_timeout
+
+
+def test_no_grace() -> None:
+    """A negative grace period is refused."""
+    with pytest.raises(UsageError, match="grace_s"):
+        InProcess(grace_s=-1.0)
+
+
+STUCK = """
+import sys
+from pathlib import Path
+from benches import attempts, make_run
+from qgexec.models.inprocess import InProcess
+model = InProcess(grace_s=0.1)
+model.open(make_run(Path(sys.argv[1])))
+model.start(attempts(sys.argv[2], timeout_s=0.1))
+model.wait(0.0)
+print("it came back")
+"""
+
+
+@pytest.mark.parametrize(("label", "where"), [("spin", "in _spin"), ("catch_all", "in _catch_all")])
+def test_a_quantum_that_does_not_end(label: str, where: str, ears: Ears, tmp_path: Path) -> None:
+    """One deep in C, or that catches whatever comes, ends the process after the grace period, stack kept."""
+    path = f"{Path(qgexec.__file__).parents[1]}:{Path(__file__).parent}"
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, str(tmp_path), label],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert where in (tmp_path / "0.1.stack").read_text()

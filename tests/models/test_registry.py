@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from qgexec.errors import ModelError, UsageError
 from qgexec.models import registry
 from qgexec.models.inprocess import InProcess
-from qgexec.models.pool import Pool
+from qgexec.models.pool import Pool, PoolSettings
 from qgexec.models.registry import find_model, list_models
 from qgexec.quantum import Quanta
 
@@ -66,10 +67,10 @@ def test_unknown_setting() -> None:
     """A setting that a model does not have is answered with those that it has."""
     with pytest.raises(UsageError, match="processes") as caught:
         find_model("inprocess", processes=3)
-    assert "none" in caught.value.hint
+    assert "Its settings are: grace_s." in caught.value.hint
     with pytest.raises(UsageError) as caught:
         find_model("pool", procesess=3)
-    assert "processes, grace_s" in caught.value.hint
+    assert "processes, cores, grace_s" in caught.value.hint
 
 
 @pytest.mark.parametrize("thing", [Nothing, Nothing()])
@@ -100,8 +101,8 @@ def test_model_that_is_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_list() -> None:
     """Our own models are listed with what can be set and what the loop must know."""
     entries = {entry.name: entry for entry in list_models()}
-    assert entries["inprocess"].settings == ()
-    assert entries["pool"].settings == ("processes", "grace_s")
+    assert entries["inprocess"].settings == ("grace_s",)
+    assert entries["pool"].settings == tuple(field.name for field in fields(PoolSettings))
     assert entries["pool"].facts == Pool.facts
     assert entries["pool"].package == "qgexec"
     assert entries["pool"].summary.startswith("Execute quanta in warm worker processes")

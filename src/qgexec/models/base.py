@@ -53,6 +53,9 @@ class ModelFacts:
     enforces_timeout: bool = False
     """Attempts over their time limit are ended, with `AttemptTimedOut`."""
 
+    enforces_memory: bool = False
+    """Attempts over their memory limit are ended, with `AttemptOutOfMemory`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -89,7 +92,7 @@ class ExecutionModel(Protocol):
     from one thread, and `close` at the end, also after an error. For every
     attempt that was started the model returns exactly one event that ends it
     (`AttemptSucceeded`, `AttemptSkipped`, `AttemptFailed`, `AttemptLost`,
-    `AttemptTimedOut` or `AttemptReturned`), from `wait` or from ``close(cancel=True)``.
+    `AttemptTimedOut`, `AttemptOutOfMemory` or `AttemptReturned`), from `wait` or from ``close(cancel=True)``.
     """
 
     facts: ModelFacts
@@ -105,7 +108,7 @@ class ExecutionModel(Protocol):
         ...
 
     def capacity(self) -> Resources:
-        """Return what may be started now; ``cores=0`` for nothing. Attempts of serial labels do not count."""
+        """Return what may be started now; ``cores=0`` for nothing. Serial labels use memory, but no core."""
         ...
 
     def start(self, attempts: Sequence[Attempt]) -> None:

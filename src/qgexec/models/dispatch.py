@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 
-from qgexec.processes import Process
+from qgexec.models.workers import Worker
 from qgexec.quantum import Attempt
 from qgexec.worker import encode_attempt
 
-__all__ = ["PREFETCH_S", "Dispatch", "Durations", "Worker"]
+__all__ = ["PREFETCH_S", "Dispatch", "Durations"]
 
 PREFETCH_S = 0.25
 """Longest expected time of all that one worker holds, where it holds more than one attempt, seconds."""
@@ -57,48 +56,6 @@ def _moved(mean: tuple[float, int], took_s: float) -> tuple[float, int]:
     return value + weight * (took_s - value), count + 1
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One worker process and what it holds."""
-
-    number: int
-    """From 1, never used again."""
-    process: Process
-    """The process."""
-    label: str | None
-    """Label that it is dedicated to; `None` for the common ones."""
-    announced: bool = False
-    """The loop has its `WorkerStarted` on record: only then may it be given quanta."""
-    ready: bool = False
-    """Its bench is open."""
-    took_any: bool = False
-    """It has begun a quantum."""
-    doomed: bool = False
-    """It was told to end."""
-    deadline: float = float("inf")
-    """Until when it may run what it is running, by the monotonic clock."""
-    alarm_at: float = float("inf")
-    """When the pool will look at that, by the monotonic clock."""
-    overdue: Attempt | None = None
-    """The attempt that ran over its time limit."""
-    held: deque[Attempt] = field(default_factory=deque)
-    """What it was sent and has not ended, in order; the first is running, or about to."""
-    expected: deque[float] = field(default_factory=deque)
-    """How long each was expected to take when it was sent, seconds."""
-    expected_s: float = 0.0
-    """Sum of those."""
-
-    @property
-    def name(self) -> str:
-        """Name of its process, its segment and its logs."""
-        return self.process.name
-
-    @property
-    def free(self) -> bool:
-        """It can be sent attempts."""
-        return self.announced and self.ready and not self.doomed
-
-
 class Dispatch:
     """What waits, and who holds what; every step takes constant time.
 
@@ -118,6 +75,8 @@ class Dispatch:
         self.durations = Durations()
         self.dedicated: dict[str, Worker] = {}
         self.serial_backlog: dict[str, deque[Attempt]] = {label: deque() for label in serial_labels}
+        self.memory_bytes = 0
+        """Sum of what all attempts here asked for: those that run, were sent beforehand, or wait."""
         self._cores = cores
         self._cores_in_use = 0
         self._backlog: deque[Attempt] = deque()
@@ -150,18 +109,22 @@ class Dispatch:
 
     def add(self, attempt: Attempt) -> None:
         """Let an attempt wait behind the others."""
+        self.memory_bytes += attempt.resources.memory_bytes or 0
         self.serial_backlog.get(attempt.task_label, self._backlog).append(attempt)
 
     def requeue(self, attempts: Sequence[Attempt]) -> None:
         """Let attempts that never began wait before those that came later."""
         for attempt in reversed(attempts):
+            self.memory_bytes += attempt.resources.memory_bytes or 0
             self.serial_backlog.get(attempt.task_label, self._backlog).appendleft(attempt)
 
     def take_all_waiting(self) -> Iterator[Attempt]:
         """Yield what waits; it waits no more."""
         for backlog in (self._backlog, *self.serial_backlog.values()):
             while backlog:
-                yield backlog.popleft()
+                attempt = backlog.popleft()
+                self.memory_bytes -= attempt.resources.memory_bytes or 0
+                yield attempt
 
     def assign(self) -> None:
         """Send what waits to the workers that may have it."""
@@ -181,19 +144,30 @@ class Dispatch:
         for donor in list(self._laden.values()):
             if not self._idle:
                 return
-            if (attempt := self.take_back(donor)) is not None:
+            if (attempt := self._take_unbegun(donor)) is not None:
                 self._send(next(iter(self._idle.values())), attempt)
 
     def take_back(self, worker: Worker) -> Attempt | None:
         """Take one attempt back that a worker has not begun; `None` if there is none."""
+        attempt = self._take_unbegun(worker)
+        if attempt is not None:
+            self.memory_bytes -= attempt.resources.memory_bytes or 0
+        return attempt
+
+    def withdraw(self, worker: Worker) -> Attempt:
+        """Take the attempt that a worker is running, or was, from what it holds."""
+        attempt = self._remove(worker, 0)
+        self.memory_bytes -= attempt.resources.memory_bytes or 0
+        return attempt
+
+    def _take_unbegun(self, worker: Worker) -> Attempt | None:
         message = worker.process.take_back()
         if message is None:
             return None
         places = (place for place, attempt in enumerate(worker.held) if attempt.index == message[0])
-        return self.withdraw(worker, next(places))
+        return self._remove(worker, next(places))
 
-    def withdraw(self, worker: Worker, place: int = 0) -> Attempt:
-        """Take an attempt from what a worker holds."""
+    def _remove(self, worker: Worker, place: int) -> Attempt:
         attempt = worker.held[place]
         del worker.held[place]
         expected = worker.expected[place]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
-from qgexec.errors import ModelError, QgexecError
-from qgexec.events import AttemptReturned, Event
+from qgexec.errors import ModelError, QgexecError, QuantumTimeUp, UsageError
+from qgexec.events import AttemptFailed, AttemptReturned, AttemptTimedOut, Event
 from qgexec.models.base import Bench, ModelFacts, Run
+from qgexec.models.timelimit import TimeLimit, may_limit
 from qgexec.quantum import Attempt, Resources
 from qgexec.worker import as_outcome_event
 
@@ -16,11 +18,30 @@ __all__ = ["InProcess"]
 
 
 class InProcess:
-    """Execute each quantum in the thread that calls `wait`."""
+    """Execute each quantum in the thread that calls `wait`.
 
-    facts = ModelFacts()
+    A time limit holds in the main thread, and where no debugger is at work.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    grace_s
+        Time that a quantum has to end itself when its time is up, seconds. After that its stack is written
+        to the run directory and this process is ended; the run can be resumed.
+
+    Raises
+    ------
+    qgexec.errors.UsageError
+        The grace period is negative.
+    """
+
+    facts = ModelFacts(enforces_timeout=True)
+
+    def __init__(self, *, grace_s: float = 5.0) -> None:
+        if not grace_s >= 0:
+            raise UsageError(f"grace_s is {grace_s}: it must be 0 or more seconds")
+        self.facts = ModelFacts(enforces_timeout=may_limit())
+        self._grace_s = grace_s
+        self._logs = Path()
         self._bench: Bench | None = None
         self._started: deque[Attempt] = deque()
 
@@ -32,6 +53,7 @@ class InProcess:
         qgexec.errors.ModelError
             The bench cannot be opened.
         """
+        self._logs = run.logs
         try:
             self._bench = run.open_bench()
         except QgexecError:
@@ -59,7 +81,7 @@ class InProcess:
             return ()
         attempt = self._started[0]
         try:
-            event = as_outcome_event(self._bench.execute(attempt), attempt)
+            event = self._execute(self._bench, attempt)
         except QgexecError:
             raise
         except Exception as err:
@@ -71,6 +93,22 @@ class InProcess:
         self._started.popleft()
         return (event,)
 
+    def _execute(self, bench: Bench, attempt: Attempt) -> Event:
+        """Execute an attempt, within its time limit if it has one."""
+        timeout_s = attempt.timeout_s
+        if timeout_s is None or not may_limit():
+            return as_outcome_event(bench.execute(attempt), attempt)
+        stack_file = self._logs / f"{attempt.index}.{attempt.number}.stack"
+        limit = TimeLimit(timeout_s, self._grace_s, stack_file)
+        try:
+            event: Event = as_outcome_event(limit.run(lambda: bench.execute(attempt)), attempt)
+        except QuantumTimeUp:
+            return _timed_out(attempt, timeout_s)
+        # A quantum that has caught the exception may have succeeded all the same; if not, time is the cause.
+        if limit.is_up and isinstance(event, AttemptFailed):
+            return _timed_out(attempt, timeout_s)
+        return event
+
     def close(self, *, cancel: bool) -> Sequence[Event]:
         """Close the bench; give back what has not ended."""
         returned = [AttemptReturned(time.time(), a.index, a.number) for a in self._started]
@@ -79,3 +117,7 @@ class InProcess:
         if bench is not None:
             bench.close()
         return returned
+
+
+def _timed_out(attempt: Attempt, timeout_s: float) -> AttemptTimedOut:
+    return AttemptTimedOut(time.time(), attempt.index, attempt.number, timeout_s)

@@ -1,13 +1,12 @@
 """Runs quanta in warm worker processes on this host, event driven: a worker's death takes only its quantum.
 
-When a worker is started, replaced or ended, and how long an attempt may run:
-that is decided here; who runs what, in `qgexec.models.dispatch`.
+When a worker is started, replaced or ended is decided here; who runs what, in `qgexec.models.dispatch`; who
+uses too much or is silent, in `qgexec.models.watch`; what is said of the dead, in `qgexec.models.endings`.
 `qgexec.processes` starts and ends processes, `qgexec.worker` is what they do.
 """
 
 from __future__ import annotations
 
-import heapq
 import os
 import resource
 import select
@@ -16,16 +15,31 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
-from qgexec.errors import ModelError, UsageError, WorkerStartError
-from qgexec.events import AttemptLost, AttemptReturned, AttemptTimedOut, Event, WorkerEnded, WorkerStarted
+from qgexec.errors import ModelError, WorkerStartError
+from qgexec.events import AttemptFailed, AttemptReturned, Event, WorkerEnded, WorkerStarted
+from qgexec.machine import find_memory_group, machine_memory_bytes
+from qgexec.models.alarms import Alarms
 from qgexec.models.base import ModelFacts, Run
-from qgexec.models.dispatch import Dispatch, Worker
-from qgexec.processes import Message, describe_exit, start_process, warm_up
+from qgexec.models.dispatch import Dispatch
+from qgexec.models.endings import Surroundings, epitaph, keep_papers, last_line, obituary, stack_file
+from qgexec.models.poolsettings import PoolSettings
+from qgexec.models.watch import OomKills, Watch
+from qgexec.models.workers import NEVER, OverTime, Unresponsive, Worker
+from qgexec.processes import Message, start_process, warm_up
+from qgexec.proctree import find_strays, kill
 from qgexec.quantum import Attempt, Resources
-from qgexec.worker import ENDED, RAISED, decode_event, work
+from qgexec.worker import (
+    ENDED,
+    ENDED_LAST,
+    RAISED,
+    STACKS_SIGNAL,
+    OutcomeEvent,
+    WorkRules,
+    decode_event,
+    work,
+)
 
 __all__ = ["Pool", "PoolSettings"]
 
@@ -41,31 +55,19 @@ _MAX_STARTING = 64
 _MAX_FAILED_STARTS = 3
 """Workers in a row that die, without a word, before they began any quantum."""
 
+_LAST_WORDS_S = 0.5
+"""Time for a worker that did not heed SIGTERM to write its stacks, seconds."""
+
 _KILL_S = 10.0
-"""Longest wait for processes that were sent SIGKILL."""
+"""Longest wait, at the end, for processes that were sent SIGKILL."""
+
+_GONE_S = 60.0
+"""The same while the run goes on: then the worker is given up, as if it were gone, seconds."""
+
+_ENDED = (ENDED, ENDED_LAST)
 
 _FILES_PER_WORKER = 3
 _OTHER_FILES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
-    """What can be set for a `Pool`."""
-
-    processes: int
-    """Most workers, and the cores that quanta may use; workers of serial tasks come on top."""
-
-    grace_s: float
-    """Time between SIGTERM and SIGKILL for a worker that is to end, seconds."""
-
-    def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise UsageError(
-                f"a pool of {self.processes} processes cannot run anything",
-                hint="Give at least 1 (`-j 1`).",
-            )
-        if not self.grace_s >= 0:
-            raise UsageError(f"grace_s is {self.grace_s}: it must be 0 or more seconds")
 
 
 class Pool:
@@ -79,21 +81,44 @@ class Pool:
     ----------
     processes
         Most workers; `None` for one a core of this host that we may use.
-    grace_s
-        Time between SIGTERM and SIGKILL for a worker that is to end, seconds.
+    cores
+        Cores that quanta may use together; by default as many as there are processes.
+    grace_s, memory_bytes, growth_bytes, watch_period_s, start_limit_s, silence_limit_s
+        As in `PoolSettings`.
 
     Raises
     ------
     qgexec.errors.UsageError
-        Fewer than one process.
+        A setting that makes no sense, as fewer than one process.
     """
 
-    facts = ModelFacts(parallel=True, enforces_timeout=True)
+    facts = ModelFacts(parallel=True, enforces_timeout=True, enforces_memory=True)
 
-    def __init__(self, processes: int | None = None, *, grace_s: float = 5.0) -> None:
-        cores = len(os.sched_getaffinity(0))
-        self.settings = PoolSettings(cores if processes is None else processes, grace_s)
-        self._at_least = min(self.settings.processes, cores)
+    def __init__(
+        self,
+        processes: int | None = None,
+        *,
+        cores: int | None = None,
+        grace_s: float = 5.0,
+        memory_bytes: int | None = None,
+        growth_bytes: int = 1 << 30,
+        watch_period_s: float = 0.5,
+        start_limit_s: float = 300.0,
+        silence_limit_s: float = 30.0,
+    ) -> None:
+        n_here = len(os.sched_getaffinity(0))
+        processes = n_here if processes is None else processes
+        self.settings = PoolSettings(
+            processes=processes,
+            cores=processes if cores is None else cores,
+            grace_s=grace_s,
+            memory_bytes=memory_bytes,
+            growth_bytes=growth_bytes,
+            watch_period_s=watch_period_s,
+            start_limit_s=start_limit_s,
+            silence_limit_s=silence_limit_s,
+        )
+        self._at_least = min(processes, n_here)
         self._run: Run | None = None
         self._closing = False
         self._woken = False
@@ -104,7 +129,8 @@ class Pool:
         self._unannounced: list[Worker] = []
         self._last_number = 0
         self._failed_starts = 0
-        self._alarms: list[tuple[float, int]] = []
+        self._alarms = Alarms(self._workers)
+        self._watch = Watch(self.settings)
 
     def open(self, run: Run) -> None:
         """Start the first workers.
@@ -117,7 +143,10 @@ class Pool:
         self._run = run
         self._host = socket.gethostname()
         _allow_files(_FILES_PER_WORKER * (self.settings.processes + len(run.serial_labels)) + _OTHER_FILES)
-        self._dispatch = Dispatch(self.settings.processes, run.serial_labels, self._set_alarm)
+        self._machine_bytes = machine_memory_bytes()
+        self._memory_bytes = self.settings.memory_bytes or self._machine_bytes
+        self._oom_kills = OomKills(find_memory_group())
+        self._dispatch = Dispatch(self.settings.cores, run.serial_labels, self._set_limit)
         self._epoll = select.epoll()
         self._wake_end, self._waker = socket.socketpair()
         for end in (self._wake_end, self._waker):
@@ -127,8 +156,10 @@ class Pool:
         self._fill()
 
     def capacity(self) -> Resources:
-        """Free cores, and the attempts that fill busy workers up to `PREFETCH_S`."""
-        return Resources(cores=self._dispatch.capacity())
+        """Free cores, and attempts that fill busy workers up to `PREFETCH_S`; memory not asked for."""
+        total = self._memory_bytes
+        free_bytes = None if total is None else max(0, total - self._dispatch.memory_bytes)
+        return Resources(self._dispatch.capacity(), free_bytes)
 
     def start(self, attempts: Sequence[Attempt]) -> None:
         """Send attempts to workers, or keep them until there is one.
@@ -222,17 +253,46 @@ class Pool:
             self._poll(left)
 
     def _poll(self, timeout_s: float) -> None:
-        """Wait for news of workers, for the time limit of an attempt, or for `wake`; once."""
-        if self._alarms:
-            timeout_s = min(timeout_s, max(0.0, self._alarms[0][0] - time.monotonic()))
-        for fd, _ in self._epoll.poll(timeout_s):
+        """Wait for news of workers, for a deadline, for the watch's next round, or for `wake`; once."""
+        due_in_s = min(self._alarms.next_at(), self._watch.due_at) - time.monotonic()
+        for fd, _ in self._epoll.poll(max(0.0, min(timeout_s, due_in_s))):
             if (worker := self._by_fd.get(fd)) is None:
                 self._heed_wake(fd)
             elif fd == worker.process.fileno():
                 self._heed_process(worker)
             else:
                 self._heed_messages(worker)
-        self._sound_alarms()
+        now = time.monotonic()
+        for worker in self._alarms.due(now):
+            self._heed_deadline(worker, now)
+        if now >= self._watch.due_at:
+            self._go_round(now)
+
+    def _go_round(self, now: float) -> None:
+        """End the workers that use too much, or have stopped answering."""
+        self._oom_kills.note(now)
+        workers = list(self._workers.values())
+        for worker, sentence in self._watch.go_round(workers, now, self._heed_messages):
+            worker.sentence = sentence
+            self._kill(worker)
+
+    def _heed_deadline(self, worker: Worker, now: float) -> None:
+        """Do something about a worker whose time is up for what it is doing."""
+        if worker.killed:
+            self._bury(worker)
+        elif isinstance(worker.sentence, OverTime) and not worker.asked:
+            worker.asked = True
+            worker.process.signal(STACKS_SIGNAL)
+            self._alarms.set(worker, now + _LAST_WORDS_S)
+        elif worker.doomed:
+            self._kill(worker)
+        elif not worker.ready:
+            worker.sentence = Unresponsive(f"did not become ready within {self.settings.start_limit_s:g} s")
+            self._kill(worker)
+        elif worker.held and (limit_s := worker.held[0].timeout_s) is not None:
+            worker.sentence = OverTime(worker.held[0], limit_s)
+            self._end(worker, signal.SIGTERM)
+            self._alarms.set(worker, now + self.settings.grace_s)
 
     def _heed_wake(self, fd: int) -> None:
         if fd == self._wake_end.fileno():
@@ -249,20 +309,44 @@ class Pool:
             self._end(worker, signal.SIGKILL)
 
     def _heed(self, worker: Worker, message: Message) -> None:
-        if message[0] == ENDED:
+        if message[0] in _ENDED:
+            event: Event
             event, took_s = decode_event(message)
             attempt = self._dispatch.withdraw(worker)
             self._dispatch.durations.add(attempt.task_label, took_s)
             worker.took_any = True
             self._failed_starts = 0
+            if worker.peak_bytes:
+                event = _with_peak(event, worker.peak_bytes)
+                worker.peak_bytes = 0
+            if worker.sentence is not None and isinstance(event, AttemptFailed):
+                # SIGTERM had it raise, by a handler of its own or through its child: that is not the cause.
+                event = epitaph(worker, attempt, Surroundings())
+                keep_papers(self._opened().logs, worker, attempt)
             self._events.append(event)
+            if message[0] == ENDED_LAST:
+                self._let_go(worker)
         elif message[0] == RAISED:
             worker.doomed = True
             self._fail(worker, *message[1:])
         else:
             worker.ready = True
+            self._alarms.set(worker, NEVER)
             self._dispatch.file(worker)
             self._fill()
+
+    def _let_go(self, worker: Worker) -> None:
+        """Let a worker end that has said it will, for its memory has grown; others do what it was sent."""
+        worker.doomed = True
+        self._dispatch.file(worker)
+        self._dispatch.requeue(self._take_all_back(worker))
+        self._alarms.set(worker, time.monotonic() + self.settings.grace_s)
+
+    def _take_all_back(self, worker: Worker) -> list[Attempt]:
+        taken = []
+        while worker.held and (attempt := self._dispatch.take_back(worker)) is not None:
+            taken.append(attempt)
+        return taken
 
     def _fail(self, worker: Worker, what: str, hint: str, trace: str) -> None:
         """Keep the error that `wait` will raise: what a bench raises, the next one would raise again."""
@@ -304,9 +388,10 @@ class Pool:
         run = self._opened()
         number = self._last_number + 1
         name = f"worker-{number:04d}"
+        rules = WorkRules(str(stack_file(run.logs, name)), self.settings.growth_bytes)
         process = start_process(
             work,
-            (run.bench_opener, name),
+            (run.bench_opener, name, rules),
             name=name,
             output=run.logs / f"{name}.out",
             preload=run.preload,
@@ -317,58 +402,49 @@ class Pool:
         for end in (process, process.channel):
             self._epoll.register(end, select.EPOLLIN)
             self._by_fd[end.fileno()] = worker
+        self._alarms.set(worker, time.monotonic() + self.settings.start_limit_s)
         return worker
 
     def _end(self, worker: Worker, number: signal.Signals) -> None:
+        if worker.held and worker.process.pid is not None:
+            worker.strays += find_strays(worker.process.pid)
         worker.doomed = True
         self._dispatch.file(worker)
         worker.process.signal(number)
 
-    def _set_alarm(self, worker: Worker) -> None:
+    def _kill(self, worker: Worker) -> None:
+        worker.killed = True
+        self._end(worker, signal.SIGKILL)
+        self._alarms.set(worker, time.monotonic() + _GONE_S)
+
+    def _set_limit(self, worker: Worker) -> None:
         """Note until when the attempt that begins now may run."""
-        if worker.overdue is None:
+        if not worker.doomed:
             limit_s = worker.held[0].timeout_s
-            self._set_deadline(worker, float("inf") if limit_s is None else time.monotonic() + limit_s)
-
-    def _set_deadline(self, worker: Worker, deadline: float) -> None:
-        # A worker's alarm that comes too early is set again: each has one, not one for every attempt.
-        worker.deadline = deadline
-        if deadline < worker.alarm_at:
-            worker.alarm_at = deadline
-            heapq.heappush(self._alarms, (deadline, worker.number))
-
-    def _sound_alarms(self) -> None:
-        """End the workers whose attempt is over its time limit."""
-        now = time.monotonic()
-        while self._alarms and self._alarms[0][0] <= now:
-            worker = self._workers.get(heapq.heappop(self._alarms)[1])
-            if worker is None:
-                continue
-            worker.alarm_at = float("inf")
-            if worker.deadline > now:
-                self._set_deadline(worker, worker.deadline)
-            elif worker.overdue is not None:
-                self._end(worker, signal.SIGKILL)
-            elif worker.held:
-                worker.overdue = worker.held[0]
-                self._set_deadline(worker, now + self.settings.grace_s)
-                self._end(worker, signal.SIGTERM)
+            self._alarms.set(worker, NEVER if limit_s is None else time.monotonic() + limit_s)
 
     def _bury(self, worker: Worker) -> None:
         """Say what became of all that a dead worker held, and replace it."""
         process = worker.process
         while (message := process.channel.try_receive()) is not None:
             self._heed(worker, message)
-        behind = []
-        while worker.held and (attempt := self._dispatch.take_back(worker)) is not None:
-            behind.append(attempt)
+        # Not before: a quantum whose child is killed fails by that, and the cause would be hidden.
+        kill(worker.strays)
+        behind = self._take_all_back(worker)
+        failed = None
         # One at most is left: a worker takes a message when it has sent the outcome of the one before.
         while worker.held:
             worker.took_any = True
-            self._events.append(self._epitaph(worker, self._dispatch.withdraw(worker)))
-        if process.pid is not None:
+            around = self._surroundings(worker)
+            attempt = self._dispatch.withdraw(worker)
+            event = epitaph(worker, attempt, around)
+            self._events.append(event)
+            if not isinstance(event, AttemptReturned):
+                failed = attempt
+        keep_papers(self._opened().logs, worker, failed)
+        if process.pid is not None and process.ended:  # one that is only given up may still come back to life
             self._events.append(WorkerEnded(time.time(), worker.number, process.exit_code))
-        if not (worker.took_any or worker.doomed or self._closing):
+        if not (worker.took_any or self._closing) and (worker.sentence is not None or not worker.doomed):
             self._count_failed_start(worker)
         self._remove(worker)
         self._dispatch.requeue(behind)
@@ -388,22 +464,14 @@ class Pool:
                 self._epoll.unregister(end)
         worker.process.close()
 
-    def _epitaph(self, worker: Worker, attempt: Attempt) -> Event:
-        """Return the event that ends an attempt whose worker died."""
-        now, index, number = time.time(), attempt.index, attempt.number
-        if attempt is worker.overdue and attempt.timeout_s is not None:
-            self._keep_log(worker, attempt)
-            return AttemptTimedOut(now, index, number, attempt.timeout_s, worker.number)
-        if worker.doomed:
-            return AttemptReturned(now, index, number)
-        self._keep_log(worker, attempt)
-        reason = f"{_obituary(worker)} while it ran the quantum"
-        return AttemptLost(now, index, number, reason, worker.process.exit_code, worker.number)
-
-    def _keep_log(self, worker: Worker, attempt: Attempt) -> None:
-        logs = self._opened().logs
-        with suppress(OSError):  # none was written, or the disk is full: the attempt is lost all the same
-            (logs / f"{worker.name}.log").rename(logs / f"{attempt.index}.{attempt.number}.log")
+    def _surroundings(self, worker: Worker) -> Surroundings:
+        """Return what is known of the machine just after a worker's death."""
+        by_signal = worker.process.exit_code == -signal.SIGKILL and not worker.doomed
+        return Surroundings(
+            killed_by_kernel=by_signal and self._oom_kills.claim(time.monotonic()),
+            memory_bytes=self._machine_bytes,
+            all_used_bytes=sum(other.used_bytes or 0 for other in self._workers.values()),
+        )
 
     def _count_failed_start(self, worker: Worker) -> None:
         self._failed_starts += 1
@@ -411,27 +479,17 @@ class Pool:
             return
         output = self._opened().logs / f"{worker.name}.out"
         self._error = WorkerStartError(
-            f"{_obituary(worker)} before it began any quantum, as {self._failed_starts - 1} others before it",
-            hint=f"See {output}. {_tail(output)}".rstrip(),
+            f"{obituary(worker)} before it began any quantum, as {self._failed_starts - 1} others before it",
+            hint=f"See {output}. {last_line(output)}".rstrip(),
         )
 
 
-def _obituary(worker: Worker) -> str:
-    process = worker.process
-    pid = "" if process.pid is None else f" (pid {process.pid})"
-    why = f": {process.failure}" if process.failure else ""
-    return f"worker {worker.number}{pid} {describe_exit(process.exit_code)}{why}"
-
-
-def _tail(path: Path) -> str:
-    """Return the last line of what a process printed."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return f"Its last line: {lines[-1]}" if lines else ""
+def _with_peak(event: OutcomeEvent, seen_bytes: int) -> OutcomeEvent:
+    """Return an event with the peak that the watch saw, of the whole process tree, where that is higher."""
+    own_bytes = event.outcome.peak_rss_bytes
+    if own_bytes is None or own_bytes >= seen_bytes:
+        return event  # what was seen now and then is no peak without the worker's own
+    return replace(event, outcome=replace(event.outcome, peak_rss_bytes=seen_bytes))
 
 
 def _allow_files(needed: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Usage:
     """User and system time of this process and of children that it waited for, seconds."""
 
     peak_rss_bytes: int | None
-    """Largest resident set size; `None` where the kernel cannot tell."""
+    """Largest resident set size of this process, or of a child that it waited for; `None` if unknown."""
 
 
 class Meter:
@@ -36,7 +37,8 @@ class Meter:
 
     Upstream writes ``ru_maxrss`` into metadata datasets, which never falls
     by itself: setting the mark back is what makes that figure, too, one of
-    this quantum in a process that runs many.
+    this quantum in a process that runs many. Of children the kernel keeps the largest there ever was,
+    which cannot be set back: one counts if it was larger than all of earlier quanta.
     """
 
     def __init__(self, proc: Path = Path("/proc/self")) -> None:
@@ -49,6 +51,7 @@ class Meter:
         """Begin anew."""
         self._is_reset = self._reset_peak()
         self._cpu_s = _cpu_s()
+        self._children_peak_bytes = _children_peak_bytes()
         self._started_at = time.time()
 
     def read(self) -> Usage:
@@ -72,10 +75,16 @@ class Meter:
         with contextlib.suppress(OSError, ValueError, IndexError):
             for line in self._status.read_bytes().splitlines():
                 if line.startswith(b"VmHWM:"):
-                    return int(line.split()[1]) * 1024
+                    children_bytes = _children_peak_bytes()
+                    grew = children_bytes > self._children_peak_bytes
+                    return max(int(line.split()[1]) * 1024, children_bytes if grew else 0)
         return None
 
 
 def _cpu_s() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def _children_peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
