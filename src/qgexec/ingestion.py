@@ -1,26 +1,24 @@
 """Takes the outputs of quanta that have ended for good to an ingester, in batches, beside or within the run.
 
-Owns the batches: what was offered, what is confirmed, and what to do when
-the ingester's process dies. Knows nothing of butlers: an ingester is
-whatever takes details (`qgexec.journal.read_detail`) and says how many
-datasets it took in. Ingesting is idempotent, so what is not confirmed is offered again.
+Owns what was handed over, what of it is confirmed, and what to do when the
+ingester's process dies: ingesting is idempotent, and so is cleaning up, so what
+is not confirmed is handed over again. Knows nothing of butlers.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-from qgexec.errors import IngestError, QgexecError, UsageError
-from qgexec.events import OutputsIngested
-from qgexec.journal import read_detail
+from qgexec.batches import MAX_QUANTA, Batches, Batching, Ingester, IngesterOpener, as_ingest_error
+from qgexec.errors import IngestError
+from qgexec.events import Event, OutputsIngested, WorkerEnded, WorkerStarted
 from qgexec.processes import Channel, Message, Process, describe_exit, start_process
 from qgexec.quantum import SegmentRef
 
@@ -32,106 +30,20 @@ _RESTARTS = 2
 _OFFERS_PER_MESSAGE = 200
 """At about 60 bytes each they stay well below the longest message."""
 
-_MAX_QUANTA = 5000
-"""Their indices, 5 bytes each, come back in one message."""
-
 _NICENESS = 5
 """Workers come first while they run; at the end, when they are gone, this costs nothing."""
 
 _CLOSE_S = 30.0
 """Longest time that an ingester which has nothing to do may take to close its connections."""
 
+_INGESTER = 0
+"""The ingester's process among the workers."""
+
 _DRAIN = "drain"
 _OFFER = "offer"
+_DISCARD = "discard"
 _INGESTED = "ingested"
-
-
-class Ingester(Protocol):
-    """Takes details into a registry; the one of a real run is `qgexec.rubin.ingest.Ingester`."""
-
-    def ingest(self, details: Sequence[Mapping[str, Any]]) -> int:
-        """Take these in, in one transaction, and return how many datasets are new or replaced; idempotent."""
-        ...
-
-    def close(self) -> None:
-        """Release connections."""
-        ...
-
-
-IngesterOpener = Callable[[], Ingester]
-"""Opens an ingester in the process that calls it; picklable, as a `qgexec.models.base.BenchOpener` is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batching:
-    """When offers become a transaction: as soon as either is reached."""
-
-    quanta: int = 1000
-    """Most quanta in one; 5000 at most."""
-
-    seconds: float = 2.0
-    """Age of the oldest offer."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.quanta <= _MAX_QUANTA or not self.seconds >= 0:
-            raise UsageError(
-                f"batches of {self.quanta} quanta or {self.seconds} s cannot be: "
-                f"1 to {_MAX_QUANTA} quanta, 0 or more seconds"
-            )
-
-
-class _Batches:
-    """Offers that wait for their transaction."""
-
-    def __init__(self, opener: IngesterOpener, segments: Path, batching: Batching) -> None:
-        self._opener = opener
-        self._segments = segments
-        self._batching = batching
-        self._ingester: Ingester | None = None
-        self._waiting: deque[tuple[int, SegmentRef]] = deque()
-        self._oldest_at = 0.0
-
-    def open(self) -> Ingester:
-        if self._ingester is None:
-            self._ingester = self._opener()
-        return self._ingester
-
-    def add(self, index: int, ref: SegmentRef) -> None:
-        if not self._waiting:
-            self._oldest_at = time.monotonic()
-        self._waiting.append((index, ref))
-
-    def due_in_s(self) -> float | None:
-        """Return when the next batch is due, in seconds; `None` while nothing waits."""
-        if not self._waiting:
-            return None
-        if len(self._waiting) >= self._batching.quanta:
-            return 0.0
-        return max(0.0, self._oldest_at + self._batching.seconds - time.monotonic())
-
-    def ingest(self) -> OutputsIngested | None:
-        """Take in one batch, due or not; `None` if nothing waits."""
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batching.quanta))]
-        if not batch:
-            return None
-        try:
-            n_datasets = self.open().ingest([read_detail(self._segments, ref) for _, ref in batch])
-        except BaseException:
-            self._waiting.extendleft(reversed(batch))
-            raise
-        self._oldest_at = time.monotonic()
-        return OutputsIngested(time.time(), tuple(index for index, _ in batch), n_datasets)
-
-    def close(self) -> None:
-        ingester, self._ingester = self._ingester, None
-        if ingester is not None:
-            ingester.close()
-
-
-def _as_ingest_error(err: Exception) -> IngestError:
-    hint = err.hint if isinstance(err, QgexecError) else ""
-    what = err.message if isinstance(err, QgexecError) else f"{type(err).__name__}: {err}"
-    return IngestError(f"outputs could not be taken into the registry: {what}", hint=hint)
+_DISCARDED = "discarded"
 
 
 class InlineIngestion:
@@ -148,27 +60,31 @@ class InlineIngestion:
     """
 
     def __init__(self, opener: IngesterOpener, segments: Path, batching: Batching | None = None) -> None:
-        self._batches = _Batches(opener, segments, batching or Batching())
+        self._batches = Batches(opener, segments, batching or Batching())
+        self._events: list[Event] = []
 
     def offer(self, index: int, detail: SegmentRef) -> None:
         """Hand over one quantum's outputs; returns at once."""
         self._batches.add(index, detail)
 
-    def collect(self) -> Sequence[OutputsIngested]:
-        """Ingest the batches that are due.
+    def discard(self, index: int) -> None:
+        """Have removed what attempts at a quantum left that came to no end of their own; returns at once."""
+        self._batches.add_remains([index])
+
+    def collect(self) -> Sequence[Event]:
+        """Ingest the batches that are due, and clean up.
 
         Raises
         ------
         qgexec.errors.IngestError
-            It cannot be done; what was offered is kept, and tried again by the next call.
+            It cannot be done; what was handed over is kept, and tried again by the next call.
         """
-        ingested = []
         while self._batches.due_in_s() == 0:
-            ingested.append(self._ingest())
-        return [event for event in ingested if event is not None]
+            self._work()
+        return self._take_events()
 
-    def drain(self, timeout_s: float) -> Sequence[OutputsIngested]:
-        """Ingest everything that was offered.
+    def drain(self, timeout_s: float) -> Sequence[Event]:
+        """Ingest everything that was offered, and clean up.
 
         Raises
         ------
@@ -176,22 +92,30 @@ class InlineIngestion:
             It cannot be done, or not in that time, which is looked at between two batches.
         """
         deadline = time.monotonic() + timeout_s
-        ingested = []
-        while (event := self._ingest()) is not None:
-            ingested.append(event)
+        while self._batches.due_in_s() is not None:
+            self._work()
             if time.monotonic() > deadline and self._batches.due_in_s() is not None:
                 raise IngestError(f"outputs were not taken into the registry within {timeout_s:.0f} s")
-        return ingested
+        return self._take_events()
 
-    def _ingest(self) -> OutputsIngested | None:
+    def _work(self) -> None:
+        """Ingest one batch, or clean up."""
         try:
-            return self._batches.ingest()
+            if self._batches.has_remains and not self._batches.must_ingest_first:
+                self._batches.discard()
+            elif (event := self._batches.ingest()) is not None:
+                self._events.append(event)
         except Exception as err:
-            raise _as_ingest_error(err) from err
+            raise as_ingest_error(err) from err
 
-    def close(self) -> None:
-        """Close the ingester; may be called twice."""
+    def close(self) -> Sequence[Event]:
+        """Close the ingester; return what was taken in before an error. May be called twice."""
         self._batches.close()
+        return self._take_events()
+
+    def _take_events(self) -> Sequence[Event]:
+        events, self._events = self._events, []
+        return events
 
 
 class IngestionProcess:
@@ -229,6 +153,11 @@ class IngestionProcess:
         self._preload = tuple(preload)
         self._unsent: deque[tuple[int, SegmentRef]] = deque()
         self._unconfirmed: dict[int, SegmentRef] = {}
+        self._unsent_remains: deque[int] = deque()
+        self._unconfirmed_remains: dict[int, None] = {}
+        self._unreported: list[Event] = []
+        self._announced: Process | None = None
+        self._mourned: Process | None = None
         self._drain_wanted = self._drain_sent = False
         self._closed = False
         self._restarts_left = _RESTARTS
@@ -249,28 +178,29 @@ class IngestionProcess:
         """Hand over one quantum's outputs; returns at once."""
         self._unsent.append((index, detail))
 
-    def collect(self) -> Sequence[OutputsIngested]:
-        """Return what has been taken in since the last call; returns at once.
+    def discard(self, index: int) -> None:
+        """Have removed what attempts at a quantum left that came to no end of their own; returns at once."""
+        self._unsent_remains.append(index)
+
+    def collect(self) -> Sequence[Event]:
+        """Return what has been taken in since the last call, and that the process began or ended; at once.
 
         Raises
         ------
         qgexec.errors.IngestError
             The ingester cannot go on; each later call says so again.
         """
-        ingested: list[OutputsIngested] = []
+        events: list[Event] = []
         if self._error is None:
             self._send()
-            self._receive(ingested)
-            self._process.refresh()
-            if self._process.ended:
-                self._receive(ingested)
-                self._restart()
-        if self._error is not None and not ingested:
+            self._receive(events)
+            self._look_after(events)
+        if self._error is not None and not events:
             raise self._error
-        return ingested
+        return events
 
-    def drain(self, timeout_s: float) -> Sequence[OutputsIngested]:
-        """Have everything taken in that was offered.
+    def drain(self, timeout_s: float) -> Sequence[Event]:
+        """Have everything taken in that was offered, and everything removed that is to be.
 
         Raises
         ------
@@ -279,35 +209,74 @@ class IngestionProcess:
         """
         deadline = time.monotonic() + timeout_s
         self._drain_wanted, self._drain_sent = True, False
-        ingested = list(self.collect())
-        while self._unsent or self._unconfirmed:
+        self._unreported.extend(self.collect())
+        while self._n_left:
             left = deadline - time.monotonic()
             if left <= 0:
-                n_left = len(self._unsent) + len(self._unconfirmed)
                 raise IngestError(
-                    f"outputs of {n_left} quanta were not taken into the registry within {timeout_s:.0f} s",
+                    f"outputs of {self._n_left} quanta were not taken into the registry, or removed, "
+                    f"within {timeout_s:.0f} s",
                     hint=f"See {self._output}, and whether the database answers or is locked by another.",
                 )
             poll = select.poll()
             poll.register(self._process, select.POLLIN)
-            poll.register(self._process.channel, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+            has_unsent = self._unsent or self._unsent_remains
+            poll.register(self._process.channel, select.POLLIN | (select.POLLOUT if has_unsent else 0))
             poll.poll(left * 1000)
-            ingested.extend(self.collect())
-        return ingested
+            self._unreported.extend(self.collect())
+        return self._take_unreported()
 
-    def close(self, patience_s: float = _CLOSE_S) -> None:
+    @property
+    def _n_left(self) -> int:
+        return sum(
+            map(len, (self._unsent, self._unconfirmed, self._unsent_remains, self._unconfirmed_remains))
+        )
+
+    def close(self, patience_s: float = _CLOSE_S) -> Sequence[Event]:
         """End the process; may be called twice.
 
         Parameters
         ----------
         patience_s
             Time that it has to end what it is doing and close its connections, seconds; then it is killed.
+
+        Returns
+        -------
+        events
+            What nobody was told: what was taken in before an error, and that the process began and ended.
         """
-        if not self._closed:
-            self._closed = True
-            self._process.channel.finish()
-            self._process.wait(patience_s)
-            self._process.close()
+        if self._closed:
+            return ()
+        self._closed = True
+        self._process.channel.finish()
+        self._process.wait(patience_s)
+        self._process.close()
+        self._tell(self._unreported)
+        return self._take_unreported()
+
+    def _take_unreported(self) -> Sequence[Event]:
+        events, self._unreported = self._unreported, []
+        return events
+
+    def _look_after(self, events: list[Event]) -> None:
+        """Note that the process began, or ended; start another one in the place of one that died."""
+        self._process.refresh()
+        if self._process.ended:
+            self._receive(events)
+        self._tell(events)
+        if self._process.ended:
+            self._restart()
+
+    def _tell(self, events: list[Event]) -> None:
+        """Say once that the process began, and once that it ended."""
+        process, now = self._process, time.time()
+        if process.pid is not None and self._announced is not process:
+            self._announced = process
+            started_at = process.started_at or now
+            events.append(WorkerStarted(now, _INGESTER, socket.gethostname(), process.pid, started_at))
+        if (process.ended or self._closed) and self._announced is process and self._mourned is not process:
+            self._mourned = process
+            events.append(WorkerEnded(now, _INGESTER, process.exit_code))
 
     def _start(self) -> Process:
         return start_process(
@@ -328,16 +297,26 @@ class IngestionProcess:
             for index, ref in some:
                 self._unsent.popleft()
                 self._unconfirmed[index] = ref
+        while self._unsent_remains:
+            indices = [self._unsent_remains[i] for i in range(min(len(self._unsent_remains), MAX_QUANTA))]
+            if not self._process.channel.try_send((_DISCARD, *indices)):
+                return
+            for index in indices:
+                self._unsent_remains.popleft()
+                self._unconfirmed_remains[index] = None
         if self._drain_wanted and not self._drain_sent:
             self._drain_sent = self._process.channel.try_send((_DRAIN,))
 
-    def _receive(self, ingested: list[OutputsIngested]) -> None:
+    def _receive(self, events: list[Event]) -> None:
         while (message := self._process.channel.try_receive()) is not None:
             if message[0] == _INGESTED:
                 _, at, indices, n_datasets = message
                 for index in indices:
                     self._unconfirmed.pop(index, None)
-                ingested.append(OutputsIngested(at, indices, n_datasets))
+                events.append(OutputsIngested(at, indices, n_datasets))
+            elif message[0] == _DISCARDED:
+                for index in message[1:]:
+                    self._unconfirmed_remains.pop(index, None)
             else:
                 _, what, hint, trace = message
                 self._error = IngestError(
@@ -360,12 +339,14 @@ class IngestionProcess:
         self._process.close()
         self._unsent.extendleft(reversed(self._unconfirmed.items()))
         self._unconfirmed.clear()
+        self._unsent_remains.extendleft(reversed(self._unconfirmed_remains))
+        self._unconfirmed_remains.clear()
         self._drain_sent = False
         self._process = self._start()
 
 
 def ingest_until_told(channel: Channel, opener: IngesterOpener, segments: str, batching: Batching) -> None:
-    """Be the ingester's process: ingest what is offered until the driver has nothing more.
+    """Be the ingester's process: ingest and clean up what it is told to until the driver has nothing more.
 
     Parameters
     ----------
@@ -376,7 +357,7 @@ def ingest_until_told(channel: Channel, opener: IngesterOpener, segments: str, b
     """
     with suppress(OSError):
         os.nice(_NICENESS)
-    batches = _Batches(opener, Path(segments), batching)
+    batches = Batches(opener, Path(segments), batching)
     batches.open()
     poll = select.poll()
     poll.register(channel, select.POLLIN)
@@ -386,7 +367,9 @@ def ingest_until_told(channel: Channel, opener: IngesterOpener, segments: str, b
         poll.poll(None if due_s is None else due_s * 1000)
         while (message := channel.try_receive()) is not None:
             draining = _accept(message, batches) or draining
-        if draining or batches.due_in_s() == 0:
+        if batches.has_remains and not batches.must_ingest_first:
+            channel.send((_DISCARDED, *batches.discard()))
+        elif draining or batches.due_in_s() == 0:
             event = batches.ingest()
             if event is None:
                 draining = False
@@ -395,10 +378,13 @@ def ingest_until_told(channel: Channel, opener: IngesterOpener, segments: str, b
     batches.close()
 
 
-def _accept(message: Message, batches: _Batches) -> bool:
+def _accept(message: Message, batches: Batches) -> bool:
     """Take in a message; say whether everything is to be ingested now."""
     if message[0] == _DRAIN:
         return True
+    if message[0] == _DISCARD:
+        batches.add_remains(message[1:])
+        return False
     for index, segment, offset, length in message[1:]:
         batches.add(index, SegmentRef(segment, offset, length))
     return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from repos import INPUT_CHAIN, OUTPUT_RUN, MockRepository
 from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded
 from qgexec.journal import read_detail
 from qgexec.plan import Plan
-from qgexec.quantum import Attempt, Outcome, OutcomeStatus
+from qgexec.quantum import Attempt, Outcome, OutcomeStatus, RunContext
 from qgexec.rubin.compat import export_records
+from qgexec.rubin.datastores import leaf_datastores
 from qgexec.rubin.graphfile import GraphSource, read_plan
 from qgexec.rubin.ingest import Ingester, IngesterOpener
 from qgexec.rubin.quantumlog import pipetask_logging
 from qgexec.rubin.recorder import Books
 from qgexec.rubin.workbench import Workbench, WorkbenchOpener, WorkbenchOptions
+from qgexec.rundir import RunDir, RunSettings
 
 VOLATILE = frozenset({"TaskMetadata", "ButlerLogRecords"})
 
@@ -66,6 +68,16 @@ class Site:
     repository: MockRepository
     run_dir: Path
     epoch: int = 0
+
+    def keep_books(self) -> RunDir:
+        """Make the run directory one that has settings and a plan; to be called before anything else."""
+        run_dir = RunDir.create(self.run_dir)
+        run_dir.save_plan(read_plan(self.repository.graph))
+        context = RunContext(
+            str(self.run_dir), str(self.repository.root), str(self.repository.graph), OUTPUT_RUN
+        )
+        run_dir.write_settings(RunSettings(context, model="pool"))
+        return run_dir
 
     def opener(self, **options: Any) -> WorkbenchOpener:
         """Return an opener that writes to segments of its own."""
@@ -115,7 +127,22 @@ class Site:
 
     def ingester(self, **options: Any) -> Ingester:
         """Open an ingester; the caller closes it."""
-        return IngesterOpener(str(self.repository.root), OUTPUT_RUN, **options)()
+        return self.ingester_opener(**options)()
+
+    def ingester_opener(self, **options: Any) -> IngesterOpener:
+        """Return an opener of ingesters that know the run directory."""
+        return IngesterOpener(str(self.repository.root), OUTPUT_RUN, run_dir=str(self.run_dir), **options)
+
+    def discard(self, indices: Sequence[int], **options: Any) -> None:
+        """Clean up with an ingester of its own."""
+        with closing(self.ingester(**options)) as ingester:
+            ingester.discard(indices)
+
+    def detail(self, event: object) -> dict[str, Any]:
+        """Return the detail of an outcome."""
+        assert isinstance(event, AttemptSucceeded | AttemptSkipped | AttemptFailed)
+        assert event.outcome.detail is not None
+        return read_detail(self.run_dir / "segments", event.outcome.detail)
 
     def run_as_pipetask(self, labels: Collection[str] | None = None, **options: Any) -> None:
         """Execute all quanta in this process with upstream's executor over a full butler."""
@@ -186,4 +213,21 @@ def datastore_rows(repository: MockRepository) -> list[str]:
 
 def later(attempt: Attempt) -> Attempt:
     """Return the next attempt at the same quantum."""
-    return replace(attempt, number=attempt.number + 1)
+    return numbered(attempt, attempt.number + 1)
+
+
+def numbered(attempt: Attempt, number: int) -> Attempt:
+    """Return an attempt at the same quantum."""
+    return replace(attempt, number=number)
+
+
+def remembered(bench: Any) -> list[Any]:
+    """Return all rows and objects that a bench's datastore holds."""
+    rows: list[Any] = []
+    for leaf in leaf_datastores(bench._supply.datastore):
+        if leaf.isEphemeral:
+            rows += [*leaf.datasets, *leaf.records]  # type: ignore[attr-defined]
+            continue
+        rows += leaf._table.fetch()  # type: ignore[attr-defined]
+        rows += [*leaf.bridge._held, *leaf.bridge._trash]  # type: ignore[attr-defined]
+    return rows

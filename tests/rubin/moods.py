@@ -70,6 +70,16 @@ def raising(error: BaseException | type[BaseException]) -> Mood:
     return act
 
 
+def complaining(text: str) -> Mood:
+    """Return a mood that logs a warning, then raises."""
+
+    def act(task: MoodyTask) -> None:
+        task.log.warning(text)
+        raise ValueError(text)
+
+    return act
+
+
 def partial(task: MoodyTask) -> None:
     """Report partial outputs, as upstream wants it."""
     error = RepeatableQuantumError("only half of it")

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from lsst.daf.butler._rubin.temporary_for_ingest import TemporaryForIngest
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.resources import ResourcePath
 from repos import N_QUANTA, MockRepository
 
-from qgexec.rubin.compat import export_records, graph_components, registry_file
+from qgexec.rubin.compat import (
+    export_records,
+    graph_components,
+    registry_file,
+    temporary_file_pattern,
+)
 
 
 def test_registry_file(template: MockRepository) -> None:
@@ -37,3 +45,15 @@ def test_graph_components(template: MockRepository, tmp_path: Path) -> None:
         assert reader.components.quantum_datasets == components.quantum_datasets
         assert reader.components.init_quanta == components.init_quanta
         assert set(reader.components.thin_graph.edges) == set(graph.quantum_only_xgraph.edges)
+
+
+@pytest.mark.parametrize("name", ["visit_1.json", "visit.1.fits.gz", "no_extension", "(odd) [name]*.yaml"])
+def test_temporary_file_pattern(name: str, tmp_path: Path) -> None:
+    """Temporary files are known by their names as upstream makes them; those of other datasets are not."""
+    pattern = temporary_file_pattern(ResourcePath(str(tmp_path / name)))
+    for _ in range(20):
+        with TemporaryForIngest.make_path(ResourcePath(str(tmp_path / name))) as temporary:
+            assert pattern.fullmatch(temporary.basename())
+    with TemporaryForIngest.make_path(ResourcePath(str(tmp_path / f"a_{name}"))) as other:
+        assert not pattern.fullmatch(other.basename())
+    assert not pattern.fullmatch(name)

@@ -229,6 +229,16 @@ def test_public_api_cannot_replace(site: Site, details: list[dict[str, Any]]) ->
     assert state(site) == before
 
 
+@pytest.mark.parametrize("public_api", [False, True], ids=["private", "public"])
+def test_later_attempts_in_a_new_run(site: Site, details: list[dict[str, Any]], public_api: bool) -> None:
+    """What a later attempt says of datasets that the registry does not know is taken in either way."""
+    again = [copied(detail, replaces=True) for detail in details]
+    again[0]["absent"] = ["0" * 32]
+    assert site.ingest(again, public_api=public_api) == n_outputs(details)
+    site.ingest([{"absent": ["0" * 32], "replaces": True}], public_api=public_api)
+    registered(site.repository)
+
+
 class _Lock:
     """Another writer of a SQLite registry; an ingester's sleep can be its end."""
 
@@ -236,9 +246,9 @@ class _Lock:
         self.now = 0.0
         self.pauses: list[float] = []
 
-    def take(self, site: Site) -> None:
+    def take(self, site: Site, kind: str = "IMMEDIATE") -> None:
         self._connection = sqlite3.connect(site.repository.root / "gen3.sqlite3", isolation_level=None)
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute(f"BEGIN {kind}")
 
     def sleep_and_release(self, pause_s: float) -> None:
         self.sleep(pause_s)
@@ -281,6 +291,17 @@ def test_lock_is_waited_for(site: Site, details: list[dict[str, Any]]) -> None:
     assert len(lock.pauses) == 1
     ingester.close()
     registered(site.repository)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_lock_is_waited_for_when_opened(site: Site, details: list[dict[str, Any]]) -> None:
+    """A registry that not even readers may open is tried again, too."""
+    lock = _Lock()
+    lock.take(site, "EXCLUSIVE")
+    ingester = Ingester(opener(site), sleep=lock.sleep_and_release, clock=lock.clock)
+    assert len(lock.pauses) == 1
+    assert ingester.ingest(details) == n_outputs(details)
+    ingester.close()
 
 
 @pytest.mark.usefixtures("impatient")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import pytest
+
+from qgexec.errors import RunDirError
 from qgexec.rubin.quantumlog import QuantumLogRecords, StreamedLog
 
 
@@ -33,3 +36,30 @@ def test_stream_is_readable_at_once_and_begins_anew(tmp_path: Path) -> None:
     log.restart("third")
     log.emit(logging.LogRecord("a", logging.INFO, __file__, 1, "late", (), None))
     assert path.read_text() == "second\n"
+
+
+def test_kept(tmp_path: Path) -> None:
+    """A log that is kept has another name for good; what is logged before the next attempt is in no file."""
+    path, kept = tmp_path / "worker.log", tmp_path / "7.1.log"
+    kept.write_text("older\n")
+    log = StreamedLog(path)
+    log.restart("first")
+    for _ in range(2):
+        log.keep(kept)
+        log.emit(logging.LogRecord("a", logging.INFO, __file__, 1, "between", (), None))
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"7.1.log": "first\n"}
+    log.restart("second")
+    log.close()
+    log.keep(tmp_path / "8.1.log")
+    assert (path.read_text(), kept.read_text()) == ("second\n", "first\n")
+    assert not (tmp_path / "8.1.log").exists()
+
+
+def test_cannot_be_kept(tmp_path: Path) -> None:
+    """A log that cannot be renamed is an error, and goes on under its own name."""
+    log = StreamedLog(tmp_path / "worker.log")
+    log.restart("first")
+    with pytest.raises(RunDirError, match=r"7\.1\.log"):
+        log.keep(tmp_path / "none" / "7.1.log")
+    assert (tmp_path / "worker.log").read_text() == "first\n"
+    log.close()

@@ -14,83 +14,19 @@ from typing import Any
 
 import benchwork
 import pytest
-from benchwork import Site, attempts, prepare_outputs, registered
-from lsst.daf.butler import ButlerLogRecords, Config
+from benchwork import Site, attempts, registered, remembered
+from lsst.daf.butler import ButlerLogRecords
 from lsst.pipe.base import InvalidQuantumError, NoWorkFound, QuantumSuccessCaveats
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
-from moods import (
-    DigestConfig,
-    DigestTask,
-    MeasureConfig,
-    MeasureTask,
-    MoodyTask,
-    UnprintableError,
-    mood,
-    partial,
-    raising,
-)
-from repos import (
-    OUTPUT_RUN,
-    MockRepository,
-    add_standard_tasks,
-    connection,
-    copy_template,
-    open_repository,
-    save_graph,
-)
+from moods import MoodyTask, UnprintableError, complaining, mood, partial, raising
+from repos import OUTPUT_RUN, MockRepository, copy_template
+from sites import CACHED_AND_SUMMED, CHAINED, make_components, make_composite, make_moody
 
-from qgexec.errors import GraphError, RepositoryError, RunDirError
+from qgexec.errors import GraphError, QuantumTimeUp, RepositoryError, RunDirError
 from qgexec.quantum import OutcomeStatus
-from qgexec.rubin.datastores import leaf_datastores
 from qgexec.rubin.graphfile import read_plan
 from qgexec.rubin.recorder import MESSAGE_LENGTH
 from qgexec.rubin.workbench import ExecutorBenchOpener
-
-CHAINED = """
-datastore:
-  cls: lsst.daf.butler.datastores.chainedDatastore.ChainedDatastore
-  datastores:
-    - datastore: {cls: lsst.daf.butler.datastores.inMemoryDatastore.InMemoryDatastore}
-    - datastore:
-        cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-        root: <butlerRoot>/first
-        records: {table: first_records}
-        constraints: {reject: [final_report]}
-    - datastore:
-        cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-        root: <butlerRoot>/second
-        records: {table: second_records}
-"""
-
-CACHED_AND_SUMMED = """
-datastore:
-  cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-  checksum: true
-  cached: {default: true, expiry: {mode: files, threshold: 3}}
-"""
-
-COMPOSITE = """
-storageClasses:
-  MetricsPair:
-    pytype: lsst.daf.butler.tests.MetricsExample
-    delegate: lsst.daf.butler.tests.MetricsDelegate
-    components: {summary: StructuredDataDict, output: StructuredDataDict, data: StructuredDataList}
-datastore:
-  cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-  formatters: {StructuredDataList: lsst.daf.butler.formatters.json.JsonFormatter}
-  composites:
-    disassembled: {MetricsPair: true}
-"""
-
-
-def make_moody(folder: Path, config: str = "") -> MockRepository:
-    """Make the standard repository with tasks that have moods."""
-    repository = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
-    with open_repository(repository.root, config=Config.fromString(config) if config else None) as repo:
-        add_standard_tasks(repo, task_classes={"isr": MoodyTask, "calibrate": MoodyTask})
-        save_graph(repo, repository.graph)
-    prepare_outputs(repository)
-    return repository
 
 
 @pytest.fixture(scope="module")
@@ -146,42 +82,6 @@ def test_same_as_pipetask(site: Site, twin: Site, moods: dict[str, Any], options
         twin.run_as_pipetask(**options)
     site.ingest(list(run.details.values()))
     assert_same(site, twin)
-
-
-def make_components(folder: Path) -> MockRepository:
-    """Make a repository whose task reads a component, and another storage class than was written."""
-    repository = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
-    detector = ["visit", "detector"]
-    with open_repository(folder / "repo") as repo:
-        repo.add_task(
-            "detect",
-            dimensions=detector,
-            inputs={"raw": connection("raw_mock", detector)},
-            outputs={"catalog": connection("catalog", detector, storage_class="ArrowAstropy")},
-        )
-        repo.add_task(
-            "use",
-            dimensions=detector,
-            inputs={
-                "columns": connection("catalog.columns", detector, storage_class="ArrowColumnList"),
-                "catalog": connection("catalog", detector, storage_class="ArrowNumpy"),
-            },
-            outputs={"used": connection("used", detector)},
-        )
-        save_graph(repo, repository.graph)
-    prepare_outputs(repository)
-    return repository
-
-
-def make_composite(folder: Path) -> MockRepository:
-    """Make a repository that disassembles composites."""
-    repository = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
-    with open_repository(folder / "repo", config=Config.fromString(COMPOSITE)) as repo:
-        repo.pipeline_graph.add_task("measure", MeasureTask, MeasureConfig())  # type: ignore[no-untyped-call]
-        repo.pipeline_graph.add_task("digest", DigestTask, DigestConfig())  # type: ignore[no-untyped-call]
-        save_graph(repo, repository.graph)
-    prepare_outputs(repository)
-    return repository
 
 
 @pytest.mark.parametrize(
@@ -287,18 +187,6 @@ def test_caveats(site: Site) -> None:
     assert QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR in QuantumSuccessCaveats(accepted.caveats)
 
 
-def remembered(bench: Any) -> list[Any]:
-    """Return all rows and objects that a bench's datastore holds."""
-    rows: list[Any] = []
-    for leaf in leaf_datastores(bench._supply.datastore):
-        if leaf.isEphemeral:
-            rows += [*leaf.datasets, *leaf.records]  # type: ignore[attr-defined]
-            continue
-        rows += leaf._table.fetch()  # type: ignore[attr-defined]
-        rows += [*leaf.bridge._held, *leaf.bridge._trash]  # type: ignore[attr-defined]
-    return rows
-
-
 @pytest.mark.parametrize("config", ["", CHAINED], ids=["file", "chained"])
 def test_nothing_is_remembered(tmp_path: Path, config: str) -> None:
     """After any quantum, good or failed, the datastore has no row and no object, logging no handler more."""
@@ -346,6 +234,47 @@ def test_log_is_streamed(site: Site) -> None:
         assert text.startswith(f"isr quantum {attempt.quantum_id} attempt 1\n")
         assert "WARNING moods.isr: about to be killed" in text
         assert text.count("about to be") == 1
+
+
+def logs_of(site: Site) -> set[str]:
+    return {path.name for path in (site.run_dir / "logs").iterdir()}
+
+
+def test_log_of_a_failure_is_kept(site: Site) -> None:
+    """The log of each attempt that failed has a name of its own; of those that did not, none is kept."""
+    plan = read_plan(site.repository.graph)
+    failing, good, last = attempts(plan, ISR)[:3]
+    with site.bench() as bench:
+        with mood(before_put=complaining("first")):
+            bench.execute(failing)
+        # A worker killed now has no log: the one of the failure is not to be taken for its.
+        assert logs_of(site) == {f"{failing.index}.1.log"}
+        logging.getLogger("lsst").warning("between attempts")
+        with mood(before_put=complaining("second")):
+            bench.execute(benchwork.later(failing))
+        bench.execute(good)
+        assert "quantum" in (site.run_dir / "logs" / "driver.log").read_text()
+        bench.execute(last)
+    assert logs_of(site) == {f"{failing.index}.1.log", f"{failing.index}.2.log", "driver.log"}
+    for number, text in ((1, "first"), (2, "second")):
+        lines = (site.run_dir / "logs" / f"{failing.index}.{number}.log").read_text().splitlines()
+        assert lines[0] == f"isr quantum {failing.quantum_id} attempt {number}"
+        assert any(f"WARNING moods.isr: {text}" in line for line in lines)
+        assert any("ERROR lsst.pipe.base" in line for line in lines)
+        assert not any("between" in line for line in lines)
+
+
+def test_time_that_is_up_is_not_the_quantums(site: Site) -> None:
+    """What ends a quantum whose time is up comes out; its log is kept, the bench stays usable."""
+    plan = read_plan(site.repository.graph)
+    first, second = attempts(plan, ISR)[:2]
+    with site.bench() as bench:
+        with mood(before_put=raising(QuantumTimeUp)), pytest.raises(QuantumTimeUp):
+            bench.execute(first)
+        assert remembered(bench) == []
+        assert logs_of(site) == {f"{first.index}.1.log"}
+        event = bench.execute(second)
+    assert event.outcome.status is OutcomeStatus.SUCCEEDED  # type: ignore[union-attr]
 
 
 def test_logging_is_left_as_it_was(site: Site) -> None:

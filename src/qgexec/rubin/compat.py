@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, LimitedButler, Qua
 from lsst.daf.butler.datastore import Datastore
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantumGraphComponents
+from lsst.resources import ResourcePath
 
 __all__ = [
     "butler_config",
@@ -21,7 +22,7 @@ __all__ = [
     "import_datasets",
     "put_refs",
     "registry_file",
-    "run_dataset_ids",
+    "temporary_file_pattern",
 ]
 
 
@@ -75,9 +76,7 @@ def put_refs(butler: QuantumBackedButler) -> Collection[DatasetRef]:
 
 def has_fast_ingest(butler: Butler) -> bool:
     """Tell whether datasets can be taken into the registry as upstream's own aggregator does it."""
-    return hasattr(butler, "_datastore") and all(
-        hasattr(butler.registry, name) for name in ("_importDatasets", "_fetch_run_dataset_ids")
-    )
+    return hasattr(butler, "_datastore") and hasattr(butler.registry, "_importDatasets")
 
 
 _MANY_DATASETS = 64
@@ -110,16 +109,21 @@ def import_datasets(butler: Butler, refs: Iterable[DatasetRef]) -> None:
         registry._importDatasets(group, expand=expand, assume_new=len(group) < _MANY_DATASETS)
 
 
-def run_dataset_ids(butler: Butler, run: str) -> list[uuid.UUID]:
-    """Return the IDs of all datasets in a RUN collection."""
-    registry: Any = butler.registry
-    ids: list[uuid.UUID] = registry._fetch_run_dataset_ids(run)
-    return ids
-
-
 def butler_config(butler: Butler) -> ButlerConfig:
     """Return the configuration that a butler was made from."""
     config: Any = getattr(butler, "_config", None)
     if not isinstance(config, ButlerConfig):
         raise TypeError(f"{type(butler).__name__} does not know its configuration")
     return config
+
+
+def temporary_file_pattern(uri: ResourcePath) -> re.Pattern[str]:
+    """Return what the names of temporary files look like that a local dataset is written to before its own.
+
+    Upstream (`TemporaryForIngest`) puts 16 random characters before the name and
+    ``.tmp`` before the extension. Its own search for them also finds those of
+    datasets whose names end in the same way: ``detector_11`` for ``detector_1``.
+    """
+    extension = uri.getExtension()
+    name = uri.basename().removesuffix(extension)
+    return re.compile(r"[a-z0-9_]{16}" + re.escape(f"{name}.tmp{extension}"))

@@ -33,10 +33,10 @@ class Detail(TypedDict, total=False):
     """Datastore records of exactly those, by datastore: `SerializedDatastoreRecordData` as JSON."""
 
     absent: list[str]
-    """Predicted outputs that do not exist after the attempt; only where the RUN existed before."""
+    """Predicted outputs that do not exist after the attempt; only with `replaces`."""
 
     replaces: bool
-    """The registry may hold older records of the outputs; only where the RUN existed before."""
+    """The registry may hold older records of the outputs: of the RUN before, or of an earlier attempt."""
 
 
 def output_row(ref: DatasetRef) -> OutputRow:

@@ -1,20 +1,24 @@
 """Takes what benches left into the registry, datasets and records, batch by batch; knows no processes.
 
 Afterwards the registry's records are those of the last attempt. A batch is
-one transaction: all of it or nothing. No file is ever touched.
+one transaction: all of it or nothing. It touches no file; `Ingester.discard` is
+there for attempts that left files and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from uuid import UUID
 
 import sqlalchemy.exc
 from lsst.daf.butler import (
+    Butler,
     DataCoordinate,
     DatasetRef,
     DatasetType,
@@ -25,24 +29,19 @@ from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from qgexec.errors import DatasetTypeError, IngestError, QgexecError
-from qgexec.rubin.compat import datastore_of, has_fast_ingest, import_datasets, run_dataset_ids
+from qgexec.rubin.compat import datastore_of, has_fast_ingest, import_datasets
 from qgexec.rubin.detail import records_from_json
+from qgexec.rubin.discard import Discarder
+from qgexec.rubin.outage import Patience, is_gone, is_locked
 from qgexec.rubin.repository import open_butler
 
 __all__ = ["PATIENCE_S", "Ingester", "IngesterOpener"]
 
+_T = TypeVar("_T")
+
 PATIENCE_S = 600.0
-"""Seconds for which a database that others have locked is tried again; SQLite waits 300 s each time."""
-
-_FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 5.0
-
-_SQLITE_BUSY_CODES = frozenset({5, 6})
-"""SQLITE_BUSY and SQLITE_LOCKED, https://www.sqlite.org/rescode.html."""
-
-_POSTGRES_BUSY_CODES = frozenset({"40001", "40P01", "55P03"})
-"""Serialization failure, deadlock, lock not available:
-https://www.postgresql.org/docs/current/errcodes-appendix.html.
+"""Seconds for which a database is tried again that others have locked, or that cannot be reached; SQLite
+waits 300 s each time.
 """
 
 
@@ -57,10 +56,17 @@ class IngesterOpener:
     """The RUN collection that all outputs are in; it must exist."""
 
     patience_s: float = PATIENCE_S
-    """Seconds for which a locked database is tried again."""
+    """Seconds for which a database that is locked or out of reach is tried again, here and later."""
 
     public_api: bool = False
-    """Go by `Butler.transfer_from` alone: slower, and only for a RUN that is new."""
+    """Go by `Butler.transfer_from` alone: slower, and it can replace nothing that is registered."""
+
+    run_dir: str = ""
+    """Run directory: `Ingester.discard` finds the quanta there; without it, it cannot be called."""
+
+    run_began_at: float = -math.inf
+    """When the run began, UNIX seconds: what was written before was left by no attempt of this run,
+    and `Ingester.discard` leaves it. By default, for a RUN that was new, everything was."""
 
     def __call__(self) -> Ingester:
         """Open the repository for writing.
@@ -68,7 +74,7 @@ class IngesterOpener:
         Raises
         ------
         qgexec.errors.RepositoryError
-            It is missing, or may not be written.
+            It is missing, may not be written, or was locked or out of reach for too long.
         """
         return Ingester(self)
 
@@ -80,13 +86,17 @@ class _Batch:
     refs: dict[UUID, DatasetRef] = field(default_factory=dict)
     records: dict[str, DatastoreRecordData] = field(default_factory=dict)
     absent: set[UUID] = field(default_factory=set)
-    replaces: bool = False
+    rewritten: set[UUID] = field(default_factory=set)
+    """Those, absent ones included, that the registry may know from before."""
 
     def add(
         self, detail: Mapping[str, Any], make_ref: Callable[[str, Sequence[Any], UUID], DatasetRef]
     ) -> None:
+        replaces = detail.get("replaces", False)
         for name, values, id_text in detail.get("outputs", ()):
             dataset_id = UUID(id_text)
+            if replaces:
+                self.rewritten.add(dataset_id)
             self.refs[dataset_id] = make_ref(name, values, dataset_id)
             self.absent.discard(dataset_id)
         for datastore, data in records_from_json(detail.get("records", {})).items():
@@ -97,7 +107,7 @@ class _Batch:
             self.refs.pop(dataset_id, None)
             for data in self.records.values():
                 data.records.pop(dataset_id, None)
-        self.replaces = self.replaces or bool(detail.get("replaces")) or bool(self.absent)
+        self.rewritten |= self.absent
 
 
 class Ingester:
@@ -108,7 +118,7 @@ class Ingester:
     opener
         What to open.
     sleep, clock
-        How to wait for a locked database; seconds.
+        How to wait for a database; seconds.
     """
 
     def __init__(
@@ -119,16 +129,25 @@ class Ingester:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._opener = opener
-        self._sleep = sleep
-        self._clock = clock
+        self._patience = Patience(opener.patience_s, sleep=sleep, clock=clock)
         self._dataset_types: dict[str, DatasetType] = {}
-        self._known: set[UUID] | None = None
-        with contextlib.ExitStack() as stack:
-            self._butler = stack.enter_context(open_butler(opener.repository, writeable=True))
-            # Collections do not change under an ingester; looking them up takes most of a small batch.
-            stack.enter_context(self._butler.registry.caching_context())
-            self._open = stack.pop_all()
+        self._discarder: Discarder | None = None
+        self._open = contextlib.ExitStack()
+        self._connected: Butler | None = None
+        self._patience.retry(lambda: self._butler, disconnect=self.close)
         self._public_api = opener.public_api or not has_fast_ingest(self._butler)
+
+    @property
+    def _butler(self) -> Butler:
+        """The repository; opened again where the database had gone away."""
+        if self._connected is None:
+            with contextlib.ExitStack() as stack:
+                butler = stack.enter_context(open_butler(self._opener.repository, writeable=True))
+                # Collections do not change under an ingester; looking them up takes most of a small batch.
+                stack.enter_context(butler.registry.caching_context())
+                self._open = stack.pop_all()
+            self._connected = butler
+        return self._connected
 
     def ingest(self, details: Sequence[Mapping[str, Any]]) -> int:
         """Take details into the registry, in one transaction; about 0.15 ms a dataset.
@@ -151,22 +170,65 @@ class Ingester:
         qgexec.errors.DatasetTypeError
             A dataset type is not registered; nothing has changed.
         qgexec.errors.IngestError
-            The registry refuses, or was locked for too long; nothing has changed.
+            The registry refuses, or was locked or out of reach for too long; nothing has changed.
         """
-        until = self._clock() + self._opener.patience_s
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return self._ingest(details)
-            except sqlalchemy.exc.OperationalError as error:
-                if not _is_busy(error) or self._clock() + pause_s > until:
-                    raise self._refused(details, error) from error
-            self._sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return self._persist(
+            partial(self._ingest, details), f"the outputs of {len(details)} quanta could not be taken into"
+        )
+
+    def discard(self, indices: Sequence[int]) -> None:
+        """Remove what attempts at these quanta left that came to no end of their own; about 1 ms a quantum.
+
+        Files of predicted outputs that the registry does not know are removed, temporary files too. What
+        it knows stays if the files are those that it knows; else dataset, records and files are removed. No
+        attempt at these quanta may be running. Doing it again changes nothing.
+
+        Parameters
+        ----------
+        indices
+            Quanta, by their index in the plan.
+
+        Raises
+        ------
+        qgexec.errors.IngestError
+            The registry refuses, or was locked or out of reach for too long, or a file cannot be removed.
+        qgexec.errors.RunDirError, qgexec.errors.GraphError
+            Plan or graph cannot be read.
+        """
+        self._persist(
+            partial(self._discard, indices),
+            f"what attempts at {len(indices)} quanta left that were lost could not be removed from",
+        )
+
+    def _discard(self, indices: Sequence[int]) -> None:
+        if self._discarder is None:
+            self._discarder = Discarder(self._opener.run_dir, self._opener.run_began_at)
+        self._discarder.discard(self._butler, self._make_ref, indices)
+
+    def _persist(self, action: Callable[[], _T], failure: str) -> _T:
+        try:
+            return self._patience.retry(action, disconnect=self._disconnect)
+        except QgexecError:
+            raise
+        except Exception as error:
+            raise IngestError(
+                f"{failure} the registry of {self._opener.repository}, "
+                f"RUN {self._opener.output_run}: {type(error).__name__}: {error}",
+                hint=_advice(error),
+            ) from error
+
+    def _disconnect(self) -> None:
+        """Let go of a database that has gone away."""
+        with contextlib.suppress(Exception):  # closing may write to it
+            self._open.close()
+        self._connected = None
 
     def close(self) -> None:
-        """Close the repository; may be called twice."""
+        """Close the repository and the graph; may be called twice."""
+        if self._discarder is not None:
+            self._discarder.close()
         self._open.close()
+        self._connected = None
 
     def _make_ref(self, name: str, values: Sequence[Any], dataset_id: UUID) -> DatasetRef:
         """Build a reference with the registry's own definition: the graph's may differ in storage class."""
@@ -180,36 +242,22 @@ class Ingester:
                     hint="Register the graph's dataset types (--register-dataset-types) and go on.",
                 ) from error
             self._dataset_types[name] = dataset_type
-        data_id = DataCoordinate.from_required_values(dataset_type.dimensions, tuple(values))
+        dimensions = dataset_type.dimensions
+        # Values of implied dimensions may follow.
+        data_id = DataCoordinate.from_required_values(dimensions, tuple(values[: len(dimensions.required)]))
         return DatasetRef(dataset_type, data_id, run=self._opener.output_run, id=dataset_id)
 
     def _ingest(self, details: Sequence[Mapping[str, Any]]) -> int:
         batch = _Batch()
-        try:
-            for detail in details:
-                batch.add(detail, self._make_ref)
-            if batch.refs or batch.absent:
-                write = self._transfer if self._public_api else self._write
-                write(batch)
-        except (sqlalchemy.exc.OperationalError, QgexecError):
-            raise
-        except Exception as error:
-            raise self._refused(details, error) from error
+        for detail in details:
+            batch.add(detail, self._make_ref)
+        if batch.refs or batch.absent:
+            write = self._transfer if self._public_api else self._write
+            write(batch)
         return len(batch.refs)
 
-    def _refused(self, details: Sequence[Mapping[str, Any]], error: Exception) -> IngestError:
-        locked = isinstance(error, sqlalchemy.exc.OperationalError) and _is_busy(error)
-        return IngestError(
-            f"the outputs of {len(details)} quanta could not be taken into the registry of "
-            f"{self._opener.repository}, "
-            f"RUN {self._opener.output_run}: {type(error).__name__}: {error}",
-            hint="Another process keeps the registry locked: end it, then go on."
-            if locked
-            else "The files are written and nothing is lost; go on when the reason is gone.",
-        )
-
     def _write(self, batch: _Batch) -> None:
-        if self._known is None and not batch.replaces:
+        if not batch.rewritten:
             # Taken in by a driver that did not live to say so; or a real conflict, which shows again.
             with contextlib.suppress(ConflictingDefinitionError, sqlalchemy.exc.IntegrityError):
                 self._write_new(batch)
@@ -222,12 +270,10 @@ class Ingester:
             datastore_of(self._butler).import_records(batch.records)
 
     def _write_over(self, batch: _Batch) -> None:
-        if self._known is None:
-            self._known = set(run_dataset_ids(self._butler, self._opener.output_run))
-        known = self._known
+        known = {ref.id: ref for ref in self._butler.get_many_datasets([*batch.refs, *batch.absent])}
         registered = [ref for dataset_id, ref in batch.refs.items() if dataset_id in known]
         new = [ref for dataset_id, ref in batch.refs.items() if dataset_id not in known]
-        gone = [ref for each in batch.absent & known if (ref := self._butler.get_dataset(each)) is not None]
+        gone = [known[each] for each in batch.absent if each in known]
         datastore = datastore_of(self._butler)
         with self._butler.registry.transaction():
             if registered or gone:
@@ -236,16 +282,16 @@ class Ingester:
                 self._butler.registry.removeDatasets(gone)
             import_datasets(self._butler, new)
             datastore.import_records(batch.records)
-        known.update(batch.refs)
-        known -= batch.absent
 
     def _transfer(self, batch: _Batch) -> None:
         """Write a batch with nothing but what upstream documents; it skips what is there already."""
-        if batch.replaces:
+        if batch.rewritten and self._butler.get_many_datasets(batch.rewritten):
             raise IngestError(
                 "this version of lsst-daf-butler has no way to replace the records of datasets",
                 hint="Use a new output RUN, or another version of lsst-daf-butler.",
             )
+        if not batch.refs:
+            return
         refs = [ref.expanded(self._butler.registry.expandDataId(ref.dataId)) for ref in batch.refs.values()]
         source = QuantumBackedButler.from_predicted(
             self._opener.repository,
@@ -259,9 +305,9 @@ class Ingester:
             self._butler.transfer_from(source, refs, transfer="auto")
 
 
-def _is_busy(error: sqlalchemy.exc.OperationalError) -> bool:
-    """Tell whether the database may be free a little later."""
-    sqlite_code = getattr(error.orig, "sqlite_errorcode", None)
-    if sqlite_code is not None:
-        return sqlite_code & 0xFF in _SQLITE_BUSY_CODES  # the low byte is the primary code
-    return getattr(error.orig, "pgcode", None) in _POSTGRES_BUSY_CODES
+def _advice(error: Exception) -> str:
+    if is_locked(error):
+        return "Another process keeps the registry locked: end it, then go on."
+    if is_gone(error):
+        return "The database cannot be reached: see that it runs, then go on."
+    return "The files are written and nothing is lost; go on when the reason is gone."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from qgexec.errors import InitOutputsError
 from qgexec.rubin.graphfile import GraphFile
 from qgexec.rubin.qgfile import QgFile
 
-__all__ = ["InitOutputs", "plan_init_outputs"]
+__all__ = ["InitOutputs", "describe_changes", "plan_init_outputs"]
 
 _MOST_DIFFERENCES_SHOWN = 5
 
@@ -179,21 +179,21 @@ def _compare_configs(label: str, config: PipelineTaskConfig, existing: PipelineT
 
 def _compare_packages(packages: Packages, existing: Packages) -> bool:
     """Return whether there are packages now that were not there before; versions must agree."""
-    different = {
-        name: (packages[name], existing[name])
-        for name in packages.keys() & existing.keys()
-        if packages[name] != existing[name]
-    }
-    if different:
-        versions = [f"{name} {now}, was {before}" for name, (now, before) in sorted(different.items())]
+    if changes := describe_changes(packages, existing):
         raise InitOutputsError(
-            f"package versions are not those in the output RUN: {_few(versions)}",
+            f"package versions are not those in the output RUN: {_few(changes)}",
             hint="Use the versions that the RUN began with, or another output RUN; --no-versions ignores it.",
         )
     return bool(packages.keys() - existing.keys())
 
 
-def _few(items: list[str]) -> str:
+def describe_changes(now: Packages, before: Packages) -> tuple[str, ...]:
+    """Return which packages have another version than before, such as ``numpy 2.4.0, was 2.3.1``, by name."""
+    different = now.difference(before)
+    return tuple(f"{name} {new}, was {old}" for name, (new, old) in sorted(different.items()))
+
+
+def _few(items: Sequence[str]) -> str:
     more = len(items) - _MOST_DIFFERENCES_SHOWN
     shown = "; ".join(items[:_MOST_DIFFERENCES_SHOWN])
     return f"{shown}; and {more} more" if more > 0 else shown

@@ -45,7 +45,8 @@ class StreamedLog(logging.Handler):
     """Writes each record to a file before the logging call returns; starts the file anew for each attempt.
 
     Its reader is whoever asks why a quantum was killed: the log dataset is
-    written at a quantum's end only.
+    written at a quantum's end only. A log that was kept makes room: the
+    file is not there until the next attempt, and what is logged meanwhile is lost.
 
     Parameters
     ----------
@@ -60,10 +61,9 @@ class StreamedLog(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        # In append mode a truncation never leaves a hole at the start of the file.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         self._path = path
-        self._fd: int | None = os.open(path, flags, 0o666)
+        self._fd: int | None = self._create()
+        self._is_closed = False
         self._written = False
         self._second = -1
         self._second_text = ""
@@ -76,14 +76,32 @@ class StreamedLog(logging.Handler):
         qgexec.errors.RunDirError
             It cannot be written.
         """
-        if self._fd is None:
+        if self._is_closed:
             return
         try:
-            if self._written:
+            if self._fd is None:
+                self._fd = self._create()
+            elif self._written:
                 os.ftruncate(self._fd, 0)
             self._write(title)
         except OSError as error:
             raise file_error("write", self._path, error, RunDirError) from error
+
+    def keep(self, path: Path) -> None:
+        """Give the file this name, in place of one that has it, and write nothing more to it; once.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It cannot be renamed.
+        """
+        if self._fd is None:
+            return
+        try:
+            self._path.replace(path)
+        except OSError as error:
+            raise file_error("write", path, error, RunDirError) from error
+        self._let_go()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record as one line, or several where the message or a traceback has more."""
@@ -97,6 +115,15 @@ class StreamedLog(logging.Handler):
     def close(self) -> None:
         """Close the file; may be called twice."""
         super().close()
+        self._is_closed = True
+        self._let_go()
+
+    def _create(self) -> int:
+        # In append mode a truncation never leaves a hole at the start of the file.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        return os.open(self._path, flags, 0o666)
+
+    def _let_go(self) -> None:
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)

@@ -17,7 +17,7 @@ from lsst.pipe.base import QuantumSuccessCaveats
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
 from lsst.utils.introspection import get_full_type_name
 
-from qgexec.errors import RunDirError
+from qgexec.errors import QuantumTimeUp, RunDirError
 from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded, Event
 from qgexec.journal import SegmentWriter, segment_path
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus
@@ -48,7 +48,8 @@ class Books:
     """Number of the journal's writer that this bench works for."""
 
     logs: str
-    """Folder of the logs: ``<segment name>.log`` holds that of the current attempt."""
+    """Folder of the logs: ``<segment name>.log`` holds that of the current attempt, and may be missing
+    after it; ``<index>.<attempt>.log`` (`qgexec.rundir.RunDir.attempt_log`) that of one that failed."""
 
     log_level: str | None = "INFO"
     """Level of the stack's loggers while the bench is open; `None` leaves logging to the caller."""
@@ -79,11 +80,12 @@ class Recorder:
     """
 
     def __init__(self, books: Books, name: str) -> None:
+        self._logs = Path(books.logs)
         self._host = socket.gethostname()
         self._pid = os.getpid()
         self._meter = Meter()
         with contextlib.ExitStack() as stack:
-            path = Path(books.logs) / f"{name}.log"
+            path = self._logs / f"{name}.log"
             try:
                 self._log = StreamedLog(path)
             except OSError as error:
@@ -117,8 +119,8 @@ class Recorder:
         attempt
             What is executed.
         execute
-            Executes it. Whatever it raises, other than `KeyboardInterrupt`,
-            is the quantum's failure.
+            Executes it. Whatever it raises, other than `KeyboardInterrupt` and
+            `qgexec.errors.QuantumTimeUp`, is the quantum's failure.
         outputs
             Tells afterwards what it left; a failure where this fails.
 
@@ -127,9 +129,23 @@ class Recorder:
         KeyboardInterrupt
             Ctrl-C came while the quantum ran in a process that does not
             handle the signal; nothing is recorded.
+        qgexec.errors.QuantumTimeUp
+            The quantum's time was up; its log is kept, nothing else recorded.
         qgexec.errors.RunDirError
             The detail or the log cannot be written.
         """
+        try:
+            return self._record(attempt, execute, outputs)
+        except QuantumTimeUp:
+            self._keep_log(attempt)
+            raise
+
+    def _record(
+        self,
+        attempt: Attempt,
+        execute: Callable[[], QuantumExecutionResult | None],
+        outputs: Callable[[OutcomeStatus], Detail],
+    ) -> Event:
         self._log.restart(f"{attempt.task_label} quantum {attempt.quantum_id} attempt {attempt.number}")
         self._meter.start()
         ending = _end(execute)
@@ -140,6 +156,8 @@ class Recorder:
         except Exception as error:  # noqa: BLE001  a quantum whose outputs cannot be listed has not succeeded
             ending = _failure(error)
             detail = {"traceback": ending.traceback}
+        if ending.status is OutcomeStatus.FAILED:
+            self._keep_log(attempt)
         outcome = Outcome(
             index=attempt.index,
             attempt=attempt.number,
@@ -156,11 +174,14 @@ class Recorder:
         )
         return _EVENTS[ending.status](usage.ended_at, outcome)
 
+    def _keep_log(self, attempt: Attempt) -> None:
+        self._log.keep(self._logs / f"{attempt.index}.{attempt.number}.log")
+
 
 def _end(execute: Callable[[], QuantumExecutionResult | None]) -> _Ending:
     try:
         result = execute()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, QuantumTimeUp):
         raise
     except BaseException as error:  # noqa: BLE001  a task's sys.exit, or NoWorkFound where upstream does not expect it
         return _failure(error)

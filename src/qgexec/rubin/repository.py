@@ -13,7 +13,7 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 from qgexec.errors import RepositoryError
 from qgexec.rubin.compat import butler_config, registry_file
 
-__all__ = ["open_butler", "repository_uri", "require_writeable"]
+__all__ = ["locate", "open_butler", "repository_uri", "require_writeable"]
 
 
 @contextmanager
@@ -102,6 +102,17 @@ def require_writeable(butler: Butler) -> None:
 def _existing(path: Path) -> Path:
     """Return the path, or the first folder above it that exists: a root is made when it is first used."""
     return next(place for place in (path, *path.parents) if place.exists())
+
+
+def locate(
+    repository: Butler | ResourcePathExpression | Config, folder: Path
+) -> tuple[str | Butler, str]:
+    """Return what `open_butler` takes for a repository, and where other processes find it.
+
+    Parameters and errors are those of `repository_uri`.
+    """
+    uri = repository_uri(repository, folder)
+    return repository if isinstance(repository, Butler) else uri, uri
 
 
 def repository_uri(repository: Butler | ResourcePathExpression | Config, folder: Path) -> str:

@@ -8,28 +8,36 @@ lets grow is made anew for each quantum: its butler and its executor.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from uuid import UUID
 
-from lsst.daf.butler import DatasetRef, DatasetType, DimensionUniverse, Quantum, QuantumBackedButler
+from lsst.daf.butler import DatasetRef, Quantum, QuantumBackedButler
 from lsst.pipe.base import ExecutionResources
+from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.utils.threads import disable_implicit_threading
 
-from qgexec.errors import RepositoryError
 from qgexec.events import Event
 from qgexec.quantum import Attempt, OutcomeStatus, Resources
-from qgexec.rubin.compat import datastore_of, put_refs
-from qgexec.rubin.datastores import find_records, forget, uncache
+from qgexec.rubin.compat import put_refs
+from qgexec.rubin.datastores import (
+    find_records,
+    forget,
+    modified_at,
+    predicted_files,
+    remove_files,
+    uncache,
+)
 from qgexec.rubin.detail import Detail, output_row, records_to_json
 from qgexec.rubin.graphfile import GraphSource
 from qgexec.rubin.quantumlog import QuantumLogRecords
 from qgexec.rubin.recorder import Books, Recorder
-from qgexec.rubin.recordtables import LocationsManager, RecordTableManager
+from qgexec.rubin.supply import Supply
 
 __all__ = ["ExecutorBench", "ExecutorBenchOpener", "Workbench", "WorkbenchOpener", "WorkbenchOptions"]
 
@@ -39,7 +47,13 @@ class WorkbenchOptions:
     """How quanta are executed; names and meanings are those of upstream's `SingleQuantumExecutor`."""
 
     run_is_new: bool = True
-    """The output RUN did not exist before: no output is looked for, and the next two mean nothing."""
+    """The output RUN did not exist before the run, whichever driver of it this is: a first attempt
+    looks for no outputs, `skip_existing` and `clobber_outputs` mean nothing."""
+
+    run_began_at: float = math.inf
+    """When the run began, UNIX seconds. In a RUN that existed before, what was written since then was left by
+    earlier attempts of this run: an attempt that is not the first removes it whatever the next two
+    say, which are about what is older. By default nothing was."""
 
     skip_existing: bool = False
     """Do not execute quanta whose metadata exists."""
@@ -125,12 +139,7 @@ class Workbench:
         with contextlib.ExitStack() as stack:
             self._source = _open_source(opener.graph_file, opener.options.implicit_threads)
             stack.callback(self._source.close)
-            pipeline_graph = self._source.pipeline_graph
-            self._supply = _Supply(
-                opener.repository,
-                pipeline_graph.universe,
-                {node.name: node.dataset_type for node in pipeline_graph.dataset_types.values()},
-            )
+            self._supply = Supply.of_graph(opener.repository, self._source)
             stack.callback(self._supply.close)
             self._recorder = Recorder(opener.books, name)
             stack.callback(self._recorder.close)
@@ -195,53 +204,11 @@ def _open_source(graph_file: str, implicit_threads: bool) -> GraphSource:
     return source
 
 
-class _Supply:
-    """The one datastore of a process, and butlers over it."""
-
-    def __init__(
-        self, repository: str, universe: DimensionUniverse, dataset_types: Mapping[str, DatasetType]
-    ) -> None:
-        try:
-            self._owner = QuantumBackedButler.from_predicted(
-                repository,
-                predicted_inputs=(),
-                predicted_outputs=(),
-                dimensions=universe,
-                datastore_records={},
-                dataset_types=dataset_types,
-                OpaqueManagerClass=RecordTableManager,
-                BridgeManagerClass=LocationsManager,
-            )
-        except Exception as error:
-            raise RepositoryError(
-                f"the datastore of {repository} cannot be opened: {type(error).__name__}: {error}",
-                hint="Check that the repository exists and may be read.",
-            ) from error
-        self.datastore = datastore_of(self._owner)
-        self._universe = universe
-        self._dataset_types = dataset_types
-
-    def butler(self, quantum: Quantum) -> QuantumBackedButler:
-        """Return a butler for one quantum; closing it leaves the datastore open."""
-        inputs = chain(quantum.initInputs.values(), *quantum.inputs.values())
-        return QuantumBackedButler(
-            (ref.id for ref in inputs),
-            (ref.id for ref in chain.from_iterable(quantum.outputs.values())),
-            self._universe,
-            self.datastore,
-            storageClasses=self._owner.storageClasses,
-            dataset_types=self._dataset_types,
-        )
-
-    def close(self) -> None:
-        self._owner.close()
-
-
 class _Sitting:
     """One attempt at one quantum; the datastore knows nothing of it before and after."""
 
     def __init__(
-        self, supply: _Supply, source: GraphSource, attempt: Attempt, options: WorkbenchOptions
+        self, supply: Supply, source: GraphSource, attempt: Attempt, options: WorkbenchOptions
     ) -> None:
         self._supply = supply
         self._source = source
@@ -261,31 +228,49 @@ class _Sitting:
             # A known record would be refused; none is known, since every sitting forgets.
             self._supply.datastore.import_records(quantum.datastore_records)
         self._butler = butler = self._supply.butler(quantum)
+        options = self._options
+        replaces_log = self._attempt.number > 1 and self._clear_remains(task_node, quantum, butler)
         executor = SingleQuantumExecutor(
             butler=None,
             limited_butler_factory=lambda _: butler,
-            resources=self._options.resources or _execution_resources(self._attempt.resources),
-            skip_existing=self._options.skip_existing,
-            clobber_outputs=self._options.clobber_outputs,
-            assume_no_existing_outputs=self._options.run_is_new,
-            raise_on_partial_outputs=self._options.raise_on_partial_outputs,
+            resources=options.resources or _execution_resources(self._attempt.resources),
+            skip_existing=options.skip_existing and not replaces_log,
+            # An earlier attempt that got as far as its log had nothing in its way, or was to remove it.
+            clobber_outputs=options.clobber_outputs or replaces_log,
+            assume_no_existing_outputs=options.run_is_new and not replaces_log,
+            raise_on_partial_outputs=options.raise_on_partial_outputs,
         )
         return executor.execute(
             task_node, quantum, quantum_id=self._attempt.quantum_id, log_records=QuantumLogRecords()
         )
 
+    def _clear_remains(self, task_node: TaskNode, quantum: Quantum, butler: QuantumBackedButler) -> bool:
+        """Remove what earlier attempts left, other than a log; say whether there is one.
+
+        Upstream's executor takes a log over into the new one, for its provenance, and then removes it.
+        """
+        datastore = self._supply.datastore
+        since = -math.inf if self._options.run_is_new else self._options.run_began_at
+        logs = quantum.outputs[task_node.log_output.dataset_type_name] if task_node.log_output else []
+        log_files = [file.uri for file in predicted_files(datastore, logs)]
+        written_at = [at for uri in log_files if (at := modified_at(uri)) is not None]
+        takes_over = bool(written_at) and min(written_at) >= since and _can_be_read(butler, logs)
+        outputs = list(chain.from_iterable(quantum.outputs.values()))
+        remove_files(datastore, outputs, since=since, keep=log_files if takes_over else ())
+        return takes_over
+
     def outputs(self, status: OutcomeStatus) -> Detail:
         """Return what there is of the quantum's outputs now, and what is to be known of it.
 
-        About 0.1 ms, and in a RUN that existed before 0.1 ms more for each
-        predicted output that this attempt did not put.
+        About 0.1 ms, and 0.1 ms more for each predicted output that this
+        attempt did not put, if the RUN existed before or there was an attempt before.
         """
         if self._quantum is None or self._butler is None:
             return {}
         put = {ref.id: ref for ref in put_refs(self._butler)}
         records = dict(self._supply.datastore.export_records(put.values())) if put else {}
         detail: Detail = {}
-        if self._options.run_is_new:
+        if self._options.run_is_new and self._attempt.number == 1:
             existing = list(put.values())
         else:
             predicted = {ref.id: ref for ref in chain.from_iterable(self._quantum.outputs.values())}
@@ -319,6 +304,16 @@ class _Sitting:
         overall = set().union(*(data.records for data in (quantum.datastore_records or {}).values()))
         # Nobody writes overall inputs again while the run lasts; copies of the others might be out of date.
         uncache(self._supply.datastore, [ref for ref in refs.values() if ref.id not in overall])
+
+
+def _can_be_read(butler: QuantumBackedButler, refs: Collection[DatasetRef]) -> bool:
+    """Tell whether these are whole: a power cut leaves files without their content."""
+    try:
+        for ref in refs:
+            butler.get(ref)
+    except Exception:  # noqa: BLE001 - whatever a formatter raises about a damaged file
+        return False
+    return True
 
 
 def _execution_resources(resources: Resources) -> ExecutionResources:

@@ -1,0 +1,92 @@
+"""Repositories of several kinds for the tests of benches: moody tasks, chains, checksums, composites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchwork import prepare_outputs
+from lsst.daf.butler import Config
+from moods import DigestConfig, DigestTask, MeasureConfig, MeasureTask, MoodyTask
+from repos import MockRepository, add_standard_tasks, connection, open_repository, save_graph
+
+CHAINED = """
+datastore:
+  cls: lsst.daf.butler.datastores.chainedDatastore.ChainedDatastore
+  datastores:
+    - datastore: {cls: lsst.daf.butler.datastores.inMemoryDatastore.InMemoryDatastore}
+    - datastore:
+        cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
+        root: <butlerRoot>/first
+        records: {table: first_records}
+        constraints: {reject: [final_report]}
+    - datastore:
+        cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
+        root: <butlerRoot>/second
+        records: {table: second_records}
+"""
+
+CACHED_AND_SUMMED = """
+datastore:
+  cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
+  checksum: true
+  cached: {default: true, expiry: {mode: files, threshold: 3}}
+"""
+
+COMPOSITE = """
+storageClasses:
+  MetricsPair:
+    pytype: lsst.daf.butler.tests.MetricsExample
+    delegate: lsst.daf.butler.tests.MetricsDelegate
+    components: {summary: StructuredDataDict, output: StructuredDataDict, data: StructuredDataList}
+datastore:
+  cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
+  formatters: {StructuredDataList: lsst.daf.butler.formatters.json.JsonFormatter}
+  composites:
+    disassembled: {MetricsPair: true}
+"""
+
+
+def make_moody(folder: Path, config: str = "") -> MockRepository:
+    """Make the standard repository with tasks that have moods."""
+    repository = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
+    with open_repository(repository.root, config=Config.fromString(config) if config else None) as repo:
+        add_standard_tasks(repo, task_classes={"isr": MoodyTask, "calibrate": MoodyTask})
+        save_graph(repo, repository.graph)
+    prepare_outputs(repository)
+    return repository
+
+
+def make_components(folder: Path) -> MockRepository:
+    """Make a repository whose task reads a component, and another storage class than was written."""
+    repository = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
+    detector = ["visit", "detector"]
+    with open_repository(folder / "repo") as repo:
+        repo.add_task(
+            "detect",
+            dimensions=detector,
+            inputs={"raw": connection("raw_mock", detector)},
+            outputs={"catalog": connection("catalog", detector, storage_class="ArrowAstropy")},
+        )
+        repo.add_task(
+            "use",
+            dimensions=detector,
+            inputs={
+                "columns": connection("catalog.columns", detector, storage_class="ArrowColumnList"),
+                "catalog": connection("catalog", detector, storage_class="ArrowNumpy"),
+            },
+            outputs={"used": connection("used", detector)},
+        )
+        save_graph(repo, repository.graph)
+    prepare_outputs(repository)
+    return repository
+
+
+def make_composite(folder: Path) -> MockRepository:
+    """Make a repository that disassembles composites."""
+    repository = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
+    with open_repository(folder / "repo", config=Config.fromString(COMPOSITE)) as repo:
+        repo.pipeline_graph.add_task("measure", MeasureTask, MeasureConfig())  # type: ignore[no-untyped-call]
+        repo.pipeline_graph.add_task("digest", DigestTask, DigestConfig())  # type: ignore[no-untyped-call]
+        save_graph(repo, repository.graph)
+    prepare_outputs(repository)
+    return repository
