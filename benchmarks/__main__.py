@@ -13,6 +13,8 @@ from pathlib import Path
 from benchmarks import compare, parts
 from benchmarks.compare import Settings
 from benchmarks.measure import BenchmarkError
+from benchmarks.soak import soak
+from benchmarks.status import status
 from benchmarks.tables import Section, Table, machine_facts
 
 BENCHMARKS: dict[str, Callable[[Settings], Section]] = {
@@ -23,7 +25,12 @@ BENCHMARKS: dict[str, Callable[[Settings], Section]] = {
     "read": parts.read,
     "plan": parts.plan,
     "where": parts.where,
+    "status": status,
+    "soak": soak,
 }
+
+ONLY_BY_NAME = frozenset({"soak"})
+"""They measure no speed, and take long."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             qbb=options.qbb,
             slow=not options.skip_slow,
             timeout_s=options.timeout,
+            kills=options.kills,
+            seed=options.seed,
         )
-        for name in options.names or BENCHMARKS:
+        for name in options.names or [name for name in BENCHMARKS if name not in ONLY_BY_NAME]:
             try:
                 sections.append(BENCHMARKS[name](settings))
             except BenchmarkError as error:
@@ -60,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all but soak"
+    )
     parser.add_argument("--repeat", type=int, default=3, help="runs of each side (default 3)")
     parser.add_argument(
         "--repeat-slow", type=int, default=1, help="runs of sides that take minutes (default 1)"
@@ -70,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--exposures", type=int, help="instead of each benchmark's own size")
     parser.add_argument("--detectors", type=int, help="instead of each benchmark's own size")
+    parser.add_argument("--kills", type=int, default=200, help="processes to kill in the soak (default 200)")
+    parser.add_argument("--seed", type=int, default=1, help="of the soak (default 1)")
     parser.add_argument("--timeout", type=float, default=3600.0, metavar="S", help="limit of one command")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where repositories are made and removed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures")

@@ -52,6 +52,10 @@ class Settings:
     """Run the sides that take minutes."""
     timeout_s: float = 3600.0
     """Longest time of one command."""
+    kills: int = 200
+    """Processes that are killed in the soak."""
+    seed: int = 1
+    """Decides what is killed, and when."""
 
     def shape(self, exposures: int, detectors: int, sleep_s: float = 0.0) -> MockShape:
         """Return the shape asked for, or the one given here."""

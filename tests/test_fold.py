@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lsst.pipe.base import QuantumSuccessCaveats
@@ -12,6 +15,7 @@ from lsst.pipe.base import QuantumSuccessCaveats
 from qgexec.events import (
     AttemptFailed,
     AttemptLost,
+    AttemptOutOfMemory,
     AttemptReturned,
     AttemptSkipped,
     AttemptStarted,
@@ -19,25 +23,39 @@ from qgexec.events import (
     AttemptTimedOut,
     EndReason,
     Event,
+    FailureEvent,
     OutputsIngested,
     RunEnded,
+    RunReopened,
     RunStarted,
     StopReason,
     StopRequested,
 )
-from qgexec.fold import CAVEATS, FailureKind, Fold, total_of
+from qgexec.failures import TroubledQuantum
+from qgexec.fold import CAVEATS, Fold, total_of
 from qgexec.journal import Journal, read_events
 from qgexec.plan import Plan
-from qgexec.policy import Policy
-from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus, Resources, SegmentRef
-from qgexec.scheduler import Scheduler
+from qgexec.policy import Policy, Retries, TaskRules
+from qgexec.quantum import Attempt, Outcome, OutcomeStatus, Resources
+from qgexec.scheduler import Scheduler, State
 from qgexec.testing import make_plan, plan_of
 
 BEGAN = RunStarted(100.0, "node1", 42, 99.0, "pool", 4)
 
 
-def no_log(index: int, attempt: int) -> Path | None:
-    return None
+class NoFiles:
+    """Nothing was kept."""
+
+    def log(self, index: int, attempt: int) -> Path | None:
+        return None
+
+    def stack(self, index: int, attempt: int) -> Path | None:
+        return None
+
+
+def failures_of(fold: Fold) -> list[TroubledQuantum]:
+    """Return what has failed."""
+    return [quantum for quantum in fold.troubled(NoFiles()) if quantum.state is State.FAILED]
 
 
 def ended(index: int, status: OutcomeStatus, attempt: int = 1, **kwargs: object) -> Outcome:
@@ -69,7 +87,8 @@ def test_what_is_read_back_is_what_was_lived(
     plan = plan_of(
         [f"{'abc'[i % 3]}:{i}" for i in range(n_quanta)], [(a, b) for a, b in edges if a < b < n_quanta]
     )
-    live = Scheduler(plan, policy=Policy(fail_fast=data.draw(st.booleans())))
+    rules = TaskRules(retries=Retries(common=1, lost=1))
+    live = Scheduler(plan, policy=Policy(fail_fast=data.draw(st.booleans()), common_rules=rules))
     with tempfile.TemporaryDirectory() as name, Journal.create(Path(name)) as journal:
 
         def record(event: Event) -> None:
@@ -78,30 +97,56 @@ def test_what_is_read_back_is_what_was_lived(
             live.apply(event)
 
         record(BEGAN)
-        running: list[Attempt] = []
-        returned = 0
-        while not live.finished:
-            for attempt in live.select(Resources(cores=data.draw(st.integers(1, 3)))):
-                record(AttemptStarted(1.0, attempt.index, attempt.number))
-                running.append(attempt)
-            attempt = running.pop(data.draw(st.integers(0, len(running) - 1)))
-            event = data.draw(_endings(attempt, may_return=returned < 5))
-            returned += isinstance(event, AttemptReturned)
-            record(event)
-            if (reason := live.wants_stop()) is not None:
-                record(StopRequested(2.0, reason))
-        fold = folded(plan, *read_events(Path(name)))
-    assert [fold.scheduler.state(i) for i in range(n_quanta)] == [live.state(i) for i in range(n_quanta)]
-    assert [fold.scheduler.attempts(i) for i in range(n_quanta)] == [
-        live.attempts(i) for i in range(n_quanta)
-    ]
+        _live(live, record, data)
+        if data.draw(st.booleans()):
+            record(RunStarted(5.0, "node1", 43, 4.0, "pool", n_quanta))
+            done = [i for i in range(n_quanta) if live.state(i) is State.SUCCEEDED]
+            record(RunReopened(5.0, tuple(done[: data.draw(st.integers(0, 1))])))
+            _live(live, record, data)
+        events = list(read_events(Path(name)))
+    fold = folded(plan, *events)
+    assert_same(plan, fold, live)
+    # Wherever it is put down and taken up again: it goes on as if it had not been.
+    place = data.draw(st.integers(0, len(events)))
+    again = Fold.restored(plan, folded(plan, *events[:place]).state())
+    for event in events[place:]:
+        again.apply(event)
+    assert_same(plan, again, live)
+    assert again.tasks() == fold.tasks()
+    assert again.troubled(NoFiles()) == fold.troubled(NoFiles())
+    assert (again.wall_s, again.driver, again.end) == (fold.wall_s, fold.driver, fold.end)
+
+
+def _live(live: Scheduler, record: Callable[[Event], None], data: st.DataObject) -> None:
+    """Run all that can be run."""
+    running: list[Attempt] = []
+    returned = 0
+    while not live.finished:
+        for attempt in live.select(Resources(cores=data.draw(st.integers(1, 3)))):
+            record(AttemptStarted(1.0, attempt.index, attempt.number))
+            running.append(attempt)
+        attempt = running.pop(data.draw(st.integers(0, len(running) - 1)))
+        event = data.draw(_endings(attempt, may_return=returned < 5))
+        returned += isinstance(event, AttemptReturned)
+        record(live.judge(event) if isinstance(event, FailureEvent) else event)
+        if (reason := live.wants_stop()) is not None:
+            record(StopRequested(2.0, reason))
+
+
+def assert_same(plan: Plan, fold: Fold, live: Scheduler) -> None:
+    """The fold is the live run, and its counts agree with it."""
+    everyone = range(len(plan))
+    assert [fold.scheduler.state(i) for i in everyone] == [live.state(i) for i in everyone]
+    assert [fold.scheduler.attempts(i) for i in everyone] == [live.attempts(i) for i in everyone]
     assert fold.scheduler.counts_by_label() == live.counts_by_label()
     assert fold.scheduler.stopping is live.stopping
     total = total_of(fold.tasks())
-    failures = fold.failures(no_log)
+    failures = failures_of(fold)
     assert len(failures) == total.failed
     assert sum(failure.n_blocked for failure in failures) == total.blocked
-    assert total.n_quanta == n_quanta == total.done + total.running + total.not_run
+    assert total.n_quanta == len(plan) == total.done + total.running + total.not_run
+    n_bad = sum(len(quantum.bad) for quantum in fold.troubled(NoFiles()))
+    assert total.retried == n_bad - total.failed
 
 
 def _endings(attempt: Attempt, *, may_return: bool) -> st.SearchStrategy[Event]:
@@ -112,6 +157,7 @@ def _endings(attempt: Attempt, *, may_return: bool) -> st.SearchStrategy[Event]:
         AttemptFailed(2.0, ended(index, OutcomeStatus.FAILED, number)),
         AttemptLost(2.0, index, number, "worker 1 was killed", -9, 1),
         AttemptTimedOut(2.0, index, number, 3.5),
+        AttemptOutOfMemory(2.0, index, number, 5_100_000_000, 4_000_000_000),
     ]
     return st.sampled_from(events + [AttemptReturned(2.0, index, number)] * may_return)
 
@@ -137,41 +183,75 @@ def test_quanta_are_counted_by_task() -> None:
     assert (total.peak_rss_bytes, total.caveats) == (3000, a.caveats)
 
 
-def test_failures_say_what_where_and_what_follows() -> None:
-    """Of an exception its type, message and place; of a lost attempt the reason; of both what they block."""
-    error = ExceptionSummary("builtins.ValueError", "no stars", "isr.py:1 run", 20)
-    detail = SegmentRef("0001-driver.jsonl", 50, 60)
+def test_failures_know_what_they_block() -> None:
+    """One that an earlier failure had blocked counts there."""
     fold = folded(
-        make_plan("a:1 a:2 -> b -> c; d; e"),
-        *(AttemptStarted(101.0, i, 1) for i in (0, 1, 4, 5)),
-        AttemptFailed(103.0, ended(0, OutcomeStatus.FAILED, exception=error, detail=detail)),
+        make_plan("a:1 a:2 -> b -> c; d"),
+        *(AttemptStarted(101.0, i, 1) for i in (0, 1, 4)),
+        AttemptFailed(103.0, ended(0, OutcomeStatus.FAILED)),
         AttemptLost(104.0, 1, 1, "worker 2 was killed by signal 9 (SIGKILL)", -9, 2),
         AttemptTimedOut(105.0, 4, 1, 4.5, 3),
-        AttemptFailed(106.0, ended(5, OutcomeStatus.FAILED)),
     )
-    raised, lost, late, bare = fold.failures(lambda index, attempt: Path(f"{index}.{attempt}.log"))
-    assert (raised.kind, raised.exception_type, raised.message, raised.where, raised.exit_code) == (
-        FailureKind.RAISED,
-        "builtins.ValueError",
-        "no stars",
-        "isr.py:1 run",
-        20,
+    assert [(failure.index, failure.n_blocked) for failure in failures_of(fold)] == [(0, 2), (1, 0), (4, 0)]
+
+
+def test_every_attempt_at_a_quantum_with_trouble_is_kept() -> None:
+    """Those that were retried, the one that was taken back, and the one that succeeded."""
+    fold = folded(
+        make_plan("a b"),
+        AttemptStarted(101.0, 0, 1),
+        AttemptLost(102.0, 0, 1, "worker 1 was killed", -9, 1, 300, retried=True),
+        AttemptStarted(103.0, 0, 2),
+        AttemptReturned(104.0, 0, 2),
+        AttemptStarted(105.0, 0, 3),
+        AttemptOutOfMemory(106.0, 0, 3, 5000, 4000, retried=True),
+        AttemptStarted(107.0, 0, 4),
+        AttemptSucceeded(108.0, ended(0, OutcomeStatus.SUCCEEDED, attempt=4)),
+        AttemptStarted(109.0, 1, 1),
+        AttemptSucceeded(110.0, ended(1, OutcomeStatus.SUCCEEDED)),
     )
-    assert (raised.detail, raised.n_blocked, str(raised)) == (detail, 2, "a{detector: 1}")
-    assert (lost.kind, lost.message, lost.exit_code, lost.worker, lost.n_blocked) == (
-        FailureKind.LOST,
-        "worker 2 was killed by signal 9 (SIGKILL)",
-        -9,
-        2,
-        0,
+    (quantum,) = fold.troubled(NoFiles())
+    assert (quantum.index, quantum.state) == (0, State.SUCCEEDED)
+    assert [(a.number, a.ended) for a in quantum.attempts] == [
+        (1, "lost"),
+        (2, "returned"),
+        (3, "out of memory"),
+        (4, "succeeded"),
+    ]
+    task = fold.tasks()[0]
+    assert (task.retried, task.failed, task.succeeded) == (2, 0, 1)
+    assert task.peak_rss_bytes == 5000  # what was seen of the one that was ended counts, too
+
+
+def test_a_reopened_run_has_no_failures_left() -> None:
+    """What failed has been tried, blocks nothing any more, and what was revoked is not in the registry."""
+    fold = folded(
+        make_plan("a -> b -> c; d"),
+        BEGAN,
+        *(AttemptStarted(101.0, i, 1) for i in (0, 3)),
+        AttemptSucceeded(102.0, ended(0, OutcomeStatus.SUCCEEDED, caveats=1)),
+        OutputsIngested(102.0, (0,), 1),
+        AttemptStarted(102.0, 1, 1),
+        AttemptFailed(103.0, ended(1, OutcomeStatus.FAILED)),
+        AttemptSucceeded(103.0, ended(3, OutcomeStatus.SUCCEEDED)),
+        RunEnded(104.0, EndReason.COMPLETED),
     )
-    assert (late.kind, late.timed_out, late.message) == (
-        FailureKind.TIMED_OUT,
-        True,
-        "ran over its time limit of 4.5 s",
-    )
-    assert (bare.exception_type, bare.message) == (None, "it failed without an exception")
-    assert [failure.log for failure in (raised, lost)] == [Path("0.1.log"), Path("1.1.log")]
+    assert [failure.n_blocked for failure in failures_of(fold)] == [1]
+    fold.apply(replace(BEGAN, at=200.0))
+    fold.apply(RunReopened(200.0, (0,)))
+    assert failures_of(fold) == []
+    (quantum,) = fold.troubled(NoFiles())
+    assert (quantum.index, quantum.n_blocked, len(quantum.attempts)) == (1, 0, 1)
+    total = total_of(fold.tasks())
+    assert (total.blocked, total.failed, total.retried, total.ingested, total.caveats) == (0, 0, 1, 0, {})
+
+
+def test_a_state_of_another_plan_is_refused() -> None:
+    """By its size."""
+    state = folded(make_plan("a b"), BEGAN).state()
+    for plan in (make_plan("a b c"), make_plan("a:1 a:2")):
+        with pytest.raises(ValueError, match=r"of another plan|not the states of"):
+            Fold.restored(plan, state)
 
 
 def test_what_a_new_attempt_does_counts_instead_of_the_earlier_one() -> None:

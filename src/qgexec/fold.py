@@ -1,4 +1,4 @@
-"""Owns what is counted while a run's events are folded: outcomes by task, failures; knows no files.
+"""Owns what is counted while a run's events are folded: outcomes by task, attempts; knows no files.
 
 The states are the scheduler's own: the fold is the live run once more.
 """
@@ -8,35 +8,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from enum import Enum
-from functools import partial
-from pathlib import Path
-from typing import Any, assert_never
-from uuid import UUID
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qgexec.events import (
     AttemptFailed,
-    AttemptLost,
+    AttemptReturned,
     AttemptSkipped,
     AttemptStarted,
     AttemptSucceeded,
     AttemptTimedOut,
     EndReason,
     Event,
+    FailureEvent,
     OutputsIngested,
     RunEnded,
+    RunReopened,
     RunStarted,
     StopReason,
     StopRequested,
 )
+from qgexec.failures import Ending, KeptFiles, TroubledQuantum, attempt_record
 from qgexec.plan import Plan
-from qgexec.policy import Policy
-from qgexec.quantum import DataIdValue, ExceptionSummary, Outcome, SegmentRef
-from qgexec.scheduler import Scheduler, State
+from qgexec.quantum import Outcome
+from qgexec.restorable import RestorableScheduler
+from qgexec.states import State
 
-__all__ = ["CAVEATS", "Failure", "FailureKind", "Fold", "TaskReport", "total_of"]
+__all__ = ["CAVEATS", "Fold", "FoldState", "TaskReport", "total_of"]
 
 CAVEATS: Mapping[int, str] = {
     1: "ANY_OUTPUTS_MISSING",
@@ -48,65 +48,6 @@ CAVEATS: Mapping[int, str] = {
     64: "PARTIAL_OUTPUTS_ERROR",
 }
 """Names of `lsst.pipe.base.QuantumSuccessCaveats`, here because reading a report must not load the stack."""
-
-
-class FailureKind(Enum):
-    """How a quantum failed."""
-
-    RAISED = "raised"
-    """The task, or the code around it, raised an exception."""
-
-    LOST = "lost"
-    """Its worker died."""
-
-    TIMED_OUT = "timed out"
-    """It ran over its time limit and was ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A quantum that failed, with its last attempt."""
-
-    index: int
-    quantum_id: UUID
-    task_label: str
-    data_id: Mapping[str, DataIdValue]
-    attempt: int
-    at: float
-    """When it was recorded, UNIX seconds."""
-    kind: FailureKind
-    message: str
-    """The exception's, or the reason in plain words."""
-    n_blocked: int
-    """Quanta that became blocked by this failure; one that an earlier failure had blocked counts there."""
-    exception_type: str | None = None
-    """Fully qualified class name, where it raised."""
-    where: str = ""
-    """``file:line function`` of the innermost frame, where it raised."""
-    exit_code: int | None = None
-    """What the exception class asks for, or the worker's exit status (minus the signal's number)."""
-    worker: int | None = None
-    """Number of the worker that was lost or ended."""
-    detail: SegmentRef | None = None
-    """Where the traceback is."""
-    log: Path | None = None
-    """Log of the attempt, where one was kept in the run directory."""
-
-    @property
-    def timed_out(self) -> bool:
-        """Ended for its time limit."""
-        return self.kind is FailureKind.TIMED_OUT
-
-    @property
-    def cause(self) -> tuple[object, ...]:
-        """The same for failures that look like one and the same trouble: type and place, or exit status."""
-        if self.kind is FailureKind.RAISED:
-            return (self.kind, self.exception_type, self.where)
-        return (self.kind, self.exit_code)
-
-    def __str__(self) -> str:
-        values = ", ".join(f"{key}: {value!r}" for key, value in self.data_id.items())
-        return f"{self.task_label}{{{values}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +70,8 @@ class TaskReport:
     """Their CPU time, added up, seconds."""
     peak_rss_bytes: int | None = None
     """Largest peak resident set size of one attempt; `None` where it is unknown."""
+    retried: int = 0
+    """Attempts that ended badly and were followed by another, or are to be."""
     ingested: int = 0
     """Quanta whose outputs are in the registry."""
     caveats: Mapping[str, int] = field(default_factory=dict)
@@ -140,6 +83,33 @@ class TaskReport:
         return self.succeeded + self.skipped + self.failed + self.blocked
 
 
+@dataclass(frozen=True, slots=True)
+class FoldState:
+    """All that a `Fold` knows besides its plan, as plain values: what a snapshot holds."""
+
+    states: bytes
+    """Of each quantum; see `qgexec.restorable.STATE_CODES`."""
+    attempts: npt.NDArray[np.int32]
+    """Number of attempts at each quantum; shape ``(n,)``."""
+    ingested: bytes
+    """1 for each quantum whose outputs are in the registry."""
+    caveats: Mapping[int, int]
+    """Flags by quantum."""
+    blocked: Mapping[int, int]
+    """Quanta that a failure blocked, by the quantum that failed."""
+    endings: Sequence[Ending]
+    """What ended attempts at quanta that had trouble; those of one quantum in order."""
+    quantum_s: Sequence[float]
+    """By task, here and below."""
+    cpu_s: Sequence[float]
+    peak_rss_bytes: Sequence[int | None]
+    driver: RunStarted | None
+    end: EndReason | None
+    stop_reason: StopReason | None
+    last_event_at: float | None
+    closed_s: float
+
+
 class Fold:
     """The state of a run, and what a report says besides, folded from its events.
 
@@ -147,18 +117,23 @@ class Fold:
     ----------
     plan
         The quanta.
+
+    Notes
+    -----
+    It knows nothing of the policy: events say whether another attempt follows.
     """
 
     def __init__(self, plan: Plan) -> None:
         n_labels = len(plan.labels)
         self._plan = plan
-        self.scheduler = Scheduler(plan, policy=Policy())
+        self.scheduler = RestorableScheduler(plan)
         self.driver: RunStarted | None = None
         self.end: EndReason | None = None
         self.stop_reason: StopReason | None = None
         self.last_event_at: float | None = None
         self._closed_s = 0.0
-        self._failures: dict[int, tuple[AttemptFailed | AttemptLost | AttemptTimedOut, int]] = {}
+        self._endings: dict[int, list[Ending]] = {}  # of quanta that had an attempt end badly
+        self._blocked: dict[int, int] = {}
         self._caveats: dict[int, int] = {}
         self._ingested = bytearray(len(plan))
         self._quantum_s = [0.0] * n_labels
@@ -168,8 +143,10 @@ class Fold:
             AttemptStarted: self._note_started,
             AttemptSucceeded: self._note_succeeded,
             AttemptSkipped: self._note_succeeded,
+            AttemptReturned: self._note_ending,
             OutputsIngested: self._note_ingested,
             RunStarted: self._note_run_started,
+            RunReopened: self._note_reopened,
             RunEnded: self._note_run_ended,
             StopRequested: self._note_stop,
         }
@@ -182,7 +159,7 @@ class Fold:
         qgexec.errors.IllegalEventError
             It does not follow from those before.
         """
-        if isinstance(event, AttemptFailed | AttemptLost | AttemptTimedOut):
+        if isinstance(event, FailureEvent):
             self._apply_failure(event)
         else:
             self.scheduler.apply(event)
@@ -200,17 +177,19 @@ class Fold:
             return 0.0
         return max(0.0, self.last_event_at - self.driver.at)
 
-    def _apply_failure(self, event: AttemptFailed | AttemptLost | AttemptTimedOut) -> None:
+    def _apply_failure(self, event: FailureEvent) -> None:
         blocked_before = self.scheduler.counts()[State.BLOCKED]
         self.scheduler.apply(event)
-        n_blocked = self.scheduler.counts()[State.BLOCKED] - blocked_before
-        self._failures[event.index] = (event, n_blocked)
+        if n_blocked := self.scheduler.counts()[State.BLOCKED] - blocked_before:
+            self._blocked[event.index] = n_blocked
+        self._endings.setdefault(event.index, []).append(event)
         if isinstance(event, AttemptFailed):
             self._add_usage(event.outcome)
+        elif not isinstance(event, AttemptTimedOut) and event.used_bytes is not None:
+            self._add_peak(event.index, event.used_bytes)
 
     def _note_started(self, event: AttemptStarted) -> None:
         if event.attempt > 1:  # what an earlier attempt left is no longer true
-            self._failures.pop(event.index, None)
             self._caveats.pop(event.index, None)
             self._ingested[event.index] = 0
 
@@ -219,13 +198,22 @@ class Fold:
         if outcome.caveats:
             self._caveats[outcome.index] = outcome.caveats
         self._add_usage(outcome)
+        self._note_ending(event)
+
+    def _note_ending(self, event: Ending) -> None:
+        if (endings := self._endings.get(event.index)) is not None:
+            endings.append(event)
 
     def _add_usage(self, outcome: Outcome) -> None:
         code = self._plan.label_codes[outcome.index]
         self._quantum_s[code] += outcome.ended_at - outcome.started_at
         self._cpu_s[code] += outcome.cpu_s
         if outcome.peak_rss_bytes is not None:
-            self._peak_rss_bytes[code] = max(outcome.peak_rss_bytes, self._peak_rss_bytes[code] or 0)
+            self._add_peak(outcome.index, outcome.peak_rss_bytes)
+
+    def _add_peak(self, index: int, n_bytes: int) -> None:
+        code = self._plan.label_codes[index]
+        self._peak_rss_bytes[code] = max(n_bytes, self._peak_rss_bytes[code] or 0)
 
     def _note_ingested(self, event: OutputsIngested) -> None:
         for index in event.indices:
@@ -234,6 +222,12 @@ class Fold:
     def _note_run_started(self, event: RunStarted) -> None:
         self._closed_s += self._open_s()
         self.driver, self.end, self.stop_reason = event, None, None
+
+    def _note_reopened(self, event: RunReopened) -> None:
+        self._blocked.clear()
+        for index in event.revoked:
+            self._caveats.pop(index, None)
+            self._ingested[index] = 0
 
     def _note_run_ended(self, event: RunEnded) -> None:
         if self.driver is not None:
@@ -252,6 +246,10 @@ class Fold:
         caveats: list[Counter[str]] = [Counter() for _ in range(n_labels)]
         for index, flags in self._caveats.items():
             caveats[plan.label_codes[index]].update(_caveat_names(flags))
+        retried = [0] * n_labels
+        for index, endings in self._endings.items():
+            n_bad = sum(isinstance(event, FailureEvent) for event in endings)
+            retried[plan.label_codes[index]] += n_bad - (self.scheduler.state(index) is State.FAILED)
         return tuple(
             TaskReport(
                 label=label,
@@ -262,6 +260,7 @@ class Fold:
                 blocked=counts[State.BLOCKED],
                 running=counts[State.RUNNING],
                 not_run=counts[State.WAITING] + counts[State.READY],
+                retried=retried[code],
                 quantum_s=self._quantum_s[code],
                 cpu_s=self._cpu_s[code],
                 peak_rss_bytes=self._peak_rss_bytes[code],
@@ -271,53 +270,73 @@ class Fold:
             for code, (label, counts) in enumerate(self.scheduler.counts_by_label().items())
         )
 
-    def failures(self, log_of: Callable[[int, int], Path | None]) -> tuple[Failure, ...]:
-        """Describe the quanta that have failed, in the order of their indices.
+    def troubled(self, files: KeptFiles) -> tuple[TroubledQuantum, ...]:
+        """Describe the quanta of which an attempt ended badly, in the order of their indices.
 
         Parameters
         ----------
-        log_of
-            Returns the log of an attempt (index, number), where one was kept.
+        files
+            Knows which files were kept of attempts.
         """
         return tuple(
-            self._describe(event, n_blocked, log_of)
-            for _, (event, n_blocked) in sorted(self._failures.items())
+            TroubledQuantum(
+                index=index,
+                quantum_id=self._plan.quantum_id(index),
+                task_label=self._plan.label(index),
+                data_id=self._plan.data_id(index),
+                state=self.scheduler.state(index),
+                attempts=tuple(attempt_record(event, files) for event in endings),
+                n_blocked=self._blocked.get(index, 0),
+            )
+            for index, endings in sorted(self._endings.items())
         )
 
-    def _describe(
-        self,
-        event: AttemptFailed | AttemptLost | AttemptTimedOut,
-        n_blocked: int,
-        log_of: Callable[[int, int], Path | None],
-    ) -> Failure:
-        describe = partial(
-            Failure,
-            index=event.index,
-            quantum_id=self._plan.quantum_id(event.index),
-            task_label=self._plan.label(event.index),
-            data_id=self._plan.data_id(event.index),
-            attempt=event.attempt,
-            at=event.at,
-            n_blocked=n_blocked,
-            log=log_of(event.index, event.attempt),
+    def state(self) -> FoldState:
+        """Return all that was folded up to now."""
+        states, attempts = self.scheduler.save()
+        return FoldState(
+            states=states,
+            attempts=attempts,
+            ingested=bytes(self._ingested),
+            caveats=dict(self._caveats),
+            blocked=dict(self._blocked),
+            endings=[event for endings in self._endings.values() for event in endings],
+            quantum_s=tuple(self._quantum_s),
+            cpu_s=tuple(self._cpu_s),
+            peak_rss_bytes=tuple(self._peak_rss_bytes),
+            driver=self.driver,
+            end=self.end,
+            stop_reason=self.stop_reason,
+            last_event_at=self.last_event_at,
+            closed_s=self._closed_s,
         )
-        match event:
-            case AttemptFailed(outcome=Outcome(exception=error, detail=detail)):
-                error = error or ExceptionSummary("", "it failed without an exception")
-                return describe(
-                    kind=FailureKind.RAISED,
-                    message=error.message,
-                    exception_type=error.type or None,
-                    where=error.where,
-                    exit_code=error.exit_code,
-                    detail=detail,
-                )
-            case AttemptLost(reason=reason, exit_code=exit_code, worker=worker):
-                return describe(kind=FailureKind.LOST, message=reason, exit_code=exit_code, worker=worker)
-            case AttemptTimedOut(timeout_s=timeout_s, worker=worker):
-                message = f"ran over its time limit of {timeout_s:g} s"
-                return describe(kind=FailureKind.TIMED_OUT, message=message, worker=worker)
-        assert_never(event)
+
+    @classmethod
+    def restored(cls, plan: Plan, state: FoldState) -> Fold:
+        """Return a fold that goes on where another of the same plan was.
+
+        Raises
+        ------
+        ValueError
+            The state is not one of this plan.
+        """
+        fold = cls(plan)
+        n_quanta, n_labels = len(plan), len(plan.labels)
+        by_task = (state.quantum_s, state.cpu_s, state.peak_rss_bytes)
+        if len(state.ingested) != n_quanta or any(len(values) != n_labels for values in by_task):
+            raise ValueError("it is the state of another plan")
+        fold.scheduler.restore(state.states, state.attempts)
+        if state.stop_reason is not None:
+            fold.scheduler.apply(StopRequested(0.0, state.stop_reason))
+        for event in state.endings:
+            fold._endings.setdefault(event.index, []).append(event)
+        fold._blocked, fold._caveats = dict(state.blocked), dict(state.caveats)
+        fold._ingested = bytearray(state.ingested)
+        fold._quantum_s, fold._cpu_s = list(state.quantum_s), list(state.cpu_s)
+        fold._peak_rss_bytes = list(state.peak_rss_bytes)
+        fold.driver, fold.end, fold.stop_reason = state.driver, state.end, state.stop_reason
+        fold.last_event_at, fold._closed_s = state.last_event_at, state.closed_s
+        return fold
 
 
 def _caveat_names(flags: int) -> Iterable[str]:

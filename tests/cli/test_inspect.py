@@ -114,7 +114,7 @@ def test_report_fits(failed_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json(failed_run: Path) -> None:
     """It is JSON with a version, whatever the terminal's width."""
     report = json.loads(call("report", failed_run, "--json").out)
-    assert (report["format"], report["version"]) == ("qgexec-report", 1)
+    assert (report["format"], report["version"]) == ("qgexec-report", 2)
     assert report["total"]["failed"] == len(report["failures"]) > 0
 
 
@@ -133,6 +133,25 @@ def test_status_while_it_runs(repository: MockRepository, moods: Moods, start: S
     assert report.code == 1
     moods.let_go()
     assert command.finish().code == 0
+
+
+def test_every_attempt_is_kept(repository: MockRepository, moods: Moods, folder: Path) -> None:
+    """The report says what earlier ones died of, and each one's log can be read."""
+    moods.set({"isr 1,1": "raise"})
+    given = ["run", "-b", repository.root, "-g", repository.graph, "--register-dataset-types"]
+    assert call(*given, "--retries", "1", "--run-dir", "b").code == 1
+    text = call("report", folder / "b").out
+    assert "Retries: 1; 0 quanta succeeded only after one." in text
+    assert "earlier: attempt 1, ValueError" in text
+    report = json.loads(call("report", folder / "b", "--json").out)
+    (failure,) = report["failures"]
+    assert [attempt["ended"] for attempt in failure["attempts"]] == ["raised", "raised"]
+    assert "bad pixels" in failure["attempts"][0]["traceback"]
+    quantum_id = failure["quantum_id"]
+    for number in ("1", "2"):
+        log = call("log", folder / "b", "isr{visit: 1, detector: 1}", "--attempt", number).out
+        assert f"isr quantum {quantum_id} attempt {number}" in log.splitlines()[0]
+        assert "Preparing execution of quantum" in log
 
 
 def test_models() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
 import click
 
-from qgexec.events import AttemptFailed, AttemptLost, AttemptTimedOut, Event, RunEnded, RunStarted
+from qgexec.events import AttemptFailed, Event, FailureEvent, RunEnded, RunStarted
+from qgexec.failures import reason_of
 from qgexec.plan import Plan
 from qgexec.progress import Progress, ProgressView
+from qgexec.states import State
 
 __all__ = ["Display"]
 
@@ -33,6 +35,7 @@ class Display:
     def __init__(self, *, on_terminal: bool | None = None) -> None:
         moving = sys.stderr.isatty() if on_terminal is None else on_terminal
         self._face: _Face = _Bar() if moving else _Lines()
+        self._observer: _Observer | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -42,9 +45,14 @@ class Display:
     ) -> None:
         self._face.close()
 
-    def observe(self, plan: Plan) -> Callable[[Event], None]:
-        """Return an observer of the events of one run."""
-        return _Observer(plan, self._face)
+    def observe(self, plan: Plan, counts: Mapping[str, Mapping[State, int]]) -> Callable[[Event], None]:
+        """Return an observer of the events of one run, whose quanta are in these states by now."""
+        self._observer = _Observer(plan, self._face, Progress(plan, counts))
+        return self._observer
+
+    def show_now(self) -> None:
+        """Print one line of progress at once; made to be called from a signal handler."""
+        self._face.say(self._observer.in_words() if self._observer else "nothing has been started yet")
 
     def interrupted(self, count: int) -> None:
         """Say what a Ctrl-C does; called from the signal handler."""
@@ -59,38 +67,36 @@ class Display:
 class _Observer:
     """Folds events into progress, and has it drawn a few times a second."""
 
-    def __init__(self, plan: Plan, face: _Face) -> None:
+    def __init__(self, plan: Plan, face: _Face, progress: Progress) -> None:
         self._plan = plan
         self._face = face
-        self._progress = Progress(plan)
+        self._progress = progress
         self._next_draw = 0.0
         self._n_failures = 0
 
     def __call__(self, event: Event) -> None:
         self._progress.apply(event)
-        match event:
-            case AttemptFailed(outcome=outcome):
-                summary = outcome.exception
-                self._say_failure(
-                    outcome.index, f"{summary.type}: {summary.message}" if summary else "no reason given"
-                )
-            case AttemptLost(index=index, reason=reason):
-                self._say_failure(index, reason)
-            case AttemptTimedOut(index=index, timeout_s=timeout_s):
-                self._say_failure(index, f"took longer than {timeout_s:g} s")
-            case RunStarted(n_quanta=n_quanta, model=model):
-                self._face.say(f"{n_quanta} quanta on execution model {model}")
-            case _:
-                pass
+        if isinstance(event, FailureEvent):
+            self._say_failure(event)
+        elif isinstance(event, RunStarted):
+            self._face.say(f"{event.n_quanta} quanta on execution model {event.model}")
         now = time.monotonic()
         if now >= self._next_draw or isinstance(event, RunEnded):
             self._next_draw = now + self._face.interval_s
             self._face.draw(self._progress.view(time.time()))
 
-    def _say_failure(self, index: int, cause: str) -> None:
+    def in_words(self) -> str:
+        """Return how far the run is, in a line."""
+        return _in_words(self._progress.view(time.time()))
+
+    def _say_failure(self, event: FailureEvent) -> None:
         self._n_failures += 1
         if self._n_failures <= _FAILURES_SHOWN:
-            self._face.say(f"{self._plan.describe(index)} failed: {cause.partition(chr(10))[0]}")
+            cause = reason_of(event).partition("\n")[0]
+            if isinstance(event, AttemptFailed) and event.outcome.exception is not None:
+                cause = f"{event.outcome.exception.type}: {cause}"
+            what = f"attempt {event.attempt} failed, another follows" if event.retried else "failed"
+            self._face.say(f"{self._plan.describe(event.index)} {what}: {cause}")
         elif self._n_failures == _FAILURES_SHOWN + 1:
             self._face.say("further failures are in the report")
 
@@ -105,6 +111,7 @@ def _in_words(view: ProgressView) -> str:
             ("skipped", total.skipped),
             ("failed", total.failed),
             ("blocked", total.blocked),
+            ("retried", total.retried),
         )
         if count
     ]

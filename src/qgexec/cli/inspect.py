@@ -10,25 +10,30 @@ from pathlib import Path
 
 import click
 
-__all__ = ["models", "print_report", "report", "status"]
+__all__ = ["RUN_DIR", "models", "print_report", "print_text", "report", "status"]
 
-_RUN_DIR = click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
+RUN_DIR = click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
+"""The argument that names a run."""
 
 
 @click.command(epilog="Example:  qgexec status qgexec-runs/u/me/test")
-@_RUN_DIR
+@RUN_DIR
 def status(*, run_dir: Path) -> None:
     """Say how far a run is, also while it goes on."""
-    from qgexec.report import format_status, read_report
+    from qgexec.report import read_report
+    from qgexec.reporttext import format_status
 
-    _print(format_status(read_report(run_dir), width=_width()))
+    print_text(format_status(read_report(run_dir), width=_width()))
 
 
 @click.command(epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
-@_RUN_DIR
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (format version 1).")
+@RUN_DIR
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (format version 2).")
 def report(*, run_dir: Path, as_json: bool) -> None:
-    """Say what became of a run: counts per task, and each failure with its traceback and log.
+    """Say what became of a run: counts per task, what was retried, and what failed.
+
+    Failures are grouped by cause, each with one example's traceback, and what
+    it blocks. See `qgexec log` and `qgexec debug` for a single quantum.
 
     Exit codes: 0 all succeeded, 1 some quanta failed, were blocked or have not run.
     """
@@ -36,7 +41,7 @@ def report(*, run_dir: Path, as_json: bool) -> None:
 
     if as_json:
         found = read_report(run_dir)
-        _print(json.dumps(found.to_json(), indent=2))
+        print_text(json.dumps(found.to_json(), indent=2))
         raise SystemExit(0 if found.all_succeeded else 1)
     raise SystemExit(0 if print_report(run_dir) else 1)
 
@@ -60,19 +65,22 @@ def print_report(run_dir: Path, *, ended: bool = False) -> bool:
     ended
         The run's driver is this process, and has ended it: also where no room was left to record that.
     """
-    from qgexec.report import driver_is_alive, format_report, read_report
+    from qgexec.holder import driver_is_alive
+    from qgexec.report import read_report
+    from qgexec.reporttext import format_report
 
     found = read_report(run_dir, is_alive=(lambda _driver: False) if ended else driver_is_alive)
-    _print(format_report(found, width=_width()))
+    print_text(format_report(found, width=_width()))
     return found.all_succeeded
 
 
-def _print(text: str) -> None:
+def print_text(text: str) -> None:
+    """Print to stdout; no complaint where its reader has seen enough."""
     try:
         click.echo(text)
     except BrokenPipeError:
-        # `qgexec report | head`: the reader has seen enough. The exit code stays, and Python, which flushes
-        # once more at its end, has somewhere to write.
+        # `qgexec report | head`: the exit code stays, and Python, which flushes once more at its end,
+        # has somewhere to write.
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, sys.stdout.fileno())
         os.close(sink)

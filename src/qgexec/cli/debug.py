@@ -1,0 +1,205 @@
+"""`qgexec log` and `qgexec debug`: a single quantum, looked at and tried again."""
+
+from __future__ import annotations
+
+import bdb
+import contextlib
+import faulthandler
+import importlib
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import click
+
+from qgexec.cli import EXIT_FAILED
+from qgexec.cli.inspect import RUN_DIR, print_text
+from qgexec.errors import UsageError
+
+if TYPE_CHECKING:
+    from qgexec.rubin.scratch import Scratch
+
+__all__ = ["debug", "log"]
+
+_QUANTUM = click.argument("quantum")
+
+_SHOWN = 10
+
+
+@click.command(
+    epilog="Examples:\n\n"
+    "\b\n"
+    "  qgexec log qgexec-runs/u/me/test 17\n"
+    "  qgexec log qgexec-runs/u/me/test 'isr{visit: 42, detector: 3}' --attempt 1"
+)
+@RUN_DIR
+@_QUANTUM
+@click.option(
+    "--attempt", metavar="N", type=click.IntRange(min=1), help="Number of the attempt; default: the last."
+)
+def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
+    """Print the log of an attempt at a quantum, and where it was when it was ended.
+
+    QUANTUM is an index, a UUID, or label{key: value, ...} as the report prints
+    it; keys that are not needed to tell it from the others may be left out.
+    """
+    from qgexec.attemptlog import find_log
+    from qgexec.quantumname import find_quantum
+    from qgexec.rundir import RunDir
+    from qgexec.snapshot import read_fold
+    from qgexec.table import printable
+
+    books = RunDir.open(run_dir)
+    plan = books.load_plan()
+    index = find_quantum(plan, quantum)
+    fold = read_fold(books.journal, plan, books.snapshot_file)
+    found = find_log(books, plan, fold, index, attempt)
+    click.echo(f"Quantum {index}: {plan.describe(index)}, attempt {found.attempt}", err=True)
+    if found.path is not None:
+        text = found.path.read_bytes().decode("utf-8", "backslashreplace")
+    else:
+        from qgexec.rubin.logdataset import read_log
+
+        context = books.read_settings().context
+        text = read_log(context.repository, context.graph_file, plan.label(index), plan.quantum_id(index))
+    if found.stack is not None:
+        stack = found.stack.read_bytes().decode("utf-8", "backslashreplace")
+        text = f"{text.rstrip()}\n\nStacks when it was ended:\n{stack}"
+    print_text(printable(text.rstrip()))
+
+
+@click.command(
+    epilog="Examples:\n\n"
+    "\b\n"
+    "  qgexec debug qgexec-runs/u/me/test 17\n"
+    "  qgexec debug qgexec-runs/u/me/test 'isr{visit: 42, detector: 3}' --pdb=ipdb"
+)
+@RUN_DIR
+@_QUANTUM
+@click.option(
+    "--pdb",
+    "debugger",
+    metavar="MODULE",
+    is_flag=False,
+    flag_value="pdb",
+    default="pdb",
+    show_default=True,
+    help="Debugger to start where it raises (--pdb=ipdb); needs a terminal.",
+)
+@click.option(
+    "--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep its outputs in this new folder."
+)
+def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> None:
+    """Execute one quantum again, in this process, under a debugger.
+
+    It reads its real inputs, those that other quanta of the run have written
+    included, and writes to a folder of its own that is removed at the end: the
+    repository and the run are as before. QUANTUM is an index, a UUID, or
+    label{key: value, ...} as the report prints it.
+
+    Exit codes: 0 it succeeded, 1 it failed.
+    """
+    from qgexec.quantumname import find_quantum
+    from qgexec.rundir import RunDir
+
+    module = _debugger(debugger)
+    books = RunDir.open(run_dir)
+    settings = books.read_settings()
+    if not settings.context.repository:
+        raise UsageError(
+            "This run has no repository: an executor of your own executed its quanta.",
+            hint="Debug them with that one.",
+        )
+    plan = books.load_plan()
+    index = find_quantum(plan, quantum)
+    click.echo(f"Quantum {index}: {plan.describe(index)}", err=True)
+    from qgexec.assembly import policy_of
+    from qgexec.rubin.scratch import open_scratch
+    from qgexec.runoptions import RunOptions
+
+    label, options = plan.label(index), RunOptions.from_json(settings.options)
+    with (
+        _folder(keep) as folder,
+        open_scratch(
+            settings.context.repository,
+            settings.context.graph_file,
+            label,
+            plan.quantum_id(index),
+            folder,
+            resources=policy_of(options, plan).rules_of(label).request,
+            raise_on_partial_outputs=options.raise_on_partial_outputs,
+            implicit_threads=options.implicit_threads,
+        ) as scratch,
+    ):
+        succeeded = _execute(scratch, module)
+        _say_outputs(scratch, keep)
+    if not succeeded:
+        raise SystemExit(EXIT_FAILED)
+
+
+def _debugger(name: str) -> ModuleType:
+    """Import the debugger now: not when the quantum has run for an hour."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(
+            f"The debugger {name} cannot be imported: {error}", hint=f"Install it, or leave out --pdb={name}."
+        ) from error
+    if not hasattr(module, "post_mortem"):
+        raise UsageError(f"The module {name} is no debugger: it has no post_mortem().")
+    return module
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="qgexec-debug-") as name:
+            yield Path(name).resolve()
+        return
+    try:
+        keep.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(
+            f"--keep {keep}: the folder cannot be made: {error.strerror}", hint="Name a new folder."
+        ) from error
+    yield keep.resolve()
+
+
+def _execute(scratch: Scratch, debugger: ModuleType) -> bool:
+    missing = scratch.missing_inputs()
+    if missing:
+        click.echo(f"{len(missing)} of its inputs are not there:", err=True)
+        for name in missing[:_SHOWN]:
+            click.echo(f"  {name}", err=True)
+    began = time.monotonic()
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # what crashed a worker crashes this process, too: say where
+    try:
+        scratch.execute()
+    except KeyboardInterrupt:
+        raise
+    except bdb.BdbQuit:
+        click.echo("The debugger was left.", err=True)
+        return False
+    except BaseException as error:  # noqa: BLE001 - whatever a task raises, sys.exit included
+        traceback.print_exception(error)
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            debugger.post_mortem(error.__traceback__)
+        else:
+            click.echo(f"No terminal: {debugger.__name__} is not started.", err=True)
+        return False
+    click.echo(f"It succeeded, in {time.monotonic() - began:.1f} s.", err=True)
+    return True
+
+
+def _say_outputs(scratch: Scratch, keep: Path | None) -> None:
+    outputs = scratch.outputs()
+    where = "in a folder that is removed now" if keep is None else f"in {keep}"
+    click.echo(f"It wrote {len(outputs)} dataset{'' if len(outputs) == 1 else 's'} {where}:", err=True)
+    for name, files in outputs:
+        click.echo(f"  {name}" if keep is None else f"  {name}: {', '.join(files)}", err=True)

@@ -1,0 +1,62 @@
+"""Tests of `qgexec.cli.display`."""
+
+from __future__ import annotations
+
+import pytest
+
+from qgexec.cli.display import Display
+from qgexec.events import AttemptFailed, AttemptLost, AttemptOutOfMemory, AttemptStarted, EndReason, RunEnded
+from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus
+from qgexec.testing import make_plan
+
+PLAN = make_plan("isr:1 isr:2 isr:3 isr:4")
+ERROR = ExceptionSummary("builtins.ValueError", "no stars\nat all")
+
+
+def failed(index: int, *, retried: bool) -> AttemptFailed:
+    outcome = Outcome(index, 1, OutcomeStatus.FAILED, 1.0, 2.0, exception=ERROR)
+    return AttemptFailed(2.0, outcome, retried=retried)
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+class TestDisplay:
+    """On a terminal and elsewhere."""
+
+    def test_failures_and_retries(self, on_terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+        """Each is said in a line, with what follows; retried attempts are counted."""
+        with Display(on_terminal=on_terminal) as display:
+            observe = display.observe(PLAN, {})
+            for index in range(4):
+                observe(AttemptStarted(1.0, index, 1))
+            observe(failed(0, retried=True))
+            observe(failed(1, retried=False))
+            observe(AttemptOutOfMemory(2.0, 2, 1, 5_100_000_000, 4_000_000_000, retried=True))
+            observe(AttemptLost(2.0, 3, 1, "worker 1 was killed", retried=False))
+            observe(RunEnded(3.0, EndReason.COMPLETED))
+        shown = " ".join(capsys.readouterr().err.split())
+        assert "isr{detector: 1} attempt 1 failed, another follows: builtins.ValueError: no stars" in shown
+        assert "isr{detector: 2} failed: builtins.ValueError: no stars" in shown
+        assert (
+            "isr{detector: 3} attempt 1 failed, another follows: out of memory: used 5.1 GB of 4.0 GB"
+            in shown
+        )
+        assert "isr{detector: 4} failed: worker 1 was killed" in shown
+        assert "2/4 done, 2 failed, 2 retried" in shown
+        assert "at all" not in shown
+
+    def test_show_now(self, on_terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+        """A line of progress when it is asked for, also before anything has happened."""
+        with Display(on_terminal=on_terminal) as display:
+            display.show_now()
+            observe = display.observe(PLAN, {})
+            observe(AttemptStarted(1.0, 0, 1))
+            capsys.readouterr()
+            observe(AttemptStarted(1.0, 1, 1))
+            display.show_now()
+            assert "0/4 done, 2 running" in capsys.readouterr().err
+
+
+def test_nothing_to_show_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    """It says so."""
+    Display(on_terminal=False).show_now()
+    assert capsys.readouterr().err == "nothing has been started yet\n"
