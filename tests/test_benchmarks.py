@@ -19,7 +19,9 @@ from benchmarks.measure import BenchmarkError, run_measured
 from benchmarks.mockgraph import INPUTS, LABELS, MockGraph, MockShape, make_mock_graph
 from benchmarks.owntime import measure_own_time
 from benchmarks.planning import write_large_graph
+from benchmarks.status import make_books
 from benchmarks.tables import Section, Table, machine_facts
+from qgexec.report import RunState, read_report
 from qgexec.rubin.graphfile import read_plan
 
 SHAPE = MockShape(2, 3)
@@ -144,6 +146,18 @@ def test_large_thin_graph_has_the_same_shape(graph: MockGraph, tmp_path: Path) -
     assert sum(len(node.prerequisites) for node in plan) == sum(len(node.prerequisites) for node in real)
     summary = next(node for node in plan if node.task_label == "summary")
     assert len({plan[index].data_id["detector"] for index in summary.prerequisites}) == SHAPE.detectors
+
+
+def test_synthetic_books(tmp_path: Path) -> None:
+    """They are those of a whole run: every quantum has ended, one failed and blocked its exposure."""
+    shape = MockShape(3, 10)
+    report = read_report(make_books(tmp_path / "run", shape).path)
+    assert report.state is RunState.COMPLETED
+    assert (report.total.n_quanta, report.total.done) == (shape.n_quanta, shape.n_quanta)
+    assert [quantum.index for quantum in report.failures] == [2]
+    assert [quantum.index for quantum in report.retried] == [1]
+    assert [task.blocked for task in report.tasks] == [0, 1, 1, 1]
+    assert report.total.ingested == report.total.succeeded == shape.n_quanta - 4
 
 
 def test_own_time_executes_everything(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from qgexec.executor import Ingestion, Interrupts, Loop, NoIngestion
 from qgexec.journal import Journal, read_events
 from qgexec.models.base import ModelFacts, Run
 from qgexec.plan import Plan
-from qgexec.policy import Policy
+from qgexec.policy import Policy, TaskRules
 from qgexec.quantum import Attempt, Resources, RunContext, SegmentRef
 from qgexec.scheduler import Scheduler, State
 from qgexec.testing import Ending, FakeBenchOpener, FakeModel, make_plan
@@ -40,6 +40,7 @@ class _Ingestion(NoIngestion):
 
     def __init__(self) -> None:
         self.offered: list[int] = []
+        self.discarded: list[int] = []
         self.closed = False
 
     def offer(self, index: int, detail: SegmentRef) -> None:
@@ -48,8 +49,12 @@ class _Ingestion(NoIngestion):
     def drain(self, timeout_s: float) -> Sequence[OutputsIngested]:
         return [OutputsIngested(1.0, tuple(self.offered), len(self.offered))]
 
-    def close(self) -> None:
+    def discard(self, index: int) -> None:
+        self.discarded.append(index)
+
+    def close(self) -> Sequence[Event]:
         self.closed = True
+        return ()
 
 
 class _Desk:
@@ -196,7 +201,9 @@ def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
 def test_quantum_larger_than_the_machine_is_an_error(tmp_path: Path) -> None:
     """A request that can never be met ends the run with a message, not a hang."""
     desk = _Desk(tmp_path, make_plan("a"), FakeModel(Resources(1, 100)))
-    desk.loop.scheduler = Scheduler(make_plan("a"), policy=Policy(), requests={"a": Resources(1, 200)})
+    desk.loop.scheduler = Scheduler(
+        make_plan("a"), policy=Policy(rules={"a": TaskRules(request=Resources(1, 200))})
+    )
     with pytest.raises(ModelError, match="asks for"):
         desk.loop.execute()
     last = desk.events()[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -12,9 +13,20 @@ from typing import Any
 
 import pytest
 
-from qgexec.errors import IllegalEventError, JournalError
+from qgexec.codec import JOURNAL_VERSION
+from qgexec.errors import IllegalEventError, JournalError, RunHeldError
 from qgexec.events import AttemptStarted, EndReason, Event, RunEnded, RunStarted
-from qgexec.journal import Journal, SegmentWriter, read_detail, read_events, segment_path
+from qgexec.journal import (
+    Journal,
+    Position,
+    SegmentWriter,
+    Writer,
+    last_epoch,
+    read_detail,
+    read_events,
+    read_writer,
+    segment_path,
+)
 from qgexec.quantum import SegmentRef
 
 RoomFor = Callable[[int], AbstractContextManager[None]]
@@ -27,8 +39,8 @@ EVENTS: list[Event] = [
 ]
 
 
-def write(folder: Path, events: list[Event]) -> Path:
-    with Journal.create(folder) as journal:
+def write(folder: Path, events: list[Event], writer: Writer | None = None) -> Path:
+    with Journal.create(folder, after=last_epoch(folder), writer=writer) as journal:
         for event in events:
             journal.append(event)
     return journal.path
@@ -78,6 +90,59 @@ def test_each_writer_has_a_file_and_a_number(tmp_path: Path) -> None:
     assert list(read_events(tmp_path)) == EVENTS
 
 
+def test_each_file_says_who_writes_it(tmp_path: Path) -> None:
+    """As long as its header is whole, where its writer said so."""
+    writer = Writer("node1", 42, 0.5)
+    path = write(tmp_path, EVENTS[:2], writer)
+    write(tmp_path, EVENTS[2:])
+    assert [read_writer(tmp_path, epoch) for epoch in (1, 2)] == [(writer, True), (None, True)]
+    assert list(read_events(tmp_path)) == EVENTS
+    header = path.read_bytes().partition(b"\n")[0]
+    path.write_bytes(header)
+    assert read_writer(tmp_path, 1) == (None, False)
+    path.write_bytes(b"7\n")
+    for epoch in (1, 3):
+        with pytest.raises(JournalError, match=f"000{epoch}.jsonl"):
+            read_writer(tmp_path, epoch)
+
+
+@pytest.mark.parametrize("known", [0, 1, 3])
+def test_a_writer_that_knows_another_journal_comes_too_late(tmp_path: Path, known: int) -> None:
+    """What it decided, it decided from less, or from something else; nothing is created."""
+    write(tmp_path, EVENTS[:1])
+    write(tmp_path, EVENTS[1:])
+    with pytest.raises(RunHeldError, match="another driver took the run"):
+        Journal.create(tmp_path, after=known)
+    assert last_epoch(tmp_path) == 2
+    assert list(read_events(tmp_path)) == EVENTS
+
+
+def test_a_writer_notices_that_another_has_taken_over(tmp_path: Path) -> None:
+    """From the other's file, which has the next number."""
+    first = Journal.create(tmp_path)
+    first.check_held()
+    second = Journal.create(tmp_path, after=1)
+    with pytest.raises(RunHeldError, match="another driver has taken over"):
+        first.check_held()
+    second.check_held()
+    for journal in (first, second):
+        journal.close()
+
+
+def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """In every file, and before a line that was torn then."""
+    path = write(tmp_path, EVENTS[:2])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    positions: dict[int, Position] = {}
+    assert list(read_events(tmp_path, positions)) == EVENTS[:1]
+    path.write_bytes(whole)
+    write(tmp_path, EVENTS[2:])
+    assert list(read_events(tmp_path, positions)) == EVENTS[1:]
+    assert positions[1] == Position(len(whole), 3)
+    assert list(read_events(tmp_path, positions)) == []
+
+
 def test_two_writers_at_the_same_time_cannot_have_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,9 +151,9 @@ def test_two_writers_at_the_same_time_cannot_have_the_same_file(
     content = path.read_bytes()
     # The second looked at the folder before the first created its file.
     monkeypatch.setattr("qgexec.journal._journal_files", lambda folder: [])
-    with pytest.raises(JournalError, match="File exists") as caught:
+    with pytest.raises(RunHeldError, match="another driver took the run") as caught:
         Journal.create(tmp_path)
-    assert "Another writer" in caught.value.hint
+    assert "qgexec status" in caught.value.hint
     assert path.read_bytes() == content
 
 
@@ -165,8 +230,10 @@ def test_a_block_of_zeros_is_damage(tmp_path: Path) -> None:
 
 def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     """It says so, and names the file."""
-    (tmp_path / "0001.jsonl").write_bytes(b'{"format":"qgexec-journal","version":2,"epoch":1}\n{"e":"new"}\n')
-    with pytest.raises(JournalError, match=r"0001\.jsonl:1: qgexec-journal version 2"):
+    newer = JOURNAL_VERSION + 1
+    header = {"format": "qgexec-journal", "version": newer, "epoch": 1}
+    (tmp_path / "0001.jsonl").write_text(f'{json.dumps(header)}\n{{"e":"new"}}\n')
+    with pytest.raises(JournalError, match=rf"0001\.jsonl:1: qgexec-journal version {newer}"):
         list(read_events(tmp_path))
 
 
@@ -265,9 +332,10 @@ def test_what_was_appended_survives_kill_9(tmp_path: Path) -> None:
     assert list(read_events(tmp_path)) == EVENTS
 
 
-def test_version_1_is_still_read(tmp_path: Path) -> None:
-    """A file of the first version is read as it was."""
-    content = (Path(__file__).parent / "data" / "journal-v1.jsonl").read_bytes()
+@pytest.mark.parametrize("version", range(1, JOURNAL_VERSION + 1))
+def test_every_version_is_still_read(tmp_path: Path, version: int) -> None:
+    """A file of an earlier version is read as it was."""
+    content = (Path(__file__).parent / "data" / f"journal-v{version}.jsonl").read_bytes()
     (tmp_path / "0001.jsonl").write_bytes(content)
     assert len(list(read_events(tmp_path))) == content.count(b"\n") - 1
 

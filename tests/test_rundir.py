@@ -19,7 +19,7 @@ import pytest
 
 from qgexec.errors import RunDirError
 from qgexec.quantum import RunContext
-from qgexec.rundir import RunDir, RunSettings, default_run_dir
+from qgexec.rundir import RUN_VERSION, RunDir, RunSettings, default_run_dir
 from qgexec.testing import make_plan
 
 RoomFor = Callable[[int], AbstractContextManager[None]]
@@ -170,8 +170,9 @@ def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
 def test_a_run_of_a_newer_format_is_refused(finished: RunDir) -> None:
     """It says which qgexec can read it."""
     values = json.loads(finished.settings_file.read_text())
-    finished.settings_file.write_text(json.dumps(values | {"version": 2, "qgexec_version": "9.9"}))
-    with pytest.raises(RunDirError, match="is of version 2") as caught:
+    values |= {"version": RUN_VERSION + 1, "qgexec_version": "9.9"}
+    finished.settings_file.write_text(json.dumps(values))
+    with pytest.raises(RunDirError, match=f"is of version {RUN_VERSION + 1}") as caught:
         RunDir.open(finished.path)
     assert "9.9" in caught.value.hint
 
@@ -353,3 +354,13 @@ def test_a_name_too_long_for_the_file_system_is_refused(tmp_path: Path) -> None:
             RunDir.create(default_run_dir("u/" + "x" * 300, tmp_path))
         assert listing(tmp_path) == before
         (tmp_path / "qgexec-runs" / "u").mkdir(parents=True, exist_ok=True)
+
+
+def test_settings_are_replaced_as_a_whole(finished: RunDir) -> None:
+    """Whoever goes on with a run replaces its settings; what a dead process left half written is in no way."""
+    settings = dataclasses.replace(finished.read_settings(), model="other")
+    aside = finished.settings_file.with_name(f".run.json.{os.getpid()}.tmp")
+    aside.write_text("half")
+    finished.rewrite_settings(settings)
+    assert finished.read_settings() == settings
+    assert not aside.exists()

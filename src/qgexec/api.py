@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from lsst.daf.butler import Butler, Config
 from lsst.pipe.base import ExecutionResources, QuantumGraph
@@ -24,37 +23,34 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor, QuantumGraphExecutor
 from lsst.pipe.base.quantum_reports import Report
 
-from qgexec.errors import QgexecError, UsageError
-from qgexec.events import Event, StopReason
-from qgexec.executor import Ingestion, Interrupts, Loop, NoIngestion
-from qgexec.ingestion import IngestionProcess, InlineIngestion
-from qgexec.journal import Journal
-from qgexec.models.base import BenchOpener, ExecutionModel, Run, SimpleModel
-from qgexec.models.pool import Pool
-from qgexec.models.registry import Model, find_model
-from qgexec.plan import Plan
-from qgexec.policy import Policy
-from qgexec.quantum import QuantumNode, RunContext
-from qgexec.report import read_report
-from qgexec.rubin import PRELOAD
-from qgexec.rubin.graphfile import (
-    GraphFile,
-    GraphSource,
-    fixup_edges,
-    prepare_graph,
-    read_output_run,
-    read_plan,
-    serial_labels,
+from qgexec.assembly import (
+    Client,
+    Observe,
+    OpenRun,
+    hand_over,
+    make_loop,
+    make_model,
+    open_new_run,
+    policy_of,
+    tell_beforehand,
 )
-from qgexec.rubin.ingest import IngesterOpener
-from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
+from qgexec.errors import QgexecError, UsageError
+from qgexec.events import StopReason
+from qgexec.executor import Loop
+from qgexec.holder import this_process
+from qgexec.journal import Journal
+from qgexec.models.base import ExecutionModel
+from qgexec.models.registry import Model
+from qgexec.report import read_report
+from qgexec.resume import reopen, take_over
+from qgexec.rubin.graphfile import read_output_run
+from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
 from qgexec.rubin.qgfile import QgFile
-from qgexec.rubin.recorder import Books
-from qgexec.rubin.repository import open_butler, repository_uri
 from qgexec.rubin.upstream_report import make_upstream_report
-from qgexec.rubin.workbench import ExecutorBenchOpener, WorkbenchOpener, WorkbenchOptions
+from qgexec.runconfig import RunConfig, TaskSettings
 from qgexec.rundir import RunDir, RunSettings, default_run_dir
+from qgexec.runoptions import RunOptions
 from qgexec.scheduler import Scheduler, State
 
 if TYPE_CHECKING:
@@ -70,9 +66,6 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-Observer = Callable[[Event], None]
-"""Called with each event after it was recorded."""
-
 
 class QuantaFailedError(QgexecError, MPGraphExecutorError):
     """Some quanta failed; the run itself went as it should."""
@@ -80,50 +73,6 @@ class QuantaFailedError(QgexecError, MPGraphExecutorError):
 
 class QuantaTimedOutError(QuantaFailedError, MPTimeoutError):
     """Some quanta took longer than allowed, and none failed in another way."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What a `GraphExecutor` was told, all checked."""
-
-    model: str | type[Model] | Model
-    processes: int
-    quantum_executor: QuantumExecutor | None
-    timeout_s: float | None
-    policy: Policy
-    fixup: ExecutionGraphFixup | None
-    skip_existing: bool
-    clobber_outputs: bool
-    resources: ExecutionResources
-    raise_on_partial_outputs: bool
-    implicit_threads: bool
-    log_level: str | None
-    run_dir: Path | None
-    prepare: Preparation
-    observe: Callable[[Plan], Observer] | None
-    interrupted: Callable[[int], None]
-
-    def bench_options(self, *, run_is_new: bool) -> WorkbenchOptions:
-        return WorkbenchOptions(
-            run_is_new=run_is_new,
-            skip_existing=self.skip_existing,
-            clobber_outputs=self.clobber_outputs,
-            raise_on_partial_outputs=self.raise_on_partial_outputs,
-            resources=self.resources,
-            implicit_threads=self.implicit_threads,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A run whose books are open: all that is needed to execute it."""
-
-    run_dir: RunDir
-    context: RunContext
-    graph: GraphFile
-    plan: Plan
-    run_is_new: bool
-    serial_labels: frozenset[str]
 
 
 class GraphExecutor(QuantumGraphExecutor):
@@ -151,6 +100,15 @@ class GraphExecutor(QuantumGraphExecutor):
         Seconds after which a quantum is ended, on models that can do that.
     fail_fast
         Stop at the first failure.
+    max_failures
+        Stop after so many failures: a number, or ``"5%"`` of all quanta.
+    retries
+        How often a quantum is tried again that failed by its own fault.
+    config
+        Resources and retries by task, from `qgexec.runfile.read_run_config`; where both say
+        something, ``retries``, ``timeout_s`` and ``resources`` replace what it says for all tasks.
+    grace_s
+        Seconds that running quanta have to finish after an interrupt; `None` for as long as they take.
     execution_graph_fixup
         Adds ordering to the graph.
     skip_existing
@@ -158,7 +116,7 @@ class GraphExecutor(QuantumGraphExecutor):
     clobber_outputs
         Remove outputs in the way of a quantum.
     resources
-        What each quantum is told that it may use.
+        What each quantum asks for, and is told that it may use.
     raise_on_partial_outputs
         Count partial outputs as a failure.
     implicit_threads
@@ -175,11 +133,13 @@ class GraphExecutor(QuantumGraphExecutor):
         for upstream's executors, configurations and init-outputs have been
         written before.
     observe
-        Called with the plan before the run; what it returns is called with
-        every event of the run.
+        Called before the run with the plan and, by task label, the number
+        of quanta in each state; what it returns is called with every event.
     interrupted
         Called from the signal handler at each Ctrl-C or SIGTERM with their
         number so far.
+    tell
+        Called when somebody asked by SIGUSR1 how far the run is.
 
     Raises
     ------
@@ -196,6 +156,10 @@ class GraphExecutor(QuantumGraphExecutor):
         quantum_executor: QuantumExecutor | None = None,
         timeout_s: float | None = None,
         fail_fast: bool = False,
+        max_failures: int | str | None = None,
+        retries: int | None = None,
+        config: RunConfig | None = None,
+        grace_s: float | None = None,
         execution_graph_fixup: ExecutionGraphFixup | None = None,
         skip_existing: bool = False,
         clobber_outputs: bool = False,
@@ -205,8 +169,9 @@ class GraphExecutor(QuantumGraphExecutor):
         log_level: str | None = None,
         run_dir: str | Path | None = None,
         prepare: Preparation | None = None,
-        observe: Callable[[Plan], Observer] | None = None,
+        observe: Observe | None = None,
         interrupted: Callable[[int], None] = lambda _count: None,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
         if butler is None and quantum_executor is None:
             raise UsageError(
@@ -218,27 +183,119 @@ class GraphExecutor(QuantumGraphExecutor):
         if timeout_s is not None and timeout_s <= 0:
             raise UsageError(f"timeout_s={timeout_s} ends every quantum at once.", hint="Give more than 0.")
         self._butler = butler
-        self._settings = _Settings(
-            model=model,
+        self._prepare = prepare or Preparation(extend_run=None, init_writes=False, versions=False)
+        self._wanted_run_dir = Path(run_dir) if run_dir is not None else None
+        self._options = RunOptions(
             processes=processes or len(os.sched_getaffinity(0)),
-            quantum_executor=quantum_executor,
-            timeout_s=timeout_s,
-            policy=Policy(fail_fast=fail_fast),
-            fixup=execution_graph_fixup,
+            fail_fast=fail_fast,
+            max_failures=None if max_failures is None else str(max_failures),
             skip_existing=skip_existing,
             clobber_outputs=clobber_outputs,
-            resources=resources or ExecutionResources(),
             raise_on_partial_outputs=raise_on_partial_outputs,
             implicit_threads=implicit_threads,
             log_level=log_level,
-            run_dir=Path(run_dir) if run_dir is not None else None,
-            prepare=prepare or Preparation(extend_run=None, init_writes=False, versions=False),
+            grace_s=grace_s,
+            config=(config or RunConfig()).updated(_for_all(resources, timeout_s, retries)),
+        )
+        self._client = Client(
+            model=model,
+            quantum_executor=quantum_executor,
+            fixup=execution_graph_fixup,
             observe=observe,
             interrupted=interrupted,
+            tell=tell,
         )
+        self._reopened: tuple[RunDir, RunSettings] | None = None
         self.run_dir: Path | None = None
         """Where the last run keeps its books; `None` before `execute`."""
         self._report: Callable[[], Report] | None = None
+
+    @classmethod
+    def of_run(
+        cls,
+        run_dir: str | Path,
+        *,
+        model: str | type[Model] | Model | None = None,
+        quantum_executor: QuantumExecutor | None = None,
+        config: RunConfig | None = None,
+        observe: Observe | None = None,
+        interrupted: Callable[[int], None] = lambda _count: None,
+        tell: Callable[[], None] = lambda: None,
+        **changes: Any,
+    ) -> Self:
+        """Return an executor that can go on with a run: all is as it was, but for what is given here.
+
+        Parameters
+        ----------
+        run_dir
+            The run directory.
+        model, quantum_executor, observe, interrupted, tell
+            As for the class. A run with an executor of the client's own needs it again.
+        config
+            What is to hold besides, or instead of, what the run was told of resources and retries.
+        **changes
+            Attributes of `qgexec.runoptions.RunOptions`.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It is no run directory.
+        qgexec.errors.UsageError
+            There is no such option, or it makes no sense.
+        """
+        books, settings = reopen(Path(run_dir))
+        if settings.options.get("own_executor") and quantum_executor is None:
+            raise UsageError(
+                f"the run in {books.path} was executed by a quantum_executor of its client's own",
+                hint="Go on from Python, with GraphExecutor.of_run(run_dir, quantum_executor=...).resume().",
+            )
+        options = RunOptions.from_json(settings.options)
+        try:
+            options = replace(options, **changes, config=options.config.updated(config or RunConfig()))
+        except TypeError as error:
+            raise UsageError(f"a run has no such option: {error}") from error
+        executor = cls(
+            settings.context.repository or None,
+            model if model is not None else settings.model,
+            quantum_executor=quantum_executor,
+            observe=observe,
+            interrupted=interrupted,
+            tell=tell,
+        )
+        executor._options, executor._reopened = options, (books, settings)
+        return executor
+
+    def resume(
+        self,
+        *,
+        force: bool = False,
+        strict_versions: bool = False,
+        provenance_graph_file: str | None = None,
+    ) -> None:
+        """Go on with the run that this was made from, to its end; raises as `execute` does.
+
+        What succeeded is not executed again; what failed is. Outputs that the registry lacks are taken in.
+
+        Parameters
+        ----------
+        force
+            Believe that an earlier driver on another host is gone.
+        strict_versions
+            Refuse to go on with other package versions than before.
+        provenance_graph_file
+            As for `execute`.
+
+        Raises
+        ------
+        qgexec.errors.RunHeldError
+            Another driver has the run in hand, or may have.
+        """
+        if self._reopened is None:
+            raise UsageError("there is no run to go on with", hint="Make the executor with of_run(run_dir).")
+        opened, loop = take_over(
+            *self._reopened, self._client, self._options, force=force, strict_versions=strict_versions
+        )
+        self._drive(opened, loop, provenance_graph_file)
 
     def execute(
         self,
@@ -271,15 +328,24 @@ class GraphExecutor(QuantumGraphExecutor):
                 "A provenance graph is made from the outputs, but there is no butler to read them with.",
                 hint="Give the repository as butler=.",
             )
-        settings = self._settings
-        model = _make_model(settings)
+        client, options = self._client, self._options
+        model = make_model(client, options)
         opened = self._open_books(graph)
-        self.run_dir = opened.run_dir.path
+        policy = policy_of(options, opened.plan)
+        scheduler = Scheduler(opened.plan, policy=policy, serial_labels=_serial(opened, model))
         if not isinstance(model, ExecutionModel):
-            self._report = partial(_upstream_report, opened, Scheduler(opened.plan, policy=settings.policy))
-            _hand_over(model, opened)
+            self.run_dir = opened.run_dir.path
+            self._report = partial(_upstream_report, opened, scheduler)
+            hand_over(model, opened)
             return
-        loop = self._make_loop(model, opened)
+        tell_beforehand(options, opened.plan, model, policy)
+        journal = Journal.create(opened.run_dir.journal, writer=this_process())
+        self._drive(
+            opened, make_loop(opened, model, client, options, journal, scheduler), provenance_graph_file
+        )
+
+    def _drive(self, opened: OpenRun, loop: Loop, provenance_graph_file: str | None) -> None:
+        self.run_dir = opened.run_dir.path
         self._report = partial(_upstream_report, opened, loop.scheduler)
         loop.execute()
         if provenance_graph_file is not None:
@@ -300,161 +366,38 @@ class GraphExecutor(QuantumGraphExecutor):
             raise RuntimeError("getReport() called before execute()")
         return self._report()
 
-    def _open_books(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> _Opened:
+    def _open_books(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> OpenRun:
         """Make run directory and registry ready; where that cannot be, no run directory stays behind."""
-        run_dir = RunDir.create(self._settings.run_dir or default_run_dir(read_output_run(graph)))
+        run_dir = RunDir.create(self._wanted_run_dir or default_run_dir(read_output_run(graph)))
         try:
-            return self._prepare(graph, run_dir)
+            return open_new_run(graph, run_dir, self._butler, self._client, self._options, self._prepare)
         except BaseException:
             run_dir.discard()
             raise
 
-    def _prepare(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path, run_dir: RunDir) -> _Opened:
-        settings = self._settings
-        repository = repository_uri(self._butler, run_dir.path) if self._butler is not None else ""
-        with ExitStack() as stack:
-            butler = None
-            if self._butler is not None:
-                given = self._butler if isinstance(self._butler, Butler) else repository
-                butler = stack.enter_context(open_butler(given, writeable=True))
-            graph_file = prepare_graph(graph, run_dir.path, butler)
-            plan = read_plan(graph_file.path)
-            if settings.fixup is not None:
-                plan = plan.with_edges(fixup_edges(settings.fixup, graph_file.path))
-            # Before the registry is written: where there is no room for it, nothing has changed yet.
-            run_dir.save_plan(plan)
-            prepared = (
-                prepare_run(butler, graph_file, settings.prepare)
-                if butler is not None
-                else Prepared(graph_file.output_run, graph_file.output, graph_file.inputs, fresh=False)
-            )
-        opened = _Opened(
-            run_dir=run_dir,
-            context=RunContext(
-                run_dir=str(run_dir.path),
-                repository=repository,
-                graph_file=str(graph_file.path),
-                output_run=prepared.output_run,
-                output=prepared.output,
-                inputs=prepared.inputs,
-            ),
-            graph=graph_file,
-            plan=plan,
-            run_is_new=prepared.fresh,
-            serial_labels=serial_labels(graph_file.pipeline_graph),
-        )
-        run_dir.write_settings(_run_settings(opened, settings))
-        return opened
 
-    def _make_loop(self, model: ExecutionModel, opened: _Opened) -> Loop:
-        settings = self._settings
-        journal = Journal.create(opened.run_dir.journal)
-        opener, ingestion = self._make_bench(model, opened, journal.epoch)
-        parallel = model.facts.parallel
-        scheduler = Scheduler(
-            opened.plan,
-            policy=settings.policy,
-            serial_labels=opened.serial_labels if parallel else (),
-            timeout_s=settings.timeout_s,
-        )
-        if settings.timeout_s is not None and not model.facts.enforces_timeout:
-            _logger.warning(
-                "Execution model %s cannot end quanta: the time limit has no effect.", _name(model)
-            )
-        return Loop(
-            scheduler=scheduler,
-            model=model,
-            run=Run(
-                context=opened.context,
-                bench_opener=opener,
-                logs=opened.run_dir.logs,
-                preload=PRELOAD,
-                serial_labels=opened.serial_labels,
-                implicit_threads=settings.implicit_threads,
-            ),
-            journal=journal,
-            ingestion=ingestion,
-            model_name=_name(model),
-            n_quanta=len(opened.plan),
-            observers=(settings.observe(opened.plan),) if settings.observe else (),
-            interrupts=Interrupts(settings.interrupted),
-        )
-
-    def _make_bench(
-        self, model: ExecutionModel, opened: _Opened, epoch: int
-    ) -> tuple[BenchOpener, Ingestion]:
-        settings = self._settings
-        # In the caller's own process logging is the caller's.
-        level = "INFO" if model.facts.parallel else settings.log_level
-        books = Books(str(opened.run_dir.segments), epoch, str(opened.run_dir.logs), level)
-        graph_file, context = str(opened.graph.path), opened.context
-        if settings.quantum_executor is not None:
-            executor = settings.quantum_executor
-            return ExecutorBenchOpener(executor, graph_file, books, settings.implicit_threads), NoIngestion()
-        options = settings.bench_options(run_is_new=opened.run_is_new)
-        ingester = IngesterOpener(context.repository, context.output_run)
-        ingestion = (
-            IngestionProcess(ingester, opened.run_dir.segments, opened.run_dir.logs, preload=PRELOAD)
-            if model.facts.parallel
-            else InlineIngestion(ingester, opened.run_dir.segments)
-        )
-        return WorkbenchOpener(context.repository, graph_file, books, options), ingestion
+def _for_all(resources: ExecutionResources | None, timeout_s: float | None, retries: int | None) -> RunConfig:
+    """Return what arguments say for all tasks."""
+    common = TaskSettings()
+    if resources is not None:
+        common["cores"] = resources.num_cores
+        if resources.max_mem is not None:
+            common["memory_bytes"] = int(resources.max_mem.to_value("byte"))
+    if timeout_s is not None:
+        common["timeout_s"] = timeout_s
+    if retries is not None:
+        common["n_retries"] = retries
+    return RunConfig(common)
 
 
-class _HandedQuanta:
-    """What a client's ``execute(quanta)`` gets."""
-
-    def __init__(self, plan: Plan, context: RunContext) -> None:
-        self._plan = plan
-        self.context = context
-
-    def __len__(self) -> int:
-        return len(self._plan)
-
-    def __iter__(self) -> Iterator[QuantumNode]:
-        return iter(self._plan)
+def _serial(opened: OpenRun, model: Model) -> frozenset[str]:
+    parallel = isinstance(model, ExecutionModel) and model.facts.parallel
+    return opened.serial_labels if parallel else frozenset()
 
 
-def _make_model(settings: _Settings) -> Model:
-    model = settings.model
-    # Only the pool has a number of processes; whoever gives a class or an instance sets it up.
-    return find_model(model, processes=settings.processes) if model in ("pool", Pool) else find_model(model)
-
-
-def _name(model: Model) -> str:
-    return type(model).__name__.lower()
-
-
-def _hand_over(model: SimpleModel, opened: _Opened) -> None:
-    source = GraphSource(opened.graph.path)
-    try:
-        model.execute(_HandedQuanta(opened.plan.with_source(source), opened.context))
-    finally:
-        source.close()
-
-
-def _run_settings(opened: _Opened, settings: _Settings) -> RunSettings:
-    model = settings.model if isinstance(settings.model, str) else getattr(settings.model, "__name__", "")
-    return RunSettings(
-        context=opened.context,
-        model=model or type(settings.model).__name__,
-        options={
-            "processes": settings.processes,
-            "timeout_s": settings.timeout_s,
-            "fail_fast": settings.policy.fail_fast,
-            "skip_existing": settings.skip_existing,
-            "clobber_outputs": settings.clobber_outputs,
-            "raise_on_partial_outputs": settings.raise_on_partial_outputs,
-            "implicit_threads": settings.implicit_threads,
-        },
-        labels=tuple(opened.plan.labels),
-        serial_labels=tuple(sorted(opened.serial_labels)),
-    )
-
-
-def _upstream_report(opened: _Opened, scheduler: Scheduler) -> Report:
+def _upstream_report(opened: OpenRun, scheduler: Scheduler) -> Report:
     failures = {failure.index: failure for failure in read_report(opened.run_dir.path).failures}
-    with QgFile(opened.graph.path) as file:
+    with QgFile(Path(opened.context.graph_file)) as file:
         header = file.header
     return make_upstream_report(opened.plan, map(scheduler.state, range(len(opened.plan))), failures, header)
 

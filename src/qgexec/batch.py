@@ -16,7 +16,6 @@ from pathlib import Path
 from qgexec.codec import decode, encode
 from qgexec.errors import RunDirError, UsageError
 from qgexec.events import (
-    AttemptFailed,
     AttemptSkipped,
     AttemptStarted,
     AttemptSucceeded,
@@ -27,11 +26,13 @@ from qgexec.events import (
     RunStarted,
 )
 from qgexec.executor import Ingestion
-from qgexec.journal import Journal, read_events
+from qgexec.history import History
+from qgexec.holder import require_free, this_process
+from qgexec.journal import Journal
 from qgexec.models.base import BenchOpener
 from qgexec.plan import Plan
 from qgexec.policy import Policy
-from qgexec.quantum import Attempt, SegmentRef
+from qgexec.quantum import Attempt
 from qgexec.rundir import RunDir
 from qgexec.scheduler import FINAL_STATES, Scheduler
 
@@ -93,7 +94,7 @@ def _execute_one(folder: Path, plan: Plan, index: int, execute: Callable[[Attemp
     return isinstance(ended, AttemptSucceeded | AttemptSkipped)
 
 
-def collect(run_dir: RunDir, plan: Plan, ingestion: Ingestion) -> int:
+def collect(run_dir: RunDir, plan: Plan, ingestion: Ingestion, *, force: bool = False) -> int:
     """Bring outcome files into the journal, and outputs that are not there yet into the registry.
 
     Parameters
@@ -104,79 +105,58 @@ def collect(run_dir: RunDir, plan: Plan, ingestion: Ingestion) -> int:
         The quanta.
     ingestion
         Takes outputs into the registry; closed at the end.
+    force
+        Believe that a driver on another host, which has not closed its books, is gone.
 
     Returns
     -------
     n_datasets
         Number of datasets newly taken in.
+
+    Raises
+    ------
+    qgexec.errors.RunHeldError
+        A driver has the run in hand, or may have.
     """
-    books = _Books(plan)
-    for event in read_events(run_dir.journal):
-        books.apply(event)
-    with Journal.create(run_dir.journal) as journal:
+    history = History.read(run_dir.journal, plan, Policy())
+    require_free(run_dir.journal, history, force=force)
+    with Journal.create(run_dir.journal, after=history.epoch, writer=this_process()) as journal:
 
         def record(event: Event) -> None:
-            books.check(event)
+            history.scheduler.check(event)
             journal.append(event)
-            books.apply(event)
+            history.apply(event)
 
         now = time.time()
         record(RunStarted(now, socket.gethostname(), os.getpid(), now, "collect", len(plan)))
         try:
-            for event in _new_events(run_dir.path / _FOLDER, books):
+            for event in _new_events(run_dir.path / _FOLDER, history.scheduler):
                 record(event)
-            for index, ref in books.awaiting_ingest.items():
+            for index, ref in history.awaiting_ingest.items():
                 ingestion.offer(index, ref)
+            for index in sorted(history.left_behind):
+                ingestion.discard(index)
             ingested = ingestion.drain(_DRAIN_S)
             for event in ingested:
                 record(event)
         finally:
             ingestion.close()
-            record(RunEnded(time.time(), EndReason.COMPLETED if books.finished else EndReason.STOPPED))
-    return sum(event.n_datasets for event in ingested)
+            record(RunEnded(time.time(), _end_reason(history.scheduler)))
+    return sum(event.n_datasets for event in ingested if isinstance(event, OutputsIngested))
 
 
-class _Books:
-    """The fold of a journal, with what is still to be ingested."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._scheduler = Scheduler(plan, policy=Policy())
-        self.awaiting_ingest: dict[int, SegmentRef] = {}
-
-    def check(self, event: Event) -> None:
-        self._scheduler.check(event)
-
-    def apply(self, event: Event) -> None:
-        self._scheduler.apply(event)
-        match event:
-            case (
-                AttemptSucceeded(outcome=outcome)
-                | AttemptSkipped(outcome=outcome)
-                | AttemptFailed(outcome=outcome)
-            ):
-                if outcome.detail is not None:
-                    self.awaiting_ingest[outcome.index] = outcome.detail
-            case OutputsIngested(indices=indices):
-                for index in indices:
-                    self.awaiting_ingest.pop(index, None)
-            case _:
-                pass
-
-    def knows(self, index: int, attempt: int) -> bool:
-        return self._scheduler.attempts(index) >= attempt
-
-    @property
-    def finished(self) -> bool:
-        return all(state in FINAL_STATES for state, count in self._scheduler.counts().items() if count)
+def _end_reason(scheduler: Scheduler) -> EndReason:
+    ended = all(state in FINAL_STATES for state, count in scheduler.counts().items() if count)
+    return EndReason.COMPLETED if ended else EndReason.STOPPED
 
 
-def _new_events(folder: Path, books: _Books) -> Iterator[Event]:
+def _new_events(folder: Path, scheduler: Scheduler) -> Iterator[Event]:
     """Yield the events of outcome files that the journal does not have, prerequisites first."""
     found = sorted(
         (tuple(int(part) for part in path.name.split(".")[:2]), path) for path in folder.glob("*.*.jsonl")
     )
     for (index, attempt), path in found:
-        if not books.knows(index, attempt):
+        if scheduler.attempts(index) < attempt:
             yield from _read_outcome(path)
 
 

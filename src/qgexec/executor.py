@@ -13,16 +13,17 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, cast
 
 from qgexec.errors import IngestError, JournalError, ModelError
 from qgexec.events import (
     AttemptFailed,
     AttemptLost,
+    AttemptOutOfMemory,
     AttemptReturned,
     AttemptSkipped,
     AttemptStarted,
@@ -30,12 +31,13 @@ from qgexec.events import (
     AttemptTimedOut,
     EndReason,
     Event,
-    OutputsIngested,
+    FailureEvent,
     RunEnded,
     RunStarted,
     StopReason,
     StopRequested,
 )
+from qgexec.holder import HEARTBEAT_S, Heartbeat
 from qgexec.journal import Journal
 from qgexec.models.base import ExecutionModel, Run
 from qgexec.processes import process_started_at
@@ -49,6 +51,8 @@ _logger = logging.getLogger(__name__)
 _PULSE_S = 0.25
 """Longest time the loop sleeps: bounds how late an interrupt is noticed and an ingest recorded."""
 
+_FAILURES = frozenset({AttemptFailed, AttemptLost, AttemptTimedOut, AttemptOutOfMemory})
+
 _DRAIN_S = 3600.0
 """Longest time that the registry may take, at the end, for what is left to ingest."""
 
@@ -60,15 +64,19 @@ class Ingestion(Protocol):
         """Hand over one quantum's outputs; returns at once."""
         ...
 
-    def collect(self) -> Sequence[OutputsIngested]:
+    def discard(self, index: int) -> None:
+        """Have removed what attempts of a quantum left that came to no end of their own; returns at once."""
+        ...
+
+    def collect(self) -> Sequence[Event]:
         """Return what has been taken in since the last call; returns at once."""
         ...
 
-    def drain(self, timeout_s: float) -> Sequence[OutputsIngested]:
-        """Take in everything that was offered."""
+    def drain(self, timeout_s: float) -> Sequence[Event]:
+        """Take in and remove all that was handed over."""
         ...
 
-    def close(self) -> None:
+    def close(self) -> Sequence[Event]:
         """End it; may be called twice."""
         ...
 
@@ -79,40 +87,62 @@ class NoIngestion:
     def offer(self, index: int, detail: SegmentRef) -> None:
         """Ignore it."""
 
-    def collect(self) -> Sequence[OutputsIngested]:
+    def discard(self, index: int) -> None:
+        """Ignore it."""
+
+    def collect(self) -> Sequence[Event]:
         """Return nothing."""
         return ()
 
-    def drain(self, timeout_s: float) -> Sequence[OutputsIngested]:
+    def drain(self, timeout_s: float) -> Sequence[Event]:
         """Return nothing."""
         return ()
 
-    def close(self) -> None:
-        """Do nothing."""
+    def close(self) -> Sequence[Event]:
+        """Return nothing."""
+        return ()
 
 
 class Interrupts:
-    """Counts Ctrl-C and SIGTERM: the first lets running quanta finish, the second ends them.
+    """Counts Ctrl-C and SIGTERM, and notes SIGUSR1.
+
+    The first Ctrl-C or SIGTERM lets running quanta finish, the second ends them; SIGUSR1 asks how far it is.
 
     Parameters
     ----------
     notice
         Called from the signal handler with the count so far, to tell the
         user what happens now.
+    grace_s
+        Time that running quanta have to finish after the first, seconds; `None` for as long as they take.
     """
 
-    def __init__(self, notice: Callable[[int], None] = lambda _count: None) -> None:
+    def __init__(
+        self, notice: Callable[[int], None] = lambda _count: None, *, grace_s: float | None = None
+    ) -> None:
         self.count = 0
+        self.asked = False
+        """SIGUSR1 came since this was last set to `False`."""
         self._notice = notice
+        self._grace_s = grace_s
+        self._first_at = 0.0
         self._may_raise = False
+
+    @property
+    def patience_over(self) -> bool:
+        """What runs is to be ended: a second signal came, or the time to finish is over."""
+        if self.count == 1 and self._grace_s is not None:
+            return time.monotonic() >= self._first_at + self._grace_s
+        return self.count > 1
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Take both signals while the block runs; only the main thread can, in others this does nothing."""
+        """Take the signals while the block runs; only the main thread can, in others this does nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {signal.SIGINT: self._handle, signal.SIGTERM: self._handle, signal.SIGUSR1: self._ask}
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
@@ -132,8 +162,13 @@ class Interrupts:
         finally:
             self._may_raise = False
 
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
+        if self.count == 1:
+            self._first_at = time.monotonic()
         self._notice(self.count)
         if self.count > 1 and self._may_raise:
             raise KeyboardInterrupt
@@ -155,10 +190,16 @@ class Loop:
         Takes outputs into the registry.
     model_name
         The model's name in the journal.
+    opening
+        Events that settle what an earlier driver left open; recorded first.
+    offers
+        What an earlier driver had executed and not taken into the registry.
     observers
         Called with every event after it was recorded: progress.
     interrupts
-        Ctrl-C and SIGTERM.
+        Ctrl-C, SIGTERM and SIGUSR1.
+    tell
+        Called when somebody asked, by SIGUSR1, how far the run is.
     clock
         Gives UNIX seconds.
     """
@@ -170,11 +211,16 @@ class Loop:
     ingestion: Ingestion
     model_name: str
     n_quanta: int
+    opening: Sequence[Event] = ()
+    offers: Mapping[int, SegmentRef] = field(default_factory=dict)
     observers: Sequence[Callable[[Event], None]] = ()
     interrupts: Interrupts = field(default_factory=Interrupts)
+    tell: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.time
     _ingestion_due_at: float = field(default=0.0, init=False)
+    _check_due_at: float = field(default=0.0, init=False)
     _ingest_error: IngestError | None = field(default=None, init=False)
+    _left_behind: set[int] = field(default_factory=set, init=False)
 
     def execute(self) -> EndReason:
         """Run until nothing is left that may run, or the run was stopped.
@@ -192,21 +238,31 @@ class Loop:
         reason = EndReason.BROKEN
         try:
             self._record(_run_started(self.clock(), self.model_name, self.n_quanta))
-            with self.interrupts.watching():
-                try:
-                    self.model.open(self.run)
-                    self._drive()
-                except KeyboardInterrupt:
-                    self._stop(StopReason.INTERRUPTED)
-                finally:
-                    self._record_all(self.model.close(cancel=True))
-                    self._take_back_running()
+            self._record_all(self.opening)
+            for index, detail in self.offers.items():
+                self.ingestion.offer(index, detail)
+            with self.interrupts.watching(), Heartbeat(self.journal.path):
+                if not self.scheduler.finished:
+                    self._run_model()
                 self._finish_ingestion()
             reason = EndReason.COMPLETED if self.scheduler.stopping is None else EndReason.STOPPED
         finally:
-            self.ingestion.close()
-            self._close_books(reason)
+            last_events = self.ingestion.close()
+            self._close_books(reason, last_events)
         return reason
+
+    def _run_model(self) -> None:
+        try:
+            self.model.open(self.run)
+            self.scheduler.limit_cores(max(1, self.model.capacity().cores))
+            self._drive()
+        except KeyboardInterrupt:
+            self._stop(StopReason.INTERRUPTED)
+        finally:
+            self._record_all(self.model.close(cancel=True))
+            self._take_back_running()
+            for index in self._left_behind:
+                self.ingestion.discard(index)
 
     def _take_back_running(self) -> None:
         """Return attempts that the model has not accounted for: a signal may have come as one ended."""
@@ -214,9 +270,11 @@ class Loop:
         for index in self.scheduler.running():
             self._record(AttemptReturned(now, index, self.scheduler.attempts(index)))
 
-    def _close_books(self, reason: EndReason) -> None:
+    def _close_books(self, reason: EndReason, last_events: Sequence[Event]) -> None:
         try:
             with self.journal:
+                self.journal.check_held()
+                self._record_all(last_events)
                 self._record(RunEnded(self.clock(), reason))
         except JournalError as error:
             if reason is not EndReason.BROKEN:
@@ -252,9 +310,14 @@ class Loop:
     def _heed_ingestion(self) -> None:
         # Not in every turn: nothing waits for it, and each call is a few system calls.
         now = time.monotonic()
-        if now < self._ingestion_due_at or self._ingest_error is not None:
+        if now < self._ingestion_due_at:
             return
         self._ingestion_due_at = now + _PULSE_S
+        if now >= self._check_due_at:
+            self._check_due_at = now + HEARTBEAT_S
+            self.journal.check_held()
+        if self._ingest_error is not None:
+            return
         try:
             self._record_all(self.ingestion.collect())
         except IngestError as error:
@@ -280,10 +343,14 @@ class Loop:
             raise
 
     def _lets_running_finish(self) -> bool:
-        # fail_fast and an invalid quantum stop at once, as upstream does; a first Ctrl-C waits for what runs.
-        return self.scheduler.stopping is StopReason.INTERRUPTED and self.interrupts.count < 2
+        # fail_fast and an invalid quantum stop at once, as upstream does; the others wait for what runs.
+        waits = self.scheduler.stopping in (StopReason.INTERRUPTED, StopReason.TOO_MANY_FAILURES)
+        return waits and not self.interrupts.patience_over
 
     def _heed_interrupts(self) -> None:
+        if self.interrupts.asked:
+            self.interrupts.asked = False
+            self.tell()
         if self.interrupts.count and self.scheduler.stopping is None:
             self._stop(StopReason.INTERRUPTED)
 
@@ -304,6 +371,8 @@ class Loop:
 
     def _record(self, event: Event) -> None:
         """Check that the event is legal, put it on disk, apply it, then act on it."""
+        if type(event) in _FAILURES:
+            event = self.scheduler.judge(cast("FailureEvent", event))
         self.scheduler.check(event)
         self.journal.append(event)
         self.scheduler.apply(event)
@@ -312,15 +381,23 @@ class Loop:
         match event:
             case AttemptSucceeded(outcome=outcome) | AttemptSkipped(outcome=outcome):
                 self._offer(outcome)
-            case AttemptFailed(outcome=outcome):
-                self._offer(outcome)
-                self._stop_if_wanted()
-            case AttemptLost() | AttemptTimedOut():
-                self._stop_if_wanted()
+            case AttemptStarted(index=index):
+                self._left_behind.discard(index)
+            case AttemptReturned(index=index):
+                self._left_behind.add(index)
+            case AttemptFailed() | AttemptLost() | AttemptTimedOut() | AttemptOutOfMemory():
+                self._heed_failure(event)
             case _:
                 return
 
-    def _stop_if_wanted(self) -> None:
+    def _heed_failure(self, event: FailureEvent) -> None:
+        if event.retried:
+            self._left_behind.add(event.index)  # the next attempt removes it, or else the end of the run
+            return
+        if isinstance(event, AttemptFailed):
+            self._offer(event.outcome)
+        else:
+            self.ingestion.discard(event.index)
         if (reason := self.scheduler.wants_stop()) is not None:
             self._stop(reason)
 

@@ -15,12 +15,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from qgexec.codec import JOURNAL_VERSION, decode, encode
-from qgexec.errors import JournalError
+from qgexec.errors import JournalError, RunHeldError
 from qgexec.events import Event
 from qgexec.linefile import LineFile, check_header, file_error, json_line
 from qgexec.quantum import SegmentRef
@@ -29,9 +30,14 @@ __all__ = [
     "FSYNC_EVERY_S",
     "SEGMENT_VERSION",
     "Journal",
+    "Position",
     "SegmentWriter",
+    "Writer",
+    "journal_file",
+    "last_epoch",
     "read_detail",
     "read_events",
+    "read_writer",
     "segment_path",
 ]
 
@@ -63,6 +69,59 @@ def _journal_files(folder: Path) -> list[tuple[int, Path]]:
     return found
 
 
+def journal_file(folder: Path, epoch: int) -> Path:
+    """Return the journal's file of one epoch."""
+    return folder / f"{epoch:04d}.jsonl"
+
+
+def last_epoch(folder: Path) -> int:
+    """Return the number of a journal's last file; 0 if it has none.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        The folder cannot be read, or a file is missing.
+    """
+    return len(_journal_files(folder))
+
+
+def _come_too_late(folder: Path, epoch: int) -> RunHeldError:
+    return RunHeldError(
+        f"another driver took the run in {folder.parent} in hand a moment ago ({epoch:04d}.jsonl)",
+        hint=f"See what it does: qgexec status {folder.parent}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The process that writes a file of a journal."""
+
+    host: str
+    pid: int
+    pid_started_at: float
+    """When that process started, UNIX seconds: with host and pid it names one process for good."""
+
+
+def read_writer(folder: Path, epoch: int) -> tuple[Writer | None, bool]:
+    """Return who writes a journal's file, where its header says so, and whether it has a whole header.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        The file cannot be read, or is no journal's.
+    """
+    path = journal_file(folder, epoch)
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+    except OSError as err:
+        raise file_error("read", path, err, JournalError) from err
+    if not line.endswith(b"\n"):
+        return None, False
+    writer = check_header(line, _JOURNAL_FORMAT, JOURNAL_VERSION, path).get("writer")
+    return Writer(*writer) if writer is not None else None, True
+
+
 class Journal:
     """One writer's file of a run's journal; made by `create`, for one thread."""
 
@@ -74,25 +133,47 @@ class Journal:
         """Number of this writer, from 1."""
 
     @classmethod
-    def create(cls, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> Self:
+    def create(
+        cls,
+        folder: Path,
+        *,
+        after: int = 0,
+        writer: Writer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Self:
         """Start the journal's next file.
 
         Parameters
         ----------
         folder
             The run directory's ``journal`` folder.
+        after
+            The last epoch that the caller knows, all that it decided having been decided from the
+            journal up to it; 0 for a journal without any.
+        writer
+            Who has the run in hand as soon as the file is there.
         clock
             Seconds; decides when to fsync.
 
         Raises
         ------
+        qgexec.errors.RunHeldError
+            Another writer created it first.
         qgexec.errors.JournalError
-            The file cannot be created, or another writer created it first;
-            nothing is left of it.
+            The file cannot be created; nothing is left of it.
         """
-        epoch = len(_journal_files(folder)) + 1
-        header = {"format": _JOURNAL_FORMAT, "version": JOURNAL_VERSION, "epoch": epoch}
-        return cls(LineFile(folder / f"{epoch:04d}.jsonl", header), epoch, clock)
+        epoch = after + 1
+        if last_epoch(folder) != after:
+            raise _come_too_late(folder, epoch)
+        header: dict[str, object] = {"format": _JOURNAL_FORMAT, "version": JOURNAL_VERSION, "epoch": epoch}
+        if writer is not None:
+            header["writer"] = [writer.host, writer.pid, writer.pid_started_at]
+        try:
+            return cls(LineFile(journal_file(folder, epoch), header), epoch, clock)
+        except JournalError as err:
+            if isinstance(err.__cause__, FileExistsError):
+                raise _come_too_late(folder, epoch) from err
+            raise
 
     @property
     def path(self) -> Path:
@@ -121,6 +202,20 @@ class Journal:
                 raise
             self._synced_at = now
 
+    def check_held(self) -> None:
+        """Check that no later writer has taken the run in hand.
+
+        Raises
+        ------
+        qgexec.errors.RunHeldError
+            One has: whatever this one still did would be done twice.
+        """
+        if journal_file(self.path.parent, self.epoch + 1).exists():
+            raise RunHeldError(
+                f"another driver has taken over the run in {self.path.parent.parent}",
+                hint="It was told to, by --force: this one writes nothing more.",
+            )
+
     def close(self) -> None:
         """Force everything to the disk and close; may be called twice.
 
@@ -138,13 +233,26 @@ class Journal:
         self.close()
 
 
-def read_events(folder: Path) -> Iterator[Event]:
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a file of a journal was read: up to the end of a whole line."""
+
+    offset: int = 0
+    """Bytes."""
+    lines: int = 0
+    """Whole lines, the header included."""
+
+
+def read_events(folder: Path, positions: MutableMapping[int, Position] | None = None) -> Iterator[Event]:
     """Yield the events of a journal in order, also while it is written; constant memory, about 5 us an event.
 
     Parameters
     ----------
     folder
         The run directory's ``journal`` folder.
+    positions
+        Where to begin in the file of each epoch, instead of at its first line. As soon as the last event
+        of a file has been taken, it says how far that was read.
 
     Raises
     ------
@@ -152,18 +260,26 @@ def read_events(folder: Path) -> Iterator[Event]:
         Missing or unreadable, of a newer version, or damaged; names file
         and line. A torn last line of a file is no damage.
     """
+    positions = {} if positions is None else positions
     for epoch, path in _journal_files(folder):
+        begin = positions.get(epoch, Position())
         try:
             with path.open("rb") as file:
-                yield from _read_file(file, epoch, path)
+                file.seek(begin.offset)
+                positions[epoch] = yield from _read_file(file, epoch, path, begin)
         except OSError as err:
             raise file_error("read", path, err, JournalError) from err
 
 
-def _read_file(file: Iterable[bytes], epoch: int, path: Path) -> Iterator[Event]:
-    for number, line in enumerate(file, start=1):
+def _read_file(
+    file: Iterable[bytes], epoch: int, path: Path, begin: Position
+) -> Generator[Event, None, Position]:
+    offset, number = begin.offset, begin.lines
+    for line in file:
         if line[-1] != 0x0A:
-            return  # going on would read the rest of a line that is being written right now as one of its own
+            break  # going on would read the rest of a line that is being written right now as one of its own
+        offset += len(line)
+        number += 1
         if number == 1:
             header = check_header(line, _JOURNAL_FORMAT, JOURNAL_VERSION, path)
             if header.get("epoch") != epoch:
@@ -177,6 +293,7 @@ def _read_file(file: Iterable[bytes], epoch: int, path: Path) -> Iterator[Event]
                 hint="Bring the file back from a copy; the outputs themselves are not affected.",
             ) from err
         yield event
+    return Position(offset, number)
 
 
 def segment_path(folder: Path, epoch: int, writer: str) -> Path:

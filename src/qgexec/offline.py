@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def execute_quanta(run_dir: Path, indices: Sequence[int]) -> bool:
     return batch.execute_quanta(books, books.load_plan(), indices, opener)
 
 
-def collect(run_dir: Path) -> int:
+def collect(run_dir: Path, *, force: bool = False) -> int:
     """Take outputs of finished quanta that the registry does not have yet into it.
 
     Returns
@@ -70,6 +71,12 @@ def collect(run_dir: Path) -> int:
         The run directory or the registry cannot be used.
     """
     books = RunDir.open(run_dir)
-    context = books.read_settings().context
-    ingester = IngesterOpener(context.repository, context.output_run)
-    return batch.collect(books, books.load_plan(), InlineIngestion(ingester, books.segments))
+    settings = books.read_settings()
+    context = settings.context
+    ingester = IngesterOpener(
+        context.repository,
+        context.output_run,
+        run_dir=str(books.path),
+        run_began_at=-math.inf if settings.run_is_new else settings.created_at,
+    )
+    return batch.collect(books, books.load_plan(), InlineIngestion(ingester, books.segments), force=force)

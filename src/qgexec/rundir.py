@@ -4,8 +4,9 @@
     plan.npz            the plan's arrays
     graph.qg            the graph, where it was not given as a .qg file that is fit to run from
     journal/            the events: a file for each writer
+    snapshot.npz        what readers made of them; may be missing, and may be removed at any time
     segments/           tracebacks, outputs and datastore records: a file for each process
-    logs/               what workers printed, and the logs of lost attempts
+    logs/               what workers printed, and the logs and stacks of attempts that ended badly
 
 ``run.json`` and ``plan.npz`` are written aside, forced to the disk and renamed: each is there whole or not at
 all. Everything is made with the user's umask.
@@ -36,8 +37,8 @@ from qgexec.quantum import RunContext
 
 __all__ = ["RUN_VERSION", "OptionValue", "RunDir", "RunSettings", "default_run_dir"]
 
-RUN_VERSION = 1
-"""Version of ``run.json``. 1: the first."""
+RUN_VERSION = 2
+"""Version of ``run.json``. 1: the first. 2: ``run_is_new``."""
 
 _FORMAT = "qgexec-run"
 
@@ -64,6 +65,9 @@ class RunSettings:
 
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     """Options as they were given, by their name in Python."""
+
+    run_is_new: bool = False
+    """The output RUN did not exist before this run."""
 
     labels: tuple[str, ...] = ()
     """Task labels, in the order of the pipeline."""
@@ -97,11 +101,12 @@ class RunSettings:
             context=RunContext(**{**context, "inputs": tuple(context["inputs"])}),
             labels=tuple(values["labels"]),
             serial_labels=tuple(values["serial_labels"]),
+            run_is_new=bool(values.get("run_is_new", False)),
             **{f.name: values[f.name] for f in fields(cls) if f.name not in _CONVERTED},
         )
 
 
-_CONVERTED = frozenset({"context", "labels", "serial_labels"})
+_CONVERTED = frozenset({"context", "labels", "serial_labels", "run_is_new"})
 
 
 class RunDir:
@@ -187,13 +192,22 @@ class RunDir:
         return self.path / "plan.npz"
 
     @property
+    def snapshot_file(self) -> Path:
+        """What readers have read, so that the next need not read it again."""
+        return self.path / "snapshot.npz"
+
+    @property
     def settings_file(self) -> Path:
         """What the run is."""
         return self.path / "run.json"
 
     def attempt_log(self, index: int, attempt: int) -> Path:
-        """Where the log of an attempt that was lost is kept."""
+        """Where the log of an attempt that ended badly is kept."""
         return self.logs / f"{index}.{attempt}.log"
+
+    def attempt_stack(self, index: int, attempt: int) -> Path:
+        """Where the stacks of all threads are kept, of an attempt that was ended or crashed."""
+        return self.logs / f"{index}.{attempt}.stack"
 
     def write_settings(self, settings: RunSettings) -> None:
         """Write ``run.json``: from now on this is a run directory.
@@ -205,6 +219,16 @@ class RunDir:
         """
         if _exists(self.settings_file):
             raise _taken(self.path)
+        self.rewrite_settings(settings)
+
+    def rewrite_settings(self, settings: RunSettings) -> None:
+        """Replace ``run.json``; only for whoever has the run in hand.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It cannot be written; nothing has changed then.
+        """
         try:
             text = json.dumps(settings.to_json(), indent=1, allow_nan=False) + "\n"
         except (TypeError, ValueError) as err:
@@ -355,7 +379,7 @@ def _write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            with aside.open("xb") as file:
+            with aside.open("wb") as file:  # one left by a process of the same number is of no use
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())

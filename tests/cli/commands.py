@@ -68,7 +68,7 @@ def call_as_mortal(*arguments: object) -> Result:
     pid = os.fork()
     if pid == 0:
         try:
-            _drop_powers()
+            drop_powers()
             result = call(*arguments)
             text = json.dumps([result.code, result.out, result.err])
         except BaseException as error:  # noqa: BLE001 -- the parent must hear of it
@@ -82,7 +82,7 @@ def call_as_mortal(*arguments: object) -> Result:
     return Result(code, out, err)
 
 
-def _drop_powers() -> None:
+def drop_powers() -> None:
     """Give up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (bits 1 and 2): root's way round permissions."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
@@ -296,5 +296,5 @@ def datasets(repository: MockRepository, dataset_type: str) -> set[str]:
 
 def go_on_command(err: str) -> str:
     """Return the command that stderr says goes on with the run."""
-    (line,) = (line for line in err.splitlines() if line.startswith("  qgexec run "))
+    (line,) = (line for line in err.splitlines() if line.startswith("  qgexec resume "))
     return line.strip()

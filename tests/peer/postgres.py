@@ -35,7 +35,7 @@ def find_programs() -> Path | None:
 
 
 class PostgresServer:
-    """A running server.
+    """A server; made by `start_server`, and running then.
 
     Parameters
     ----------
@@ -43,12 +43,32 @@ class PostgresServer:
         Folder of ``psql`` and the others.
     folder
         Where its socket is.
+    command
+        What runs it.
     """
 
-    def __init__(self, programs: Path, folder: Path) -> None:
+    def __init__(self, programs: Path, folder: Path, command: list[str | Path]) -> None:
         self._programs = programs
         self._folder = folder
+        self._command = command
         self._numbers = itertools.count(1)
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with (self._folder / "log").open("ab") as log:
+            self._server = subprocess.Popen(self._command, stdout=log, stderr=log, cwd="/")
+        try:
+            _wait_until_ready(self._programs, self._server, self._folder)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End it, and all connections to it; may be called twice."""
+        server, self._server = self._server, None
+        if server is not None:
+            _end(server)
 
     def url(self, database: str) -> str:
         """Return the address of a database, for SQLAlchemy."""
@@ -90,14 +110,12 @@ def start_server(programs: Path) -> Iterator[PostgresServer]:
             subprocess.run([*run_as, *initdb], check=True, stdout=log, cwd="/", timeout=_START_S)
             options = {"listen_addresses": "", "unix_socket_directories": folder, "fsync": "off"}
             settings = [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
-            server = subprocess.Popen(
-                [*run_as, programs / "postgres", "-D", data, *settings], stdout=log, stderr=log, cwd="/"
-            )
+        server = PostgresServer(programs, folder, [*run_as, programs / "postgres", "-D", data, *settings])
+        server.start()
         try:
-            _wait_until_ready(programs, server, folder)
-            yield PostgresServer(programs, folder)
+            yield server
         finally:
-            _end(server)
+            server.stop()
     finally:
         shutil.rmtree(folder)
 

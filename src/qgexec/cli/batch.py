@@ -34,8 +34,9 @@ def worker(*, run_dir: Path, indices: tuple[int, ...]) -> None:
 
 @click.command(epilog="Example:  qgexec collect qgexec-runs/u/me/test")
 @click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
-def collect(*, run_dir: Path) -> None:
+@click.option("--force", is_flag=True, help="Take over although an earlier driver elsewhere may still run.")
+def collect(*, run_dir: Path, force: bool) -> None:
     """Take the outputs of all finished quanta of a run into the registry; again and again does no harm."""
     from qgexec.offline import collect as collect_outputs
 
-    click.echo(f"{collect_outputs(run_dir)} datasets were taken into the registry.")
+    click.echo(f"{collect_outputs(run_dir, force=force)} datasets were taken into the registry.")

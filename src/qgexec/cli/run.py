@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from qgexec.cli import EXIT_BAD_USE, EXIT_FAILED, EXIT_INTERRUPTED, options
-from qgexec.cli.inspect import print_report
-from qgexec.errors import QgexecError, UsageError
+from qgexec.cli import options
+from qgexec.cli.execution import conclude, outcome_of, warm_up
+from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
-    from qgexec.api import GraphExecutor, Preparation
+    from qgexec.api import Preparation
 
 __all__ = ["init", "run"]
-
-
-_IN_THE_HEADER = ("inputs", "output", "output_run")
-"""Options that a graph built from a pipeline has in its header."""
-
-_ONLY_ONCE = (
-    *("repository", "graph", "pipeline", "data_query", "config", "config_file", "save_qgraph"),
-    *("run_dir", "extend_run", "clobber_outputs"),
-)
-"""Options that are not, or not as they were, in the command that goes on with a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +47,7 @@ class _Building:
     "\b\n"
     "  qgexec run -b REPO -g graph.qg -j 8 --register-dataset-types\n"
     '  qgexec run -b REPO -p pipe.yaml -i raw,calib -o u/me/test -d "visit = 42"\n'
-    "  qgexec run -b REPO -g graph.qg --extend-run --clobber-outputs    (go on)"
+    "  qgexec resume qgexec-runs/RUN    (go on with what was not done)"
 )
 @options.repository
 @options.graph_and_collections
@@ -70,6 +56,7 @@ class _Building:
 @options.run_dir
 @click.option("--init-only", is_flag=True, help="Stop after the registry is up to date.")
 @options.execution
+@options.resources
 def run(
     *, graph: str | None, pipeline: str | None, summary: str | None, init_only: bool, **given: Any
 ) -> None:
@@ -88,14 +75,15 @@ def run(
     )
     _check_use(graph, building, given | {"summary": summary}, init_only=init_only)
     _check_files({"--summary": summary, "--save-qgraph": building.save_qgraph})
+    config = options.run_config(given)
     model = given.pop("model") or ("inprocess" if given["processes"] == 1 else "pool")
     if not init_only:
-        _warm_up(model, implicit_threads=given["enable_implicit_threading"])
+        warm_up(model, implicit_threads=given["enable_implicit_threading"])
     graph = graph or _build(building, given)
     if init_only:
         _init(graph, given)
         return
-    given |= {"model": model, "summary": summary}
+    given |= {"model": model, "summary": summary, "config": config}
     sys.exit(_execute(graph, given))
 
 
@@ -158,19 +146,6 @@ def _check_files(files: Mapping[str, str | None]) -> None:
             ) from error
 
 
-def _warm_up(model: str, *, implicit_threads: bool) -> None:
-    """Import the stack, here and in the server that forks workers, at the same time."""
-    if model == "pool":
-        from qgexec.processes import warm_up
-        from qgexec.rubin import PRELOAD
-
-        warm_up(PRELOAD, implicit_threads=implicit_threads)
-    gc.disable()  # imports make many objects and no garbage: collecting takes a fifth of their time
-    import_module("qgexec.api")
-    gc.freeze()
-    gc.enable()
-
-
 def _build(building: _Building, given: dict[str, Any]) -> str:
     from qgexec.rubin.build import build_graph
 
@@ -216,9 +191,7 @@ def _init(graph: str, given: dict[str, Any]) -> None:
 
 def _execute(graph: str, given: dict[str, Any]) -> int:
     """Execute a graph, say what became of it, and return the exit code."""
-    from astropy import units
-
-    from qgexec.api import ExecutionResources, GraphExecutor
+    from qgexec.api import GraphExecutor
     from qgexec.cli.display import Display
 
     with Display() as display:
@@ -226,15 +199,12 @@ def _execute(graph: str, given: dict[str, Any]) -> int:
             given["repository"],
             model=given["model"],
             processes=given["processes"],
-            timeout_s=given["timeout_s"],
             fail_fast=given["fail_fast"],
+            max_failures=given["max_failures"],
+            config=given["config"],
+            grace_s=given["grace_s"],
             skip_existing=given["skip_existing"] or given["extend_run"],
             clobber_outputs=given["clobber_outputs"] and given["extend_run"],
-            resources=ExecutionResources(
-                num_cores=given["cores_per_quantum"],
-                max_mem=given["memory_per_quantum"],
-                default_mem_units=units.byte,
-            ),
             raise_on_partial_outputs=given["raise_on_partial_outputs"],
             implicit_threads=given["enable_implicit_threading"],
             log_level="INFO",
@@ -242,70 +212,7 @@ def _execute(graph: str, given: dict[str, Any]) -> int:
             prepare=_preparation(given),
             observe=display.observe,
             interrupted=display.interrupted,
+            tell=display.show_now,
         )
-        code, broken = _outcome_of(lambda: executor.execute(graph))
-    if executor.run_dir is None:  # it never began
-        if broken is not None:
-            raise broken
-        raise KeyboardInterrupt
-    if given["summary"]:
-        _write_summary(executor, given["summary"])
-    print_report(executor.run_dir, ended=True)
-    if code == 0:
-        return code
-    advice = _how_to_go_on(code, graph)
-    if broken is not None:
-        broken.hint = f"{broken.hint}\n{advice}".lstrip()
-        raise broken
-    click.echo(advice, err=True)
-    return code
-
-
-def _outcome_of(execute: Callable[[], None]) -> tuple[int, QgexecError | None]:
-    """Return the exit code, and what broke the run, if anything did."""
-    from qgexec.api import QuantaFailedError
-
-    try:
-        execute()
-    except QuantaFailedError:
-        return EXIT_FAILED, None
-    except QgexecError as error:
-        return EXIT_BAD_USE, error
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED, None
-    return 0, None
-
-
-def _write_summary(executor: GraphExecutor, file: str) -> None:
-    try:
-        Path(file).write_text(executor.getReport().model_dump_json(exclude_none=True, indent=2))
-    except (OSError, QgexecError) as error:
-        # What became of the run is worth more than this file: its report and its exit code are still to come.
-        click.echo(f"--summary {file} could not be written: {error}", err=True)
-
-
-def _how_to_go_on(code: int, graph: str) -> str:
-    began = {
-        EXIT_FAILED: "What succeeded is kept. To run the rest again",
-        EXIT_INTERRUPTED: "Interrupted. What was done is kept. To go on",
-        EXIT_BAD_USE: "The run broke off; what was done is kept. To go on",
-    }[code]
-    return f"{began}:\n  {shlex.join(_same_command(graph))} --extend-run --clobber-outputs"
-
-
-def _same_command(graph: str) -> list[str]:
-    """Return the command that was given, with the graph if it was built, and without its run directory."""
-    context = click.get_current_context()
-    words = ["qgexec", "run", "-b", context.params["repository"], "-g", graph]
-    left_out = set(_ONLY_ONCE if context.params["pipeline"] is None else (*_ONLY_ONCE, *_IN_THE_HEADER))
-    for option in context.command.params:
-        name, value = str(option.name), context.params[str(option.name)]
-        if name in left_out or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
-            continue
-        if name == "memory_per_quantum":
-            value = f"{value}B"
-        if isinstance(value, bool):
-            words.append(option.opts[-1] if value else option.secondary_opts[-1])
-        else:
-            words += [option.opts[0], ",".join(value) if isinstance(value, tuple) else str(value)]
-    return words
+        code, broken = outcome_of(lambda: executor.execute(graph))
+    return conclude(executor, code, broken, summary=given["summary"])

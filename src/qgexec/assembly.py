@@ -1,0 +1,333 @@
+"""Brings the parts of a run together: run directory, registry, plan, journal, execution model, ingester."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qgexec.events import Event
+from qgexec.executor import Ingestion, Interrupts, Loop, NoIngestion
+from qgexec.ingestion import IngestionProcess, InlineIngestion
+from qgexec.journal import Journal
+from qgexec.machine import machine_memory_bytes
+from qgexec.models.base import BenchOpener, ExecutionModel, Run, SimpleModel
+from qgexec.models.pool import Pool
+from qgexec.models.registry import Model, find_model
+from qgexec.plan import Plan
+from qgexec.policy import Policy
+from qgexec.quantum import QuantumNode, RunContext, SegmentRef
+from qgexec.rubin import PRELOAD
+from qgexec.rubin.graphfile import GraphSource, fixup_edges, prepare_graph, read_plan, serial_labels
+from qgexec.rubin.ingest import IngesterOpener
+from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
+from qgexec.rubin.recorder import Books
+from qgexec.rubin.repository import locate, open_butler
+from qgexec.rubin.workbench import ExecutorBenchOpener, WorkbenchOpener, WorkbenchOptions
+from qgexec.runconfig import make_policy, remarks
+from qgexec.rundir import RunDir, RunSettings
+from qgexec.runoptions import RunOptions
+from qgexec.scheduler import Scheduler, State
+
+__all__ = [
+    "Client",
+    "Observe",
+    "Observer",
+    "OpenRun",
+    "books_of",
+    "hand_over",
+    "ingester_opener",
+    "make_loop",
+    "make_model",
+    "model_name",
+    "open_new_run",
+    "policy_of",
+    "tell_beforehand",
+    "workbench_opener",
+]
+
+_logger = logging.getLogger(__name__)
+
+Observer = Callable[[Event], None]
+"""Called with each event after it was recorded."""
+
+Observe = Callable[[Plan, Mapping[str, Mapping[State, int]]], Observer]
+"""Makes an observer of a run, from its plan and, by task label, the numbers of quanta in each state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What a client brings that no file can hold."""
+
+    model: str | type[Model] | Model
+    """Execution model: name, class or instance."""
+
+    quantum_executor: Any = None
+    """A `lsst.pipe.base.quantum_graph_executor.QuantumExecutor` of the client's own, or `None`."""
+
+    fixup: Any = None
+    """A `lsst.pipe.base.execution_graph_fixup.ExecutionGraphFixup`, or `None`."""
+
+    observe: Observe | None = None
+    """Called before the run; what it returns is called with every event."""
+
+    interrupted: Callable[[int], None] = lambda _count: None
+    """Called from the signal handler at each Ctrl-C or SIGTERM with their number so far."""
+
+    tell: Callable[[], None] = lambda: None
+    """Called when somebody asked by SIGUSR1 how far the run is."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run whose books are open: all that is needed to execute it."""
+
+    run_dir: RunDir
+    context: RunContext
+    plan: Plan
+    run_is_new: bool
+    """The output RUN did not exist before this run."""
+    began_at: float
+    """When the run was made, UNIX seconds."""
+    serial_labels: frozenset[str] = field(default_factory=frozenset)
+    """Labels of tasks of which only one quantum may run at a time."""
+
+
+def open_new_run(
+    graph: Any,
+    run_dir: RunDir,
+    repository: Any,
+    client: Client,
+    options: RunOptions,
+    preparation: Preparation,
+) -> OpenRun:
+    """Make a run directory and the registry ready.
+
+    Parameters
+    ----------
+    graph
+        A path of a ``.qg`` or ``.qgraph`` file, or a graph in memory.
+    run_dir
+        A new run directory; discard it where this raises.
+    repository
+        A butler, or what one is made from; `None` where the client has an executor of its own.
+    client, options
+        How to execute.
+    preparation
+        What to do to the registry.
+
+    Raises
+    ------
+    qgexec.errors.QgexecError
+        It cannot be done; nothing has changed then.
+    """
+    began_at = time.time()
+    with ExitStack() as stack:
+        butler, uri = None, ""
+        if repository is not None:
+            given, uri = locate(repository, run_dir.path)
+            butler = stack.enter_context(open_butler(given, writeable=True))
+        graph_file = prepare_graph(graph, run_dir.path, butler)
+        plan = read_plan(graph_file.path)
+        if client.fixup is not None:
+            plan = plan.with_edges(fixup_edges(client.fixup, graph_file.path))
+        # Before the registry is written: where there is no room for it, nothing has changed yet.
+        run_dir.save_plan(plan)
+        prepared = (
+            prepare_run(butler, graph_file, preparation)
+            if butler is not None
+            else Prepared(graph_file.output_run, graph_file.output, graph_file.inputs, fresh=False)
+        )
+    context = RunContext(
+        run_dir=str(run_dir.path),
+        repository=uri,
+        graph_file=str(graph_file.path),
+        output_run=prepared.output_run,
+        output=prepared.output,
+        inputs=prepared.inputs,
+    )
+    labels = serial_labels(graph_file.pipeline_graph)
+    opened = OpenRun(run_dir, context, plan, prepared.fresh, began_at, labels)
+    run_dir.write_settings(_run_settings(opened, client, options))
+    return opened
+
+
+def _run_settings(opened: OpenRun, client: Client, options: RunOptions) -> RunSettings:
+    return RunSettings(
+        context=opened.context,
+        model=model_name(client.model),
+        options=options.to_json() | {"own_executor": client.quantum_executor is not None},
+        created_at=opened.began_at,
+        run_is_new=opened.run_is_new,
+        labels=tuple(opened.plan.labels),
+        serial_labels=tuple(sorted(opened.serial_labels)),
+    )
+
+
+def make_model(client: Client, options: RunOptions) -> Model:
+    """Return the execution model, ready to be opened; raises as `qgexec.models.registry.find_model`."""
+    model = client.model
+    # Only the pool has a number of processes; whoever gives a class or an instance sets it up.
+    if model not in ("pool", Pool):
+        return find_model(model)
+    # As many processes as were asked for, each with as many cores as were asked for.
+    cores = options.processes * (options.config.common.get("cores") or 1)
+    return find_model(model, processes=options.processes, cores=cores)
+
+
+def model_name(model: str | type[Model] | Model) -> str:
+    """Return a model's name for people."""
+    if isinstance(model, str):
+        return model
+    return (model if isinstance(model, type) else type(model)).__name__.lower()
+
+
+def policy_of(options: RunOptions, plan: Plan) -> Policy:
+    """Return what the options mean for this plan on this machine."""
+    return make_policy(
+        options.config,
+        plan.labels,
+        fail_fast=options.fail_fast,
+        max_failures=options.most_failures(len(plan)),
+        machine_memory_bytes=machine_memory_bytes(),
+    )
+
+
+def tell_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, policy: Policy) -> None:
+    """Warn of what was said and will not be done."""
+    warnings = remarks(options.config, plan.labels, machine_memory_bytes=machine_memory_bytes())
+    rules = [policy.rules_of(label) for label in plan.labels]
+    name = model_name(model)
+    if not model.facts.enforces_timeout and any(rule.timeout_s is not None for rule in rules):
+        warnings.append(f"Execution model {name} cannot end quanta here: the time limit has no effect.")
+    if not model.facts.enforces_memory and any(rule.enforce_memory for rule in rules):
+        warnings.append(f"Execution model {name} cannot watch memory: its limits have no effect (see -j).")
+    for warning in warnings:
+        _logger.warning("%s", warning)
+
+
+def make_loop(
+    opened: OpenRun,
+    model: ExecutionModel,
+    client: Client,
+    options: RunOptions,
+    journal: Journal,
+    scheduler: Scheduler,
+    *,
+    opening: Sequence[Event] = (),
+    offers: Mapping[int, SegmentRef] | None = None,
+) -> Loop:
+    """Return the loop that executes what the scheduler has not seen end.
+
+    Parameters
+    ----------
+    opened, model, client, options
+        What, where and how to execute.
+    journal
+        This driver's own file.
+    scheduler
+        The states of all quanta.
+    opening, offers
+        What an earlier driver left: see `qgexec.executor.Loop`.
+    """
+    opener, ingestion = _make_bench(model, opened, client, options, journal.epoch)
+    run = Run(
+        context=opened.context,
+        bench_opener=opener,
+        logs=opened.run_dir.logs,
+        preload=PRELOAD,
+        serial_labels=opened.serial_labels,
+        implicit_threads=options.implicit_threads,
+    )
+    return Loop(
+        scheduler=scheduler,
+        model=model,
+        run=run,
+        journal=journal,
+        ingestion=ingestion,
+        model_name=model_name(model),
+        n_quanta=len(opened.plan),
+        opening=opening,
+        offers=offers or {},
+        observers=(client.observe(opened.plan, scheduler.counts_by_label()),) if client.observe else (),
+        interrupts=Interrupts(client.interrupted, grace_s=options.grace_s),
+        tell=client.tell,
+    )
+
+
+def _make_bench(
+    model: ExecutionModel, opened: OpenRun, client: Client, options: RunOptions, epoch: int
+) -> tuple[BenchOpener, Ingestion]:
+    run_dir, context = opened.run_dir, opened.context
+    books = books_of(opened, options, epoch, own_process=not model.facts.parallel)
+    if client.quantum_executor is not None:
+        own = ExecutorBenchOpener(
+            client.quantum_executor, context.graph_file, books, options.implicit_threads
+        )
+        return own, NoIngestion()
+    opener = workbench_opener(opened, options, books)
+    ingester = ingester_opener(opened)
+    ingestion = (
+        IngestionProcess(ingester, run_dir.segments, run_dir.logs, preload=PRELOAD)
+        if model.facts.parallel
+        else InlineIngestion(ingester, run_dir.segments)
+    )
+    return opener, ingestion
+
+
+def ingester_opener(opened: OpenRun) -> IngesterOpener:
+    """Return the opener of what takes outputs into the registry."""
+    return IngesterOpener(
+        opened.context.repository,
+        opened.context.output_run,
+        run_dir=str(opened.run_dir.path),
+        run_began_at=-math.inf if opened.run_is_new else opened.began_at,
+    )
+
+
+def books_of(opened: OpenRun, options: RunOptions, epoch: int, *, own_process: bool) -> Books:
+    """Return where the benches of one driver write."""
+    # In the caller's own process logging is the caller's.
+    level = options.log_level if own_process else "INFO"
+    return Books(str(opened.run_dir.segments), epoch, str(opened.run_dir.logs), level)
+
+
+def workbench_opener(opened: OpenRun, options: RunOptions, books: Books) -> WorkbenchOpener:
+    """Return the opener of benches that execute as upstream's own executor does."""
+    bench_options = WorkbenchOptions(
+        run_is_new=opened.run_is_new,
+        run_began_at=opened.began_at,
+        skip_existing=options.skip_existing,
+        clobber_outputs=options.clobber_outputs,
+        raise_on_partial_outputs=options.raise_on_partial_outputs,
+        implicit_threads=options.implicit_threads,
+    )
+    return WorkbenchOpener(opened.context.repository, opened.context.graph_file, books, bench_options)
+
+
+class _HandedQuanta:
+    """What a client's ``execute(quanta)`` gets."""
+
+    def __init__(self, plan: Plan, context: RunContext) -> None:
+        self._plan = plan
+        self.context = context
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[QuantumNode]:
+        return iter(self._plan)
+
+
+def hand_over(model: SimpleModel, opened: OpenRun) -> None:
+    """Give a simple model all quanta."""
+    source = GraphSource(Path(opened.context.graph_file))
+    try:
+        model.execute(_HandedQuanta(opened.plan.with_source(source), opened.context))
+    finally:
+        source.close()

@@ -1,0 +1,93 @@
+"""What `qgexec run` and `qgexec resume` have in common: from an executor's end to report and exit code."""
+
+from __future__ import annotations
+
+import gc
+import shlex
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qgexec.cli import EXIT_BAD_USE, EXIT_FAILED, EXIT_INTERRUPTED
+from qgexec.cli.inspect import print_report
+from qgexec.errors import QgexecError
+
+if TYPE_CHECKING:
+    from qgexec.api import GraphExecutor
+
+__all__ = ["conclude", "outcome_of", "warm_up"]
+
+
+def warm_up(model: str, *, implicit_threads: bool = False) -> None:
+    """Import the stack, here and in the server that forks workers, at the same time."""
+    if model == "pool":
+        from qgexec import processes
+        from qgexec.rubin import PRELOAD
+
+        processes.warm_up(PRELOAD, implicit_threads=implicit_threads)
+    gc.disable()  # imports make many objects and no garbage: collecting takes a fifth of their time
+    import_module("qgexec.api")
+    gc.freeze()
+    gc.enable()
+
+
+def outcome_of(execute: Callable[[], None]) -> tuple[int, QgexecError | None]:
+    """Execute; return the exit code, and what broke the run, if anything did."""
+    from qgexec.api import QuantaFailedError
+
+    try:
+        execute()
+    except QuantaFailedError:
+        return EXIT_FAILED, None
+    except QgexecError as error:
+        return EXIT_BAD_USE, error
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED, None
+    return 0, None
+
+
+def conclude(executor: GraphExecutor, code: int, broken: QgexecError | None, *, summary: str | None) -> int:
+    """Print the report of a run that has ended, and how to go on; return the exit code.
+
+    Raises
+    ------
+    qgexec.errors.QgexecError
+        What broke the run, with advice.
+    KeyboardInterrupt
+        It was interrupted before it began.
+    """
+    if executor.run_dir is None:
+        if broken is not None:
+            raise broken
+        raise KeyboardInterrupt
+    if summary:
+        _write_summary(executor, summary)
+    print_report(executor.run_dir, ended=True)
+    if code == 0:
+        return code
+    advice = _how_to_go_on(code, executor.run_dir)
+    if broken is not None:
+        broken.hint = f"{broken.hint}\n{advice}".lstrip()
+        raise broken
+    click.echo(advice, err=True)
+    return code
+
+
+def _write_summary(executor: GraphExecutor, file: str) -> None:
+    try:
+        Path(file).write_text(executor.getReport().model_dump_json(exclude_none=True, indent=2))
+    except (OSError, QgexecError) as error:
+        # What became of the run is worth more than this file: its report and its exit code are still to come.
+        click.echo(f"--summary {file} could not be written: {error}", err=True)
+
+
+def _how_to_go_on(code: int, run_dir: Path) -> str:
+    began = {
+        EXIT_FAILED: "What succeeded is kept. To run the rest again",
+        EXIT_INTERRUPTED: "Interrupted. What was done is kept. To go on",
+        EXIT_BAD_USE: "The run broke off; what was done is kept. To go on",
+    }[code]
+    return f"{began}:\n  {shlex.join(['qgexec', 'resume', str(run_dir)])}"

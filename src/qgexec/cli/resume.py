@@ -1,0 +1,79 @@
+"""`qgexec resume`: goes on with a run, with the options that it had or with others."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from qgexec.cli import options
+from qgexec.cli.execution import conclude, outcome_of, warm_up
+
+__all__ = ["resume"]
+
+_OPTIONS = {
+    "processes": "processes",
+    "fail_fast": "fail_fast",
+    "max_failures": "max_failures",
+    "grace_s": "grace_s",
+    "skip_existing": "skip_existing",
+    "clobber_outputs": "clobber_outputs",
+    "raise_on_partial_outputs": "raise_on_partial_outputs",
+    "enable_implicit_threading": "implicit_threads",
+}
+"""Options that can be changed, and their names in `qgexec.runoptions.RunOptions`."""
+
+
+@click.command(
+    epilog="Examples:\n\n"
+    "\b\n"
+    "  qgexec resume qgexec-runs/u/me/test\n"
+    "  qgexec resume qgexec-runs/u/me/test -j 4 --memory-per-quantum 8GB"
+)
+@click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
+@options.execution
+@options.resources
+@click.option("--force", is_flag=True, help="Take over although an earlier driver elsewhere may still run.")
+@click.option("--strict-versions", is_flag=True, help="Refuse to go on if the software has changed.")
+def resume(*, run_dir: Path, force: bool, strict_versions: bool, summary: str | None, **given: Any) -> None:
+    """Go on with a run that was interrupted, killed or has failures, to its end.
+
+    What succeeded is kept, what failed or was never run is executed, and outputs
+    that the registry lacks are taken in. Options that are not given are as they
+    were; those that are given hold from now on.
+
+    Exit codes: as `qgexec run`.
+    """
+    config = options.run_config(given)
+    context = click.get_current_context()
+    changes = {
+        _OPTIONS[name]: value
+        for name, value in given.items()
+        if name in _OPTIONS and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    warm_up(given["model"] or _model_of(run_dir))
+    from qgexec.api import GraphExecutor
+    from qgexec.cli.display import Display
+
+    with Display() as display:
+        executor = GraphExecutor.of_run(
+            run_dir,
+            model=given["model"],
+            config=config,
+            observe=display.observe,
+            interrupted=display.interrupted,
+            tell=display.show_now,
+            **changes,
+        )
+        code, broken = outcome_of(lambda: executor.resume(force=force, strict_versions=strict_versions))
+    sys.exit(conclude(executor, code, broken, summary=summary))
+
+
+def _model_of(run_dir: Path) -> str:
+    """Return the model that the run had; it also fails at once where there is no run."""
+    from qgexec.rundir import RunDir
+
+    return RunDir.open(run_dir).read_settings().model

@@ -1,0 +1,203 @@
+"""Goes on with a run whose driver is gone: settles what it left open, then hands over to the loop.
+
+The order matters, and is that of ``docs/design/0003-crash-rule.md``:
+
+1. nobody else has the run in hand, and no worker of an earlier driver lives;
+2. the journal gets a file of ours, which nobody else can get too;
+3. attempts that were in the air are settled from what is on disk;
+4. quanta that had succeeded just before a power cut are looked at again;
+5. what had failed is opened again, and what is not in the registry is offered to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qgexec.assembly import (
+    Client,
+    OpenRun,
+    books_of,
+    ingester_opener,
+    make_loop,
+    make_model,
+    model_name,
+    policy_of,
+    tell_beforehand,
+    workbench_opener,
+)
+from qgexec.attemptlog import keep_streamed_logs
+from qgexec.errors import GraphError, JournalError, UsageError
+from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event, RunReopened
+from qgexec.executor import Loop
+from qgexec.history import History
+from qgexec.holder import has_restarted_since, require_free, this_process
+from qgexec.journal import Journal, read_detail
+from qgexec.models.base import ExecutionModel
+from qgexec.policy import Policy
+from qgexec.quantum import SegmentRef
+from qgexec.rubin.settle import InTheAir, missing_outputs, settle
+from qgexec.rubin.versions import update_versions
+from qgexec.rubin.workbench import WorkbenchOpener
+from qgexec.rundir import RunDir, RunSettings
+from qgexec.runoptions import RunOptions
+
+__all__ = ["reopen", "take_over"]
+
+_logger = logging.getLogger(__name__)
+
+
+def reopen(run_dir: Path) -> tuple[RunDir, RunSettings]:
+    """Open a run directory to go on with its run.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        It is none, or cannot be read.
+    qgexec.errors.GraphError
+        The graph that the run was started from is not there any more.
+    """
+    books = RunDir.open(run_dir)
+    settings = books.read_settings()
+    # A run directory that was moved keeps its own files with it.
+    if not Path(settings.context.graph_file).exists():
+        moved = books.path / Path(settings.context.graph_file).name
+        if Path(settings.context.graph_file).parent != Path(settings.context.run_dir) or not moved.exists():
+            raise GraphError(
+                f"the graph {settings.context.graph_file} of the run in {books.path} is not there any more",
+                hint="Bring it back to that place: workers read their quanta from it.",
+            )
+        settings = replace(settings, context=replace(settings.context, graph_file=str(moved)))
+    return books, replace(settings, context=replace(settings.context, run_dir=str(books.path)))
+
+
+def take_over(
+    books: RunDir,
+    settings: RunSettings,
+    client: Client,
+    options: RunOptions,
+    *,
+    force: bool = False,
+    strict_versions: bool = False,
+) -> tuple[OpenRun, Loop]:
+    """Take a run in hand and return the loop that brings it to its end.
+
+    Parameters
+    ----------
+    books, settings
+        The run, as `reopen` returned them.
+    client, options
+        How to execute from now on.
+    force
+        Believe that an earlier driver on another host is gone.
+    strict_versions
+        Refuse to go on with other package versions than before.
+
+    Raises
+    ------
+    qgexec.errors.RunHeldError
+        Another driver has the run in hand, or may have.
+    qgexec.errors.QgexecError
+        The run directory, the repository or the model cannot be used.
+    """
+    context = settings.context
+    plan = books.load_plan()
+    opened = OpenRun(
+        books,
+        context,
+        plan,
+        settings.run_is_new,
+        settings.created_at,
+        frozenset(settings.serial_labels),
+    )
+    model = make_model(client, options)
+    if not isinstance(model, ExecutionModel):
+        raise UsageError(
+            f"{model_name(client.model)} takes all quanta at once and keeps no books: "
+            "there is nothing to go on from",
+            hint=f"Name a model that runs quanta one by one, or collect: qgexec collect {books.path}",
+        )
+    parallel = model.facts.parallel
+    policy = policy_of(options, plan)
+    history = History.read(books.journal, plan, policy, opened.serial_labels if parallel else ())
+    require_free(books.journal, history, force=force)
+    if client.quantum_executor is None:
+        changed = update_versions(context.repository, Path(context.graph_file), strict=strict_versions)
+        if changed:
+            _logger.warning("Software has changed since the run began: %s.", "; ".join(changed))
+    tell_beforehand(options, plan, model, policy)
+    journal = Journal.create(books.journal, after=history.epoch, writer=this_process())
+    try:
+        books.rewrite_settings(
+            replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
+        )
+        before = policy_of(RunOptions.from_json(settings.options), plan)
+        opening = _settle(opened, client, options, history, journal.epoch, before)
+    except BaseException:
+        journal.close()
+        raise
+    return opened, make_loop(
+        opened,
+        model,
+        client,
+        options,
+        journal,
+        history.scheduler,
+        opening=opening,
+        offers=_offers(history, opening),
+    )
+
+
+def _settle(
+    opened: OpenRun, client: Client, options: RunOptions, history: History, epoch: int, limits: Policy
+) -> list[Event]:
+    """Return the events that settle what the earlier driver left open, under the limits that it had."""
+    in_the_air = [InTheAir(event.index, event.attempt, event.at) for event in history.in_the_air.values()]
+    if client.quantum_executor is not None:
+        # What such an executor writes, and where, it alone knows.
+        now = time.time()
+        return [*(AttemptReturned(now, each.index, each.attempt) for each in in_the_air), RunReopened(now)]
+    opener = workbench_opener(opened, options, books_of(opened, options, epoch, own_process=True))
+    # Before their worker of the same name begins a new one.
+    keep_streamed_logs(opened.run_dir, opened.plan, history.in_the_air)
+    settled = settle(opener, ingester_opener(opened), opened.plan, in_the_air, sorted(history.left_behind))
+    revoked = _lost_successes(opener, opened.run_dir.segments, history)
+    if revoked:
+        _logger.warning("Outputs of %d quanta were lost as the host went down; they run again.", len(revoked))
+    ends = [_as_timed_out(event, opened, limits) for event in settled]
+    return [*ends, RunReopened(time.time(), revoked)]
+
+
+def _lost_successes(opener: WorkbenchOpener, segments: Path, history: History) -> tuple[int, ...]:
+    """Return the quanta whose outputs did not survive a power cut."""
+    if history.driver is None or not history.is_open or not has_restarted_since(history.driver):
+        return ()
+    details, lost = {}, []
+    for index, ref in history.recent_successes():
+        try:
+            details[index] = read_detail(segments, ref)
+        except JournalError:
+            lost.append(index)
+    return (*lost, *missing_outputs(opener, details))
+
+
+def _offers(history: History, opening: Sequence[Event]) -> dict[int, SegmentRef]:
+    """Return the details that the registry does not have and that are the last word on their quanta."""
+    again = {index for event in opening if isinstance(event, RunReopened) for index in event.revoked}
+    return {index: ref for index, ref in history.awaiting_ingest.items() if index not in again}
+
+
+def _as_timed_out(event: AttemptSucceeded | AttemptReturned, opened: OpenRun, limits: Policy) -> Event:
+    """Say of an attempt in the driver's own process that its time limit ended that process, if it did."""
+    stack = opened.run_dir.attempt_stack(event.index, event.attempt)
+    if isinstance(event, AttemptSucceeded) or not (stack.exists() and stack.stat().st_size):
+        return event
+    timeout_s = limits.rules_of(opened.plan.label(event.index)).timeout_s or 0.0
+    return AttemptTimedOut(event.at, event.index, event.attempt, timeout_s)
+
+
+def _own(client: Client) -> dict[str, bool]:
+    return {"own_executor": client.quantum_executor is not None}
