@@ -15,10 +15,12 @@ from qgexec.events import (
     AttemptReturned,
     AttemptStarted,
     AttemptSucceeded,
+    AttemptTimedOut,
     EndReason,
     Event,
     OutputsIngested,
     RunEnded,
+    RunReopened,
     RunStarted,
     StopReason,
     StopRequested,
@@ -28,7 +30,7 @@ from qgexec.journal import Journal, read_events
 from qgexec.models.base import ModelFacts, Run
 from qgexec.plan import Plan
 from qgexec.policy import Policy, TaskRules
-from qgexec.quantum import Attempt, Resources, RunContext, SegmentRef
+from qgexec.quantum import Attempt, Outcome, OutcomeStatus, Resources, RunContext, SegmentRef
 from qgexec.scheduler import Scheduler, State
 from qgexec.testing import Ending, FakeBenchOpener, FakeModel, make_plan
 
@@ -292,3 +294,88 @@ def test_run_that_cannot_be_begun_leaves_nothing_open(tmp_path: Path, room_for: 
     assert desk.model.started == []
     with pytest.raises(JournalError):
         desk.loop.journal.append(RunEnded(0.0, EndReason.BROKEN))
+
+
+def test_what_settles_the_past_is_not_acted_upon(tmp_path: Path) -> None:
+    """Of an earlier driver's attempts successes are ingested; nothing is discarded, no stop asked for."""
+    ingestion = _Ingestion()
+    desk = _Desk(tmp_path, make_plan("a b c"), FakeModel(), ingestion=ingestion, fail_fast=True)
+    detail = SegmentRef("0001-settle.jsonl", 40, 10)
+    desk.loop.opening = (
+        *(AttemptStarted(1.0, index, 1) for index in range(3)),
+        AttemptSucceeded(2.0, Outcome(0, 1, OutcomeStatus.SUCCEEDED, 1.0, 2.0, detail=detail)),
+        AttemptReturned(2.0, 1, 1),
+        AttemptTimedOut(2.0, 2, 1, 5.0),
+        RunReopened(3.0),
+    )
+    assert desk.loop.execute() is EndReason.COMPLETED
+    assert desk.states() == [State.SUCCEEDED] * 3
+    assert (ingestion.offered, ingestion.discarded) == ([0], [])
+
+
+def test_what_is_left_behind_is_discarded_once_nothing_follows(tmp_path: Path) -> None:
+    """A lost attempt's remains are removed by the next attempt, or at the end of a run that was stopped."""
+    ingestion = _Ingestion()
+    model = FakeModel(Resources(3), {"a": [Ending.LOSE, Ending.SUCCEED], "b": Ending.FAIL, "c": Ending.HANG})
+    desk = _Desk(tmp_path, make_plan("a b c"), model, ingestion=ingestion, fail_fast=True)
+    assert desk.loop.execute() is EndReason.STOPPED
+    assert sorted(ingestion.discarded) == [0, 2]
+
+
+def test_a_final_loss_is_discarded_at_once(tmp_path: Path) -> None:
+    """What an attempt left that no other follows is removed while the run goes on."""
+    ingestion = _Ingestion()
+    model = FakeModel(script={"a": [*[Ending.LOSE] * 4]})
+    desk = _Desk(tmp_path, make_plan("a b"), model, ingestion=ingestion)
+    assert desk.loop.execute() is EndReason.COMPLETED
+    assert ingestion.discarded == [0]
+    assert desk.states() == [State.FAILED, State.SUCCEEDED]
+
+
+def test_nothing_to_do_opens_no_model(tmp_path: Path) -> None:
+    """A run without anything left to execute starts no worker, and still ingests what it is offered."""
+    ingestion = _Ingestion()
+    desk = _Desk(tmp_path, make_plan("a"), FakeModel(), ingestion=ingestion)
+    outcome = Outcome(0, 1, OutcomeStatus.SUCCEEDED, 1.0, 2.0)
+    desk.loop.opening = (AttemptStarted(1.0, 0, 1), AttemptSucceeded(2.0, outcome))
+    desk.loop.offers = {0: SegmentRef("0001-driver.jsonl", 40, 10)}
+    assert desk.loop.execute() is EndReason.COMPLETED
+    assert desk.model.opened is None
+    assert ingestion.offered == [0]
+
+
+def test_usr1_asks_how_far_it_is(tmp_path: Path) -> None:
+    """SIGUSR1 has the loop say how far the run is, and changes nothing else."""
+    asked: list[int] = []
+
+    class Asking(FakeModel):
+        def start(self, attempts: Sequence[Attempt]) -> None:
+            super().start(attempts)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    desk = _Desk(tmp_path, make_plan("a b"), Asking())
+    desk.loop.tell = lambda: asked.append(1)
+    assert desk.loop.execute() is EndReason.COMPLETED
+    assert asked == [1, 1]
+
+
+def test_too_many_failures_let_what_runs_finish(tmp_path: Path) -> None:
+    """After the given number of failures nothing is started, and what runs comes to its own end."""
+    model = FakeModel(Resources(3), {"a": Ending.FAIL, "b": Ending.FAIL})
+    desk = _Desk(tmp_path, make_plan("a b c d"), model)
+    desk.loop.scheduler = Scheduler(make_plan("a b c d"), policy=Policy(max_failures=2))
+    assert desk.loop.execute() is EndReason.STOPPED
+    assert desk.loop.scheduler.stopping is StopReason.TOO_MANY_FAILURES
+    states = [desk.loop.scheduler.state(index) for index in range(4)]
+    assert states == [State.FAILED, State.FAILED, State.SUCCEEDED, State.SUCCEEDED]
+
+
+def test_grace(tmp_path: Path) -> None:
+    """After the first signal what runs has so much time to finish, and is ended then."""
+    interrupts = Interrupts(grace_s=0.0)
+    desk = _Desk(tmp_path, make_plan("a"), FakeModel(script={"a": Ending.HANG}))
+    desk.loop.interrupts = interrupts
+    interrupts._handle(signal.SIGTERM, None)
+    assert interrupts.patience_over
+    assert desk.loop.execute() is EndReason.STOPPED
+    assert desk.states() == [State.READY]

@@ -357,7 +357,7 @@ def test_a_name_too_long_for_the_file_system_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_are_replaced_as_a_whole(finished: RunDir) -> None:
-    """Whoever goes on with a run replaces its settings; what a dead process left half written is in no way."""
+    """Who goes on with a run replaces its settings; what a dead process left half written is no harm."""
     settings = dataclasses.replace(finished.read_settings(), model="other")
     aside = finished.settings_file.with_name(f".run.json.{os.getpid()}.tmp")
     aside.write_text("half")

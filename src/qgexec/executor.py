@@ -238,7 +238,7 @@ class Loop:
         reason = EndReason.BROKEN
         try:
             self._record(_run_started(self.clock(), self.model_name, self.n_quanta))
-            self._record_all(self.opening)
+            self._open_again()
             for index, detail in self.offers.items():
                 self.ingestion.offer(index, detail)
             with self.interrupts.watching(), Heartbeat(self.journal.path):
@@ -250,6 +250,16 @@ class Loop:
             last_events = self.ingestion.close()
             self._close_books(reason, last_events)
         return reason
+
+    def _open_again(self) -> None:
+        """Record what settles an earlier driver's attempts; of these only successes are acted upon.
+
+        The others have been cleared away already, and are followed by another attempt.
+        """
+        for event in self.opening:
+            self._put_down(event)
+            if isinstance(event, AttemptSucceeded):
+                self._offer(event.outcome)
 
     def _run_model(self) -> None:
         try:
@@ -373,11 +383,7 @@ class Loop:
         """Check that the event is legal, put it on disk, apply it, then act on it."""
         if type(event) in _FAILURES:
             event = self.scheduler.judge(cast("FailureEvent", event))
-        self.scheduler.check(event)
-        self.journal.append(event)
-        self.scheduler.apply(event)
-        for observer in self.observers:
-            observer(event)
+        self._put_down(event)
         match event:
             case AttemptSucceeded(outcome=outcome) | AttemptSkipped(outcome=outcome):
                 self._offer(outcome)
@@ -389,6 +395,13 @@ class Loop:
                 self._heed_failure(event)
             case _:
                 return
+
+    def _put_down(self, event: Event) -> None:
+        self.scheduler.check(event)
+        self.journal.append(event)
+        self.scheduler.apply(event)
+        for observer in self.observers:
+            observer(event)
 
     def _heed_failure(self, event: FailureEvent) -> None:
         if event.retried:

@@ -289,7 +289,7 @@ class Scheduler:
             self._move(index, _WAITING)
             if not self._missing[index]:
                 self._make_ready(index)
-        self._n_failed = 0
+        self._n_failed, self._wanted_stop = 0, None
         for trouble in self._troubles.values():
             trouble.charged.clear()  # but what is known about its memory is true of the next attempt, too
 

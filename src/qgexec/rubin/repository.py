@@ -104,9 +104,7 @@ def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def locate(
-    repository: Butler | ResourcePathExpression | Config, folder: Path
-) -> tuple[str | Butler, str]:
+def locate(repository: Butler | ResourcePathExpression | Config, folder: Path) -> tuple[str | Butler, str]:
     """Return what `open_butler` takes for a repository, and where other processes find it.
 
     Parameters and errors are those of `repository_uri`.
