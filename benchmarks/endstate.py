@@ -106,12 +106,13 @@ def _dataset(
     butler: Butler, repository: Path, ref: DatasetRef, owned: set[Path], problems: list[str]
 ) -> dict[str, Any]:
     """Return one dataset as plain values; note its files, and what is wrong with it."""
+    content: object = None
     try:
-        content: object = butler.get(ref)
+        content = butler.get(ref)
     except Exception as error:  # noqa: BLE001 - that it cannot be read is what is looked for
         problems.append(f"{ref} cannot be read: {type(error).__name__}: {error}")
-        return {"id": str(ref.id)}
-    differs = isinstance(content, TaskMetadata | ButlerLogRecords | Packages)
+    # These have times in them, or no content at all.
+    differs = content is None or isinstance(content, TaskMetadata | ButlerLogRecords | Packages)
     places = []
     for data in export_records(butler, [ref]).values():
         for infos in data.records.get(ref.id, {}).values():

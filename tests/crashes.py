@@ -8,8 +8,6 @@ tells, by a pipe that all of them hold, when the last one is gone.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import gc
 import io
@@ -19,48 +17,30 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import lsst.utils.packages
-from kills import die
 from lsst.daf.butler import Config
 from lsst.utils.packages import getPythonPackages
 from moods import MoodyTask
 from repos import OUTPUT, OUTPUT_RUN, MockRepository, add_standard_tasks, connection, open_repository
 
 from benchmarks.endstate import EndState, read_end_state, read_work
-from qgexec import executor, forkserver, ingestion, linefile, processes
+from qgexec import executor, ingestion, processes
 from qgexec.api import GraphExecutor, Preparation, QuantaFailedError
 from qgexec.assembly import OpenRun
 from qgexec.batches import Batching
 from qgexec.errors import QgexecError
-from qgexec.events import Event
-from qgexec.journal import Journal
-from qgexec.quantum import Attempt
 from qgexec.rubin import PRELOAD
-from qgexec.rubin.workbench import Workbench
-
-KILLED = -signal.SIGKILL
-
-DEADLINE_S = 90.0
-"""Longest wait for something that must happen: reached only where it does not."""
-
-_PR_SET_PDEATHSIG = 1
-"""See prctl(2)."""
+from tests.crashfaults import Fault, nothing
+from tests.crashforks import DEADLINE_S, Fork, ForkedServer, complain, die_with, replace, start_fork
 
 LABELS = ("isr", "calibrate", "pair", "summary", "final")
-
-Fault = Callable[[], None]
-"""Called in a driver's process before it begins: prepares what goes wrong, there or in its workers."""
-
-
-# --- places ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,49 +160,7 @@ def make_site(
     return Site(place, opened, folder / "pristine")
 
 
-class Flag:
-    """Something that one process waits for and another one says; both by the flag's path alone.
-
-    Parameters
-    ----------
-    path
-        Where it is made.
-    """
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        self._path = path
-        # Open for both: nobody waits for the other side to open it, and what was said stays.
-        self._kept = os.open(path, os.O_RDWR)
-
-    def raise_(self) -> None:
-        """Say it."""
-        descriptor = os.open(self._path, os.O_RDWR)
-        os.write(descriptor, b"!")
-        os.close(descriptor)
-
-    def wait(self) -> None:
-        """Wait for it; each time that it was said lets one go on."""
-        descriptor = os.open(self._path, os.O_RDWR)
-        try:
-            assert _is_ready(descriptor, time.monotonic() + DEADLINE_S), f"{self._path.name} was never said"
-            os.read(descriptor, 1)
-        finally:
-            os.close(descriptor)
-
-    def close(self) -> None:
-        """Let go of it."""
-        os.close(self._kept)
-
-
-# --- drivers --------------------------------------------------------------------------------------------
-
-
-def _nothing() -> None:
-    pass
-
-
-def start(site: Site, model: str = "inprocess", fault: Fault = _nothing, **options: Any) -> Fork:
+def start(site: Site, model: str = "inprocess", fault: Fault = nothing, **options: Any) -> Fork:
     """Begin to execute a site's run."""
 
     def execute() -> None:
@@ -234,7 +172,7 @@ def start(site: Site, model: str = "inprocess", fault: Fault = _nothing, **optio
 
 
 def start_resume(
-    site: Site, model: str = "inprocess", fault: Fault = _nothing, *, force: bool = False, **changes: Any
+    site: Site, model: str = "inprocess", fault: Fault = nothing, *, force: bool = False, **changes: Any
 ) -> Fork:
     """Begin to go on with a site's run."""
 
@@ -244,7 +182,7 @@ def start_resume(
     return _drive(site, model, fault, go_on)
 
 
-def begin(site: Site, model: str = "inprocess", fault: Fault = _nothing, **options: Any) -> int:
+def begin(site: Site, model: str = "inprocess", fault: Fault = nothing, **options: Any) -> int:
     """Execute a site's run from its beginning; return how the driver ended when all of it is gone.
 
     Returns
@@ -256,7 +194,7 @@ def begin(site: Site, model: str = "inprocess", fault: Fault = _nothing, **optio
 
 
 def resume(
-    site: Site, model: str = "inprocess", fault: Fault = _nothing, *, force: bool = False, **changes: Any
+    site: Site, model: str = "inprocess", fault: Fault = nothing, *, force: bool = False, **changes: Any
 ) -> int:
     """Go on with a site's run; return as `begin`."""
     return start_resume(site, model, fault, force=force, **changes).finish()
@@ -273,14 +211,14 @@ def _drive(site: Site, model: str, fault: Fault, action: Callable[[], None]) -> 
         _make_eager(model)
         fault()
         if model == "pool":
-            replace(processes, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": _ForkedServer}))
+            replace(processes, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": ForkedServer}))
             processes.warm_up(PRELOAD)
         try:
             action()
         except QuantaFailedError:
             return 1
         except QgexecError:
-            _complain()
+            complain()
             return 2
         finally:
             processes.shut_down()
@@ -300,125 +238,6 @@ def _make_eager(model: str) -> None:
     replace(ingestion, "Batching", functools.partial(Batching, quanta=2, seconds=0.0))
     replace(executor, "_PULSE_S", 0.0 if model == "inprocess" else 0.02)
 
-
-@dataclass(slots=True)
-class Fork:
-    """A fork of this process at work."""
-
-    pid: int
-    lifeline: int
-    """The end of a pipe whose other end the fork holds, and all that it started."""
-
-    def finish(self) -> int:
-        """Wait until it and all that it started is gone; return how it ended."""
-        deadline = time.monotonic() + DEADLINE_S
-        process = os.pidfd_open(self.pid)
-        try:
-            in_time = _is_ready(process, deadline)
-            if not in_time:
-                signal.pidfd_send_signal(process, signal.SIGKILL)
-            _, status = os.waitpid(self.pid, 0)
-            assert in_time, "a driver did not come to its end"
-            assert _is_ready(self.lifeline, deadline), "processes of a driver that is gone are still there"
-        finally:
-            os.close(process)
-            os.close(self.lifeline)
-        return os.waitstatus_to_exitcode(status)
-
-
-def start_fork(work: Callable[[], int]) -> Fork:
-    """Do something in a fork of this process, which ends with what is returned as its status."""
-    ours, theirs = os.pipe()
-    parent, pid = os.getpid(), os.fork()
-    if not pid:
-        status = 3
-        try:
-            _die_with(parent)
-            os.close(ours)
-            _ForkedServer.lifeline = theirs
-            status = work()
-        except BaseException:  # noqa: BLE001 - it must not come out in the copy of the test
-            _complain()
-        finally:
-            os._exit(status)
-    os.close(theirs)
-    return Fork(pid, ours)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the one that forked it is gone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        die()
-
-
-def _complain() -> None:
-    """Print what was raised; where that cannot be printed, a full disk is what it is about."""
-    with contextlib.suppress(OSError):
-        traceback.print_exc()
-
-
-def _is_ready(descriptor: int, deadline: float) -> bool:
-    ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-    return bool(ready)
-
-
-class _ForkedServer:
-    """Stands in for `subprocess.Popen` where the server that forks workers is started: forks it, too."""
-
-    lifeline = -1
-    """The end of a pipe that all descendants of a driver hold."""
-
-    def __init__(self, arguments: Sequence[str], *, pass_fds: Sequence[int], **_: object) -> None:
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if not self.pid:
-            self._be_server(*pass_fds)
-        self._descriptor = os.pidfd_open(self.pid)
-
-    def _be_server(self, control: int) -> NoReturn:
-        os.setsid()
-        # Above all the driver's end of the socket: it tells of the driver's death by being closed.
-        kept = {0, 1, 2, control, self.lifeline}
-        for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
-            if descriptor not in kept:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-        os.set_inheritable(control, False)
-        try:
-            forkserver.serve(control)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
-
-    def poll(self) -> int | None:
-        """Return the exit status; `None` while it runs."""
-        return self._wait(time.monotonic())
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end."""
-        status = self._wait(time.monotonic() + (DEADLINE_S if timeout is None else timeout))
-        if status is None:
-            raise subprocess.TimeoutExpired("server", timeout or DEADLINE_S)
-        return status
-
-    def _wait(self, deadline: float) -> int | None:
-        if self.returncode is None and _is_ready(self._descriptor, deadline):
-            _, status = os.waitpid(self.pid, 0)
-            self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
-
-    def kill(self) -> None:
-        """Kill it."""
-        signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
-
-
-def replace(owner: Any, name: str, value: object) -> None:
-    """Put something in the place of what an object or a module has, in this process and its forks."""
-    setattr(owner, name, value)
-
-
-# --- cases ----------------------------------------------------------------------------------------------
 
 Case = Callable[[Site], None]
 """Plays in a place of its own, and asserts."""
@@ -468,7 +287,7 @@ def _play(case: Case, site: Site) -> int:
         return pid
     verdict = ""
     try:
-        _die_with(parent)
+        die_with(parent)
         site.restore()
         case(site)
     except BaseException:  # noqa: BLE001 - it must not come out in the copy of the test
@@ -486,177 +305,3 @@ def check_end(site: Site, undisturbed: EndState, *, done_once: bool = True) -> N
         done = read_work(site.run_dir).done
         problems += [f"quantum {index} was done {n} times" for index, n in done.items() if n > 1]
     assert not problems, "\n".join(problems)
-
-
-# --- faults ---------------------------------------------------------------------------------------------
-
-
-def at_record(number: int, moment: str) -> Fault:
-    """Have the driver killed ``before`` its so many-th record is written, ``within`` it, or ``after``."""
-    return _at_append(lambda n, _event: n == number, moment)
-
-
-def at_kind(kind: type[Event], moment: str) -> Fault:
-    """Have the driver killed at its first record of a kind."""
-    return _at_append(lambda _n, event: isinstance(event, kind), moment)
-
-
-def _at_append(is_it: Callable[[int, Event], bool], moment: str) -> Fault:
-    def prepare() -> None:
-        append, write = Journal.append, os.write
-        n = 0
-
-        def tearing(descriptor: int, data: bytes) -> int:
-            write(descriptor, data[: len(data) // 2])
-            die()
-            return 0
-
-        def deadly(journal: Journal, event: Event) -> None:
-            nonlocal n
-            n += 1
-            if not is_it(n, event):
-                append(journal, event)
-                return
-            if moment == "before":
-                die()
-            if moment == "within":
-                replace(linefile, "os", SimpleNamespace(**vars(os) | {"write": tearing}))
-            append(journal, event)
-            die()
-
-        replace(Journal, "append", deadly)
-
-    return prepare
-
-
-def at_call(
-    owner: Any, name: str, moment: str = "before", *, number: int = 1, act: Callable[[], None] = die
-) -> Fault:
-    """Have a process killed at its so many-th call of a function.
-
-    Parameters
-    ----------
-    owner, name
-        A class or module, and the function's name there.
-    moment
-        ``before`` the call, or ``after`` it.
-    number
-        Counted in each process from 1.
-    act
-        Done then, if not to die.
-    """
-
-    def prepare() -> None:
-        function = getattr(owner, name)
-        n = 0
-
-        @functools.wraps(function)
-        def deadly(*args: Any, **kwargs: Any) -> Any:
-            nonlocal n
-            n += 1
-            now = n == number
-            if now and moment == "before":
-                act()
-            result = function(*args, **kwargs)
-            if now and moment == "after":
-                act()
-            return result
-
-        replace(owner, name, deadly)
-
-    return prepare
-
-
-def die_once(mark: Path) -> None:
-    """Kill this process, unless the mark says that one was killed already."""
-    if is_first(mark):
-        die()
-
-
-def is_first(mark: Path) -> bool:
-    """Make a mark; say whether it was not there."""
-    try:
-        mark.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
-
-
-def in_quantum(label: str, *stages: Fault, mark: Path) -> Fault:
-    """Have faults prepared as a task's quantum begins, in the process that executes it: one for each attempt.
-
-    Parameters
-    ----------
-    label
-        The task's.
-    stages
-        The fault of the first attempt, of the second, ...; later ones are left alone.
-    mark
-        Counts attempts: files whose names begin like this.
-    """
-
-    def prepare() -> None:
-        execute = Workbench.execute
-
-        def deadly(bench: Workbench, attempt: Attempt) -> Event:
-            if attempt.task_label == label:
-                for n, stage in enumerate(stages):
-                    if is_first(mark.with_name(f"{mark.name}.{n}")):
-                        stage()
-                        break
-            return execute(bench, attempt)
-
-        replace(Workbench, "execute", deadly)
-
-    return prepare
-
-
-def together(*faults: Fault) -> Fault:
-    """Prepare several faults."""
-
-    def prepare() -> None:
-        for fault in faults:
-            fault()
-
-    return prepare
-
-
-def in_task(**actions: Callable[[], None]) -> Fault:
-    """Have something done in a quantum of a task, by label, before its first put."""
-
-    def prepare() -> None:
-        before = MoodyTask.before_put
-
-        def mood(task: MoodyTask) -> None:
-            if before is not None:
-                before(task)
-            actions.get(task.getName(), _nothing)()
-
-        MoodyTask.before_put = staticmethod(mood)
-
-    return prepare
-
-
-def raising(error: BaseException, mark: Path | None = None) -> Callable[[], None]:
-    """Return an action that raises, once where a mark is given."""
-
-    def act() -> None:
-        if mark is None or is_first(mark):
-            raise error
-
-    return act
-
-
-def killed(mark: Path) -> Callable[[], None]:
-    """Return an action that kills the process, once."""
-    return functools.partial(die_once, mark)
-
-
-def stuck(mark: Path) -> Callable[[], None]:
-    """Return an action that waits for a signal, once."""
-
-    def act() -> None:
-        if is_first(mark):
-            signal.pause()
-
-    return act

@@ -22,26 +22,30 @@ from benchmarks.endstate import EndState
 from qgexec.journal import Journal
 from qgexec.report import read_report
 from qgexec.rubin.outage import Patience
-from tests import crashes
 from tests.cli.commands import drop_powers
 from tests.crashes import (
-    KILLED,
-    Fault,
-    Flag,
     Site,
-    at_call,
-    at_record,
     begin,
     check_end,
-    in_task,
     make_site,
     make_small,
-    replace,
     resume,
     start,
-    start_fork,
     start_resume,
+)
+from tests.crashfaults import (
+    Fault,
+    at_call,
+    at_record,
+    in_task,
+    is_first,
     together,
+)
+from tests.crashforks import (
+    KILLED,
+    Flag,
+    replace,
+    start_fork,
 )
 from tests.peer.postgres import PostgresServer, find_programs, start_server
 
@@ -125,7 +129,7 @@ def filling(ballast: Path, mark: Path) -> Fault:
     """A quantum fills a file system, once."""
 
     def act() -> None:
-        if crashes.is_first(mark):
+        if is_first(mark):
             fill(ballast)
 
     return in_task(calibrate=act)

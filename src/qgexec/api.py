@@ -407,6 +407,10 @@ def _raise_if_failed(run_dir: RunDir, scheduler: Scheduler) -> None:
         raise KeyboardInterrupt
     counts = scheduler.counts()
     if not counts[State.FAILED]:
+        if n_left := counts[State.WAITING] + counts[State.READY]:
+            raise QuantaFailedError(
+                f"{n_left} quanta were not run", hint=f"Go on with: qgexec resume {run_dir.path}"
+            )
         return
     failures = read_report(run_dir.path).failures
     first = failures[0]

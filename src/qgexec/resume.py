@@ -38,7 +38,7 @@ from qgexec.holder import has_restarted_since, require_free, this_process
 from qgexec.journal import Journal, read_detail
 from qgexec.models.base import ExecutionModel
 from qgexec.policy import Policy
-from qgexec.quantum import SegmentRef
+from qgexec.quantum import RunContext, SegmentRef
 from qgexec.rubin.settle import InTheAir, missing_outputs, settle
 from qgexec.rubin.versions import update_versions
 from qgexec.rubin.workbench import WorkbenchOpener
@@ -124,16 +124,16 @@ def take_over(
     policy = policy_of(options, plan)
     history = History.read(books.journal, plan, policy, opened.serial_labels if parallel else ())
     require_free(books.journal, history, force=force)
-    if client.quantum_executor is None:
-        changed = update_versions(context.repository, Path(context.graph_file), strict=strict_versions)
-        if changed:
-            _logger.warning("Software has changed since the run began: %s.", "; ".join(changed))
+    if strict_versions:
+        _take_over_versions(client, context, strict=True)
     tell_beforehand(options, plan, model, policy)
     journal = Journal.create(books.journal, after=history.epoch, writer=this_process())
     try:
         books.rewrite_settings(
             replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
         )
+        if not strict_versions:
+            _take_over_versions(client, context, strict=False)
         before = policy_of(RunOptions.from_json(settings.options), plan)
         opening = _settle(opened, client, options, history, journal.epoch, before)
     except BaseException:
@@ -149,6 +149,14 @@ def take_over(
         opening=opening,
         offers=_offers(history, opening),
     )
+
+
+def _take_over_versions(client: Client, context: RunContext, *, strict: bool) -> None:
+    """Name the software that has changed, and merge it into what the RUN says of itself."""
+    if client.quantum_executor is not None:
+        return
+    if changed := update_versions(context.repository, Path(context.graph_file), strict=strict):
+        _logger.warning("Software has changed since the run began: %s.", "; ".join(changed))
 
 
 def _settle(

@@ -88,6 +88,7 @@ def test_options_stay_until_others_are_given(repository: MockRepository, moods: 
     assert call("resume", books, "-j", 2, "--retries", 1, "--memory-per-quantum", "2GB").code == 1
     assert [event["a"] for event in _journal(books, 2) if event.get("e") == "fail"] == [2, 3]
     assert call("resume", books).code == 1
+    assert [_journal(books, epoch)[1]["m"] for epoch in (1, 2, 3)] == ["inprocess", "pool", "pool"]
     options = _options(books)
     assert (options["max_failures"], options["processes"]) == ("7", 2)
     common = options["config"]["common"]

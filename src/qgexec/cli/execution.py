@@ -18,7 +18,7 @@ from qgexec.errors import QgexecError
 if TYPE_CHECKING:
     from qgexec.api import GraphExecutor
 
-__all__ = ["conclude", "outcome_of", "warm_up"]
+__all__ = ["conclude", "default_model", "outcome_of", "warm_up"]
 
 
 def warm_up(model: str, *, implicit_threads: bool = False) -> None:
@@ -32,6 +32,11 @@ def warm_up(model: str, *, implicit_threads: bool = False) -> None:
     import_module("qgexec.api")
     gc.freeze()
     gc.enable()
+
+
+def default_model(processes: int) -> str:
+    """Return the execution model for so many processes, where none is named."""
+    return "inprocess" if processes == 1 else "pool"
 
 
 def outcome_of(execute: Callable[[], None]) -> tuple[int, QgexecError | None]:

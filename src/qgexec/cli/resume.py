@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from qgexec.cli import options
-from qgexec.cli.execution import conclude, outcome_of, warm_up
+from qgexec.cli.execution import conclude, default_model, outcome_of, warm_up
 
 __all__ = ["resume"]
 
@@ -54,14 +54,15 @@ def resume(*, run_dir: Path, force: bool, strict_versions: bool, summary: str | 
         for name, value in given.items()
         if name in _OPTIONS and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    warm_up(given["model"] or _model_of(run_dir))
+    model = given["model"] or _model_of(run_dir, changes.get("processes"))
+    warm_up(model)
     from qgexec.api import GraphExecutor
     from qgexec.cli.display import Display
 
     with Display() as display:
         executor = GraphExecutor.of_run(
             run_dir,
-            model=given["model"],
+            model=model,
             config=config,
             observe=display.observe,
             interrupted=display.interrupted,
@@ -72,8 +73,11 @@ def resume(*, run_dir: Path, force: bool, strict_versions: bool, summary: str | 
     sys.exit(conclude(executor, code, broken, summary=summary))
 
 
-def _model_of(run_dir: Path) -> str:
-    """Return the model that the run had; it also fails at once where there is no run."""
+def _model_of(run_dir: Path, processes: int | None) -> str:
+    """Return the model that the run had; where that follows from ``-j``, a new ``-j`` decides anew."""
     from qgexec.rundir import RunDir
 
-    return RunDir.open(run_dir).read_settings().model
+    model = RunDir.open(run_dir).read_settings().model
+    if processes is not None and model in ("inprocess", "pool"):
+        return default_model(processes)
+    return model

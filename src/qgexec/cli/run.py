@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgexec.cli import options
-from qgexec.cli.execution import conclude, outcome_of, warm_up
+from qgexec.cli.execution import conclude, default_model, outcome_of, warm_up
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def run(
     _check_use(graph, building, given | {"summary": summary}, init_only=init_only)
     _check_files({"--summary": summary, "--save-qgraph": building.save_qgraph})
     config = options.run_config(given)
-    model = given.pop("model") or ("inprocess" if given["processes"] == 1 else "pool")
+    model = given.pop("model") or default_model(given["processes"])
     if not init_only:
         warm_up(model, implicit_threads=given["enable_implicit_threading"])
     graph = graph or _build(building, given)
