@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from repos import MockRepository
 
+    from tests.peer.postgres import PostgresServer
+
 # How long an example takes depends on what else the machine does; a test must not.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -49,3 +51,28 @@ def repository(template: MockRepository, tmp_path: Path) -> MockRepository:
     from repos import copy_template
 
     return copy_template(template, tmp_path / "data")
+
+
+@contextmanager
+def _postgres() -> Iterator[PostgresServer]:
+    from tests.peer.postgres import find_programs, start_server
+
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
+    with start_server(programs) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this session's own."""
+    with _postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this module's own, to be stopped and started."""
+    with _postgres() as server:
+        yield server

@@ -47,7 +47,7 @@ from tests.crashforks import (
     replace,
     start_fork,
 )
-from tests.peer.postgres import PostgresServer, find_programs, start_server
+from tests.peer.postgres import PostgresServer
 
 _DISK_BYTES = 24 << 20
 """Room on a disk of a test's own: several times what a run needs."""
@@ -298,16 +298,6 @@ def test_registry_is_locked_for_too_long(
     unlock()
     assert resume(site, model) == 0
     check_end(site, undisturbed)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of this module's own, to be stopped and started."""
-    programs = find_programs()
-    if programs is None:
-        pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
-    with start_server(programs) as server:
-        yield server
 
 
 @pytest.mark.postgres

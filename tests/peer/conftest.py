@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN
 from .cases import Case, Step
 from .commands import Command, Forks, start_program
 from .dumps import Dump, dump
-from .postgres import PostgresServer, find_programs, start_server
 from .repositories import REPOSITORIES, Template, make_template
 from .tasks import environment
 
@@ -23,16 +22,6 @@ SIDES = {
     "pool": ("qgexec", "-j", "2", "--model", "pool"),
 }
 """The programs that are compared, and what makes each run as it is to."""
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of this session's own."""
-    programs = find_programs()
-    if programs is None:
-        pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
-    with start_server(programs) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, Pro
 from qgexec.errors import IngestError, RepositoryError
 from qgexec.rubin.ingest import Ingester, IngesterOpener
 from qgexec.rubin.outage import Patience, is_gone, is_locked
-from tests.peer.postgres import PostgresServer, find_programs, start_server
+from tests.peer.postgres import PostgresServer
 
 
 class FakeDriverError(Exception):
@@ -102,16 +102,6 @@ def test_connection_is_let_go_before_another_try() -> None:
     assert patience.retry(act, disconnect=lambda: told.append("let go")) == "done"
     assert told == ["try", "try", "let go", "try", "let go", "try"]
     assert clock.pauses == sorted(clock.pauses)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of this module's own, to be stopped and started."""
-    programs = find_programs()
-    if programs is None:
-        pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
-    with start_server(programs) as server:
-        yield server
 
 
 @pytest.fixture
