@@ -406,3 +406,15 @@ def test_next_driver_is_not_stopped_by_the_last_ones_reason() -> None:
     scheduler.apply(began)
     assert (scheduler.stopping, scheduler.wants_stop(), scheduler.finished) == (None, None, False)
     assert _chosen(scheduler) == [1]
+
+
+def test_more_cores_than_there_are() -> None:
+    """A quantum that asks for more cores than there are gets all of them, and is told what it asked for."""
+    policy = Policy(rules={"a": TaskRules(request=Resources(8)), "b": TaskRules(request=Resources(1))})
+    scheduler = _scheduler("a b", policy)
+    assert scheduler.stuck(Resources(2)) is not None
+    scheduler.limit_cores(2)
+    assert scheduler.stuck(Resources(2)) is None
+    (attempt,) = scheduler.select(Resources(2))
+    assert (attempt.task_label, attempt.resources.cores) == ("a", 8)
+    assert scheduler.select(Resources(1)) == []
