@@ -118,3 +118,19 @@ qgexec.assembly.prepare_graph = interrupted
 from qgexec.cli.main import main
 main()
 """
+
+
+def test_asked_how_far_it_is(begin: Callable[[int], Command], moods: Moods, folder: Path) -> None:
+    """SIGUSR1 has a line of progress printed, and is no harm before and after the run either."""
+    command = begin(2)
+    command.signal(signal.SIGUSR1)
+    command.wait_for(f"0/{N_QUANTA} done, 2 running")
+    moods.let_go()
+    assert command.finish().code == 0
+
+
+def test_asked_too_early(repository: MockRepository, start: Start) -> None:
+    """A run that is asked before it has begun begins all the same."""
+    given = ("run", "-b", repository.root, "-g", repository.graph, "--register-dataset-types")
+    command = start(*given, interpreter=("-c", _INTERRUPTED_WHILE_READING.replace("SIGINT", "SIGUSR1")))
+    assert command.finish().code == 0

@@ -9,6 +9,7 @@ import gc
 import importlib
 import io
 import logging
+import signal
 import sys
 import traceback
 
@@ -88,6 +89,8 @@ def main() -> None:
     use or bad input, 130 interrupted.
     """
     wants_traceback = "--traceback" in sys.argv[1:]
+    # Who asks a run how far it is may ask before it has begun, or as it ends: that must not kill it.
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Data IDs and messages may hold what the locale's encoding does not have.
