@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,9 +125,10 @@ def test_heart_beats(tmp_path: Path) -> None:
     file = tmp_path / "0001.jsonl"
     file.touch()
     os.utime(file, (_OLD, _OLD))
+    deadline = time.monotonic() + 30
     with Heartbeat(file, every_s=0.001):
         while file.stat().st_mtime == _OLD:
-            pass
+            assert time.monotonic() < deadline
     os.utime(file, (_OLD, _OLD))
     assert file.stat().st_mtime == _OLD
 

@@ -246,13 +246,21 @@ def test_stopped_worker(ears: Ears, tmp_path: Path) -> None:
     assert f"worker 1 (pid {pid}) was stopped by a signal for 1 s while it ran the quantum" in event.reason
 
 
+def _stop(pid: int) -> None:
+    """Stop a process; until it has stopped it might still take a message."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+
+
 def test_stopped_while_idle(tmp_path: Path) -> None:
     """What a stopped worker was sent and never began is done by another; nothing is lost."""
     pool = Pool(1, watch_period_s=OFTEN_S, silence_limit_s=1.0)
     pool.open(make_run(tmp_path))
     (event,) = endings(work_off(pool, attempts("isr")))
     assert isinstance(event, AttemptSucceeded)
-    os.kill(event.outcome.pid, signal.SIGSTOP)
+    _stop(event.outcome.pid)
     events = work_off(pool, attempts("isr", "isr", "isr"))
     pool.close(cancel=True)
     assert {type(event) for event in endings(events)} == {AttemptSucceeded}
