@@ -191,3 +191,10 @@ def test_overridden(tmp_path: Path) -> None:
     second = Journal.create(journal, after=2)
     with first, second, pytest.raises(RunHeldError, match="has taken over"):
         first.check_held()
+
+
+def test_two_readings_of_one_start(tmp_path: Path) -> None:
+    """A driver that closed its books has closed them, also where its start was read a little differently."""
+    header = Writer(_DRIVER.host, _DRIVER.pid, _DRIVER.pid_started_at + 1.0)
+    journal = _written(tmp_path, (header, [_DRIVER, RunEnded(2.0, EndReason.STOPPED)]))
+    assert not History.read(journal, make_plan("a b c"), Policy()).is_open

@@ -7,7 +7,6 @@ and errors.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,8 +62,6 @@ __all__ = [
     "QuantaFailedError",
     "QuantaTimedOutError",
 ]
-
-_logger = logging.getLogger(__name__)
 
 
 class QuantaFailedError(QgexecError, MPGraphExecutorError):

@@ -120,15 +120,15 @@ def collect(run_dir: RunDir, plan: Plan, ingestion: Ingestion, *, force: bool = 
     """
     history = History.read(run_dir.journal, plan, Policy())
     require_free(run_dir.journal, history, force=force)
-    with Journal.create(run_dir.journal, after=history.epoch, writer=this_process()) as journal:
+    me = this_process()
+    with Journal.create(run_dir.journal, after=history.epoch, writer=me) as journal:
 
         def record(event: Event) -> None:
             history.scheduler.check(event)
             journal.append(event)
             history.apply(event)
 
-        now = time.time()
-        record(RunStarted(now, socket.gethostname(), os.getpid(), now, "collect", len(plan)))
+        record(RunStarted(time.time(), me.host, me.pid, me.pid_started_at, "collect", len(plan)))
         try:
             for event in _new_events(run_dir.path / _FOLDER, history.scheduler):
                 record(event)

@@ -39,6 +39,14 @@ def writer_of(driver: RunStarted) -> Writer:
     return Writer(driver.host, driver.pid, driver.pid_started_at)
 
 
+def _is_same(writer: Writer | None, driver: Writer) -> bool:
+    """Return whether these may be one process; two readings of its start agree within 2 s."""
+    return writer is None or (
+        (writer.host, writer.pid) == (driver.host, driver.pid)
+        and abs(writer.pid_started_at - driver.pid_started_at) <= 2.0
+    )
+
+
 class History:
     """What a journal tells of a run, up to its last event.
 
@@ -98,7 +106,7 @@ class History:
             history.writer, is_whole = read_writer(journal, history.epoch)
             driver = history.driver
             # A last file without events: its writer was killed, or has only just begun.
-            if not is_whole or driver is None or history.writer not in (None, writer_of(driver)):
+            if not is_whole or driver is None or not _is_same(history.writer, writer_of(driver)):
                 history.is_open = True
         return history
 

@@ -64,9 +64,6 @@ class WorkbenchOptions:
     raise_on_partial_outputs: bool = True
     """A task that reports partial outputs has failed, rather than succeeded with a caveat."""
 
-    resources: ExecutionResources | None = None
-    """What a task is told that it may use; `None` for what its attempt was given."""
-
     implicit_threads: bool = False
     """Leave numerical libraries their own threads."""
 
@@ -233,7 +230,7 @@ class _Sitting:
         executor = SingleQuantumExecutor(
             butler=None,
             limited_butler_factory=lambda _: butler,
-            resources=options.resources or _execution_resources(self._attempt.resources),
+            resources=_execution_resources(self._attempt.resources),
             skip_existing=options.skip_existing and not replaces_log,
             # An earlier attempt that got as far as its log had nothing in its way, or was to remove it.
             clobber_outputs=options.clobber_outputs or replaces_log,
