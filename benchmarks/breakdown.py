@@ -25,16 +25,19 @@ PARTS = {
     "load": ("qgexec.rubin.graphfile:read_plan", "qgexec.rubin.graphfile:prepare_graph"),
     "prepare": ("qgexec.rubin.preexec:prepare_run",),
     "schedule": (
-        "qgexec.scheduler:Scheduler.select",
-        "qgexec.scheduler:Scheduler.check",
-        "qgexec.scheduler:Scheduler.apply",
+        "qgexec.scheduling.scheduler:Scheduler.select",
+        "qgexec.scheduling.scheduler:Scheduler.check",
+        "qgexec.scheduling.scheduler:Scheduler.apply",
     ),
-    "journal": ("qgexec.journal:Journal.append",),
+    "journal": ("qgexec.books.journal:Journal.append",),
     "send": ("qgexec.models.pool:Pool.start", "qgexec.models.pool:Pool.wait"),
     "read": ("qgexec.rubin.graphfile:GraphSource.quantum",),
     "execute": ("lsst.pipe.base.single_quantum_executor:SingleQuantumExecutor.execute",),
     "export": ("qgexec.rubin.workbench:Workbench.execute",),
-    "offer": ("qgexec.ingestion:IngestionProcess.offer", "qgexec.ingestion:IngestionProcess.collect"),
+    "offer": (
+        "qgexec.ingestion.process:IngestionProcess.offer",
+        "qgexec.ingestion.process:IngestionProcess.collect",
+    ),
     "ingest": ("qgexec.rubin.ingest:Ingester.ingest",),
 }
 """What is clocked, by the name of its part: time in a part that is called by another is the inner one's.

@@ -14,9 +14,9 @@ from lsst.daf.butler import Butler, ButlerLogRecords, DatasetRef
 from lsst.pipe.base import TaskMetadata
 from lsst.utils.packages import Packages
 
+from qgexec.books.journal import read_events
 from qgexec.events import AttemptSkipped, AttemptStarted, AttemptSucceeded
-from qgexec.journal import read_events
-from qgexec.report import read_report
+from qgexec.reports.report import read_report
 from qgexec.rubin.compat import export_records
 
 __all__ = ["EndState", "Work", "read_end_state", "read_work"]

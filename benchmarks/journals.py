@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
+from qgexec.books.journal import read_events
+from qgexec.books.rundir import RunDir
 from qgexec.events import AttemptSucceeded
-from qgexec.journal import read_events
 from qgexec.quantum import Outcome
-from qgexec.rundir import RunDir
 
 __all__ = ["Drift", "cost_drift", "log_size_drift", "memory_drift", "outcomes"]
 

@@ -15,9 +15,9 @@ from benchmarks.measure import Measurement, run_measured
 from benchmarks.mockgraph import MockGraph, MockShape, make_mock_graph
 from benchmarks.planning import write_large_graph
 from benchmarks.tables import Section, Table
+from qgexec.books.journal import read_events
+from qgexec.books.rundir import RunDir
 from qgexec.events import WorkerStarted
-from qgexec.journal import read_events
-from qgexec.rundir import RunDir
 
 __all__ = ["plan", "read", "transport", "where"]
 

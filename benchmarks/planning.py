@@ -17,11 +17,11 @@ from pathlib import Path
 from benchmarks.mockgraph import MockShape
 from benchmarks.synthetic import SyntheticQuantum, read_block, synthetic_id, write_synthetic_graph
 from qgexec.events import AttemptStarted, AttemptSucceeded
-from qgexec.plan import Plan
-from qgexec.policy import Policy
 from qgexec.quantum import Outcome, OutcomeStatus, Resources
 from qgexec.rubin.graphfile import read_plan
-from qgexec.scheduler import Scheduler
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.policy import Policy
+from qgexec.scheduling.scheduler import Scheduler
 
 __all__ = ["PlanCost", "measure_plan", "write_large_graph"]
 

@@ -21,9 +21,9 @@ from benchmarks.endstate import EndState, read_end_state, read_work
 from benchmarks.measure import BenchmarkError
 from benchmarks.mockgraph import OUTPUT_RUN, MockGraph, make_mock_graph
 from benchmarks.tables import Section, Table, spread
+from qgexec.books.journal import read_events
 from qgexec.events import WorkerEnded, WorkerStarted
-from qgexec.journal import read_events
-from qgexec.processes import process_started_at
+from qgexec.processes.forked import process_started_at
 
 __all__ = ["soak"]
 

@@ -21,6 +21,8 @@ from benchmarks.measure import Measurement, run_measured
 from benchmarks.mockgraph import MockShape
 from benchmarks.synthetic import synthetic_id
 from benchmarks.tables import Section, Table
+from qgexec.books.journal import Journal, SegmentWriter, segment_path
+from qgexec.books.rundir import RunDir, RunSettings
 from qgexec.cli.main import main as qgexec
 from qgexec.events import (
     AttemptFailed,
@@ -34,10 +36,8 @@ from qgexec.events import (
     RunStarted,
     WorkerStarted,
 )
-from qgexec.journal import Journal, SegmentWriter, segment_path
-from qgexec.plan import DataIds, Plan
 from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus, RunContext, SegmentRef
-from qgexec.rundir import RunDir, RunSettings
+from qgexec.scheduling.plan import DataIds, Plan
 
 __all__ = ["make_books", "status"]
 

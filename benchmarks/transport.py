@@ -20,10 +20,10 @@ from queue import SimpleQueue
 from qgexec.events import AttemptStarted, AttemptSucceeded, Event
 from qgexec.models.base import ExecutionModel, Run
 from qgexec.models.pool import Pool
-from qgexec.plan import Plan
-from qgexec.policy import Policy
 from qgexec.quantum import Attempt, Outcome, OutcomeStatus, RunContext
-from qgexec.scheduler import Scheduler
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.policy import Policy
+from qgexec.scheduling.scheduler import Scheduler
 
 __all__ = ["NoOpBench", "Rate", "open_no_op_bench", "run_futures", "run_pool"]
 

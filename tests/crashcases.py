@@ -15,12 +15,15 @@ from lsst.resources.file import FileResourcePath
 from lsst.utils.packages import Packages
 from repos import OUTPUT_RUN
 
-import qgexec.holder
+import qgexec.books.holder
 import qgexec.resume
 import qgexec.rubin.discard
 import qgexec.rubin.ingest
 import qgexec.rubin.settle
 from benchmarks.endstate import read_work
+from qgexec.books.journal import Journal, SegmentWriter
+from qgexec.books.rundir import RunDir
+from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.events import (
     AttemptFailed,
     AttemptLost,
@@ -37,12 +40,9 @@ from qgexec.events import (
     WorkerEnded,
     WorkerStarted,
 )
-from qgexec.journal import Journal, SegmentWriter
 from qgexec.models.inprocess import InProcess
 from qgexec.rubin.ingest import Ingester
 from qgexec.rubin.recorder import Recorder
-from qgexec.runconfig import RunConfig, TaskSettings
-from qgexec.rundir import RunDir
 from tests.crashes import (
     Case,
     Site,
@@ -432,7 +432,7 @@ def power_cut(harm: Callable[[Site], None]) -> Case:
     def play(site: Site) -> None:
         assert begin(site, fault=at_record(12, "after")) == KILLED
         harm(site)
-        came_back = partial(replace, qgexec.holder, "_booted_at", lambda: math.inf)
+        came_back = partial(replace, qgexec.books.holder, "_booted_at", lambda: math.inf)
         assert resume(site, fault=came_back) == 0
 
     return play

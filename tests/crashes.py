@@ -31,11 +31,13 @@ from moods import MoodyTask
 from repos import OUTPUT, OUTPUT_RUN, MockRepository, add_standard_tasks, connection, open_repository
 
 from benchmarks.endstate import EndState, read_end_state, read_work
-from qgexec import executor, ingestion, processes
+from qgexec import executor
 from qgexec.api import GraphExecutor, Preparation, QuantaFailedError
 from qgexec.assembly import OpenRun
-from qgexec.batches import Batching
 from qgexec.errors import QgexecError
+from qgexec.ingestion import process as ingestion
+from qgexec.ingestion.batches import Batching
+from qgexec.processes import forked
 from qgexec.rubin import PRELOAD
 from tests.crashfaults import Fault, nothing
 from tests.crashforks import DEADLINE_S, Fork, ForkedServer, complain, die_with, replace, start_fork
@@ -211,8 +213,8 @@ def _drive(site: Site, model: str, fault: Fault, action: Callable[[], None]) -> 
         _make_eager(model)
         fault()
         if model == "pool":
-            replace(processes, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": ForkedServer}))
-            processes.warm_up(PRELOAD)
+            replace(forked, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": ForkedServer}))
+            forked.warm_up(PRELOAD)
         try:
             action()
         except QuantaFailedError:
@@ -221,7 +223,7 @@ def _drive(site: Site, model: str, fault: Fault, action: Callable[[], None]) -> 
             complain()
             return 2
         finally:
-            processes.shut_down()
+            forked.shut_down()
         return 0
 
     return start_fork(work)

@@ -14,8 +14,8 @@ from kills import die
 from moods import MoodyTask
 
 from qgexec import linefile
+from qgexec.books.journal import Journal
 from qgexec.events import Event
-from qgexec.journal import Journal
 from qgexec.quantum import Attempt
 from qgexec.rubin.workbench import Workbench
 from tests.crashforks import replace

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from kills import die
 
-from qgexec import forkserver
+from qgexec.processes import forkserver
 
 KILLED = -signal.SIGKILL
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qgexec.books.journal import Journal, SegmentWriter, segment_path
+from qgexec.books.rundir import RunDir, RunSettings
 from qgexec.events import (
     AttemptFailed,
     AttemptLost,
@@ -19,10 +21,8 @@ from qgexec.events import (
     StopReason,
     StopRequested,
 )
-from qgexec.journal import Journal, SegmentWriter, segment_path
 from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus, RunContext
-from qgexec.report import RunReport, read_report
-from qgexec.rundir import RunDir, RunSettings
+from qgexec.reports.report import RunReport, read_report
 from qgexec.testing import make_plan
 
 PLAN = make_plan("isr:1 isr:2 isr:3 isr:4 isr:5; isr:1 -> calibrate:1; isr:2 -> calibrate:2 -> coadd")

@@ -34,10 +34,10 @@ from repos import (
 
 from qgexec import GraphExecutor
 from qgexec.api import Preparation, QuantaFailedError
+from qgexec.books.rundir import RunDir
 from qgexec.errors import CollectionError, ModelError, UsageError
 from qgexec.quantum import Quanta
-from qgexec.report import read_report
-from qgexec.rundir import RunDir
+from qgexec.reports.report import read_report
 
 EVERYTHING = Preparation(register_dataset_types=True)
 

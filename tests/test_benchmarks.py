@@ -21,7 +21,7 @@ from benchmarks.owntime import measure_own_time
 from benchmarks.planning import write_large_graph
 from benchmarks.status import make_books
 from benchmarks.tables import Section, Table, machine_facts
-from qgexec.report import RunState, read_report
+from qgexec.reports.report import RunState, read_report
 from qgexec.rubin.graphfile import read_plan
 
 SHAPE = MockShape(2, 3)

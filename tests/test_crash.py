@@ -8,7 +8,7 @@ import pytest
 from repos import MockRepository
 
 from benchmarks.endstate import EndState
-from qgexec.journal import read_events
+from qgexec.books.journal import read_events
 from tests.crashcases import (
     BEFORE,
     CASES,

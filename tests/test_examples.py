@@ -13,7 +13,7 @@ from repos import N_QUANTA, OUTPUT_RUN, MockRepository
 
 from qgexec.api import GraphExecutor, Preparation
 from qgexec.cli.main import cli
-from qgexec.report import read_report
+from qgexec.reports.report import read_report
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

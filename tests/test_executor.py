@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qgexec.books.journal import Journal, read_events
 from qgexec.errors import IngestError, JournalError, ModelError
 from qgexec.events import (
     AttemptReturned,
@@ -26,12 +27,11 @@ from qgexec.events import (
     StopRequested,
 )
 from qgexec.executor import Ingestion, Interrupts, Loop, NoIngestion
-from qgexec.journal import Journal, read_events
 from qgexec.models.base import ModelFacts, Run
-from qgexec.plan import Plan
-from qgexec.policy import Policy, TaskRules
 from qgexec.quantum import Attempt, Outcome, OutcomeStatus, Resources, RunContext, SegmentRef
-from qgexec.scheduler import Scheduler, State
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.policy import Policy, TaskRules
+from qgexec.scheduling.scheduler import Scheduler, State
 from qgexec.testing import Ending, FakeBenchOpener, FakeModel, make_plan
 
 RoomFor = Callable[[int], AbstractContextManager[None]]

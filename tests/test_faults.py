@@ -19,8 +19,8 @@ from lsst.daf.butler.registry.databases import sqlite as upstream_sqlite
 from repos import MockRepository
 
 from benchmarks.endstate import EndState
-from qgexec.journal import Journal
-from qgexec.report import read_report
+from qgexec.books.journal import Journal
+from qgexec.reports.report import read_report
 from qgexec.rubin.outage import Patience
 from tests.cli.commands import drop_powers
 from tests.crashes import (

@@ -26,12 +26,12 @@ from qgexec.events import (
     StopReason,
     StopRequested,
 )
-from qgexec.plan import Plan
-from qgexec.policy import Account, Policy, Retries, TaskRules
-from qgexec.progress import Progress
 from qgexec.quantum import Attempt, ExceptionSummary, Resources
-from qgexec.scheduler import Scheduler
-from qgexec.states import FINAL_STATES, State
+from qgexec.reports.progress import Progress
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.policy import Account, Policy, Retries, TaskRules
+from qgexec.scheduling.scheduler import Scheduler
+from qgexec.scheduling.states import FINAL_STATES, State
 from qgexec.testing import AnyEnding, Ending, FakeClock, ended, plan_of
 
 _LABELS = "abcd"

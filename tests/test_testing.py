@@ -26,10 +26,10 @@ from qgexec.events import (
     StopRequested,
 )
 from qgexec.models.base import Bench, ExecutionModel, Run
-from qgexec.policy import Policy, Retries, TaskRules
 from qgexec.quantum import Attempt, ExceptionSummary, OutcomeStatus, Resources, RunContext, SegmentRef
-from qgexec.scheduler import Scheduler
-from qgexec.states import State
+from qgexec.scheduling.policy import Policy, Retries, TaskRules
+from qgexec.scheduling.scheduler import Scheduler
+from qgexec.scheduling.states import State
 from qgexec.testing import (
     AnyEnding,
     BenchAct,

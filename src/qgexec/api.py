@@ -33,24 +33,24 @@ from qgexec.assembly import (
     policy_of,
     tell_beforehand,
 )
+from qgexec.books.holder import this_process
+from qgexec.books.journal import Journal
+from qgexec.books.rundir import RunDir, RunSettings, default_run_dir
+from qgexec.config.runconfig import RunConfig, TaskSettings
+from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, UsageError
 from qgexec.events import StopReason
 from qgexec.executor import Loop
-from qgexec.holder import this_process
-from qgexec.journal import Journal
 from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
-from qgexec.report import read_report
+from qgexec.reports.report import read_report
 from qgexec.resume import reopen, take_over
 from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
 from qgexec.rubin.qgfile import QgFile
 from qgexec.rubin.upstream_report import make_upstream_report
-from qgexec.runconfig import RunConfig, TaskSettings
-from qgexec.rundir import RunDir, RunSettings, default_run_dir
-from qgexec.runoptions import RunOptions
-from qgexec.scheduler import Scheduler, State
+from qgexec.scheduling.scheduler import Scheduler, State
 
 if TYPE_CHECKING:
     from lsst.resources import ResourcePathExpression
@@ -102,7 +102,7 @@ class GraphExecutor(QuantumGraphExecutor):
     retries
         How often a quantum is tried again that failed by its own fault.
     config
-        Resources and retries by task, from `qgexec.runfile.read_run_config`; where both say
+        Resources and retries by task, from `qgexec.config.bpsfile.read_config`; where both say
         something, ``retries``, ``timeout_s`` and ``resources`` replace what it says for all tasks.
     grace_s
         Seconds that running quanta have to finish after an interrupt; `None` for as long as they take.
@@ -231,7 +231,7 @@ class GraphExecutor(QuantumGraphExecutor):
         config
             What is to hold besides, or instead of, what the run was told of resources and retries.
         **changes
-            Attributes of `qgexec.runoptions.RunOptions`.
+            Attributes of `qgexec.config.runoptions.RunOptions`.
 
         Raises
         ------

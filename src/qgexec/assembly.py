@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qgexec.books.journal import Journal
+from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.config.runconfig import make_policy, remarks
+from qgexec.config.runoptions import RunOptions
 from qgexec.events import Event
 from qgexec.executor import Ingestion, Interrupts, Loop, NoIngestion
-from qgexec.ingestion import IngestionProcess, InlineIngestion
-from qgexec.journal import Journal
-from qgexec.machine import machine_memory_bytes
+from qgexec.ingestion.process import IngestionProcess, InlineIngestion
 from qgexec.models.base import BenchOpener, ExecutionModel, Run, SimpleModel
 from qgexec.models.pool import Pool
 from qgexec.models.registry import Model, find_model
-from qgexec.plan import Plan
-from qgexec.policy import Policy
+from qgexec.processes.machine import machine_memory_bytes
 from qgexec.quantum import QuantumNode, RunContext, SegmentRef
 from qgexec.rubin import PRELOAD
 from qgexec.rubin.graphfile import GraphSource, fixup_edges, prepare_graph, read_plan, serial_labels
@@ -29,10 +30,9 @@ from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
 from qgexec.rubin.recorder import Books
 from qgexec.rubin.repository import locate, open_butler
 from qgexec.rubin.workbench import ExecutorBenchOpener, WorkbenchOpener, WorkbenchOptions
-from qgexec.runconfig import make_policy, remarks
-from qgexec.rundir import RunDir, RunSettings
-from qgexec.runoptions import RunOptions
-from qgexec.scheduler import Scheduler, State
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.policy import Policy
+from qgexec.scheduling.scheduler import Scheduler, State
 
 __all__ = [
     "Client",

@@ -13,7 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from qgexec.codec import decode, encode
+from qgexec.books.codec import decode, encode
+from qgexec.books.history import History
+from qgexec.books.holder import require_free, this_process
+from qgexec.books.journal import Journal
+from qgexec.books.rundir import RunDir
 from qgexec.errors import RunDirError, UsageError
 from qgexec.events import (
     AttemptSkipped,
@@ -26,15 +30,11 @@ from qgexec.events import (
     RunStarted,
 )
 from qgexec.executor import Ingestion
-from qgexec.history import History
-from qgexec.holder import require_free, this_process
-from qgexec.journal import Journal
 from qgexec.models.base import BenchOpener
-from qgexec.plan import Plan
-from qgexec.policy import Policy
 from qgexec.quantum import Attempt
-from qgexec.rundir import RunDir
-from qgexec.scheduler import FINAL_STATES, Scheduler
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.policy import Policy
+from qgexec.scheduling.scheduler import FINAL_STATES, Scheduler
 
 __all__ = ["collect", "execute_quanta"]
 

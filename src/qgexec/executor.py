@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Protocol, cast
 
+from qgexec.books.holder import HEARTBEAT_S, Heartbeat
+from qgexec.books.journal import Journal
 from qgexec.errors import IngestError, JournalError, ModelError
 from qgexec.events import (
     AttemptFailed,
@@ -37,12 +39,10 @@ from qgexec.events import (
     StopReason,
     StopRequested,
 )
-from qgexec.holder import HEARTBEAT_S, Heartbeat
-from qgexec.journal import Journal
 from qgexec.models.base import ExecutionModel, Run
-from qgexec.processes import process_started_at
+from qgexec.processes.forked import process_started_at
 from qgexec.quantum import Outcome, SegmentRef
-from qgexec.scheduler import Scheduler
+from qgexec.scheduling.scheduler import Scheduler
 
 __all__ = ["Ingestion", "Interrupts", "Loop", "NoIngestion"]
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qgexec import batch
-from qgexec.ingestion import InlineIngestion
+from qgexec.books.rundir import RunDir
+from qgexec.ingestion.process import InlineIngestion
 from qgexec.rubin.graphfile import prepare_graph
 from qgexec.rubin.ingest import IngesterOpener
 from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
 from qgexec.rubin.recorder import Books
 from qgexec.rubin.workbench import WorkbenchOpener, WorkbenchOptions
-from qgexec.rundir import RunDir
 
 __all__ = ["collect", "execute_quanta", "prepare"]
 

@@ -29,21 +29,21 @@ from qgexec.assembly import (
     tell_beforehand,
     workbench_opener,
 )
-from qgexec.attemptlog import keep_streamed_logs
+from qgexec.books.history import History
+from qgexec.books.holder import has_restarted_since, require_free, this_process
+from qgexec.books.journal import Journal, read_detail
+from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.config.runoptions import RunOptions
 from qgexec.errors import GraphError, JournalError, UsageError
 from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event, RunReopened
 from qgexec.executor import Loop
-from qgexec.history import History
-from qgexec.holder import has_restarted_since, require_free, this_process
-from qgexec.journal import Journal, read_detail
 from qgexec.models.base import ExecutionModel
-from qgexec.policy import Policy
 from qgexec.quantum import RunContext, SegmentRef
+from qgexec.reports.attemptlog import keep_streamed_logs
 from qgexec.rubin.settle import InTheAir, missing_outputs, settle
 from qgexec.rubin.versions import update_versions
 from qgexec.rubin.workbench import WorkbenchOpener
-from qgexec.rundir import RunDir, RunSettings
-from qgexec.runoptions import RunOptions
+from qgexec.scheduling.policy import Policy
 
 __all__ = ["reopen", "take_over"]
 

@@ -31,10 +31,10 @@ from qgexec.events import (
     StopRequested,
 )
 from qgexec.models.base import ExecutionModel, ModelFacts, Run
-from qgexec.plan import DataIds, Plan
-from qgexec.policy import INVALID_QUANTUM_EXIT_CODE, REPEATABLE_QUANTUM_EXIT_CODE
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus, Resources, SegmentRef
-from qgexec.scheduler import Scheduler
+from qgexec.scheduling.plan import DataIds, Plan
+from qgexec.scheduling.policy import INVALID_QUANTUM_EXIT_CODE, REPEATABLE_QUANTUM_EXIT_CODE
+from qgexec.scheduling.scheduler import Scheduler
 
 __all__ = [
     "AnyEnding",

@@ -17,7 +17,7 @@ from repos import (
     save_graph,
 )
 
-from qgexec import processes
+from qgexec.processes import forked
 from tests.cli.commands import Command, Moods
 from tests.cli.moodytask import MoodyTask, moody_config
 
@@ -37,7 +37,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MockRepositor
         graph: PipelineGraph = repo.pipeline_graph
         pipeline_yaml(graph, folder / "pipeline.yaml")
     yield template
-    processes.shut_down()
+    forked.shut_down()
 
 
 @pytest.fixture

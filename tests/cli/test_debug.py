@@ -16,12 +16,12 @@ import pytest
 from benchwork import Site, prepare_outputs
 from repos import OUTPUT_RUN, MockRepository
 
+from qgexec.books.journal import Journal
+from qgexec.books.rundir import RunDir, RunSettings
 from qgexec.events import AttemptFailed, AttemptStarted, AttemptSucceeded, Event, RunStarted
-from qgexec.journal import Journal
-from qgexec.plan import Plan
 from qgexec.quantum import OutcomeStatus, RunContext
 from qgexec.rubin.graphfile import read_plan
-from qgexec.rundir import RunDir, RunSettings
+from qgexec.scheduling.plan import Plan
 from tests.cli.commands import CHECKOUT, DEADLINE_S, Moods, call, one_message
 
 FAILING = "isr{visit: 1, detector: 2}"

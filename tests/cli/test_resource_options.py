@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qgexec.cli import options
-from qgexec.runconfig import RunConfig
+from qgexec.config.runconfig import RunConfig
 
 _taken: list[dict[str, Any]] = []
 

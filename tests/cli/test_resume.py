@@ -12,8 +12,8 @@ import pytest
 from repos import N_QUANTA, MockRepository
 
 from qgexec.api import GraphExecutor
+from qgexec.books.journal import journal_file
 from qgexec.errors import UsageError
-from qgexec.journal import journal_file
 from tests.cli.commands import Command, Moods, Result, call, datasets, one_message, report_of
 
 Start = Callable[..., Command]

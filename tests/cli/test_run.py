@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from repos import INPUT_CHAIN, N_QUANTA, OUTPUT_RUN, MockRepository
 
-from qgexec import processes
+from qgexec.processes import forked
 from tests.cli.commands import Command, Moods, Result, call, datasets, go_on_command, report_of
 from tests.cli.moodytask import STDERR_BYTES
 
@@ -344,5 +344,5 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         return place
 
     yield mount
-    processes.shut_down()
+    forked.shut_down()
     subprocess.run(["umount", place], check=False, capture_output=True)

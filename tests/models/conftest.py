@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from benches import Ears
 
-from qgexec import processes
+from qgexec.processes import forked
 
 
 @pytest.fixture
@@ -23,10 +23,10 @@ def ears(tmp_path: Path) -> Iterator[Ears]:
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """No process and no file descriptor is left over when the test ends."""
-    processes.shut_down()
+    forked.shut_down()
     before = _n_open_files()
     yield
-    processes.shut_down()
+    forked.shut_down()
     assert _n_open_files() == before
     assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
 

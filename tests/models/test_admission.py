@@ -11,13 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from qgexec.events import AttemptLost, AttemptReturned, AttemptStarted, AttemptSucceeded, Event
 from qgexec.models.dispatch import PREFETCH_S, Dispatch
+from qgexec.models.worker import decode_attempt
 from qgexec.models.workers import Worker
-from qgexec.policy import Policy, Retries, TaskRules
-from qgexec.processes import Channel, Message, Process
+from qgexec.processes.forked import Channel, Message, Process
 from qgexec.quantum import Attempt, Outcome, OutcomeStatus, Resources
-from qgexec.scheduler import Scheduler
+from qgexec.scheduling.policy import Policy, Retries, TaskRules
+from qgexec.scheduling.scheduler import Scheduler
 from qgexec.testing import plan_of
-from qgexec.worker import decode_attempt
 
 LABELS = ("small", "middle", "large", "alone")
 

@@ -9,7 +9,7 @@ import pytest
 
 from qgexec.models.alarms import Alarms
 from qgexec.models.workers import NEVER, Worker
-from qgexec.processes import Process
+from qgexec.processes.forked import Process
 
 NOW = 100.0
 

@@ -23,9 +23,9 @@ from qgexec.events import (
 from qgexec.models.base import ExecutionModel, Run
 from qgexec.models.inprocess import InProcess
 from qgexec.models.pool import Pool
-from qgexec.policy import Policy
 from qgexec.quantum import Attempt, Resources, SegmentRef
-from qgexec.scheduler import Scheduler
+from qgexec.scheduling.policy import Policy
+from qgexec.scheduling.scheduler import Scheduler
 from qgexec.testing import plan_of
 
 Maker = Callable[[], ExecutionModel]

@@ -10,7 +10,7 @@ import pytest
 
 from qgexec.models.dispatch import PREFETCH_S, Dispatch
 from qgexec.models.workers import Worker
-from qgexec.processes import Process
+from qgexec.processes.forked import Process
 from qgexec.quantum import Attempt
 
 

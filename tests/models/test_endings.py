@@ -12,8 +12,8 @@ from benches import attempts
 from qgexec.events import AttemptLost, AttemptOutOfMemory, AttemptReturned, AttemptTimedOut
 from qgexec.models.endings import Surroundings, epitaph, keep_papers
 from qgexec.models.workers import OverMemory, OverTime, Sentence, Unresponsive, Worker
-from qgexec.policy import Cause, cause_of
-from qgexec.processes import Process
+from qgexec.processes.forked import Process
+from qgexec.scheduling.policy import Cause, cause_of
 
 GB = 10**9
 FIRST, SECOND = attempts("isr", "isr")

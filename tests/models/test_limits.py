@@ -36,9 +36,9 @@ from qgexec.events import (
     WorkerEnded,
     WorkerStarted,
 )
-from qgexec.machine import MemoryGroup, find_memory_group, machine_memory_bytes
 from qgexec.models.pool import Pool
 from qgexec.models.workers import Unresponsive
+from qgexec.processes.machine import MemoryGroup, find_memory_group, machine_memory_bytes
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from benches import Bench, Ears, attempts, endings, make_run, wait_for, wait_gone, work_off
 
-from qgexec import processes
 from qgexec.errors import UsageError, WorkerStartError
 from qgexec.events import (
     AttemptLost,
@@ -24,6 +23,7 @@ from qgexec.events import (
 from qgexec.models.base import Run
 from qgexec.models.pool import Pool
 from qgexec.models.workers import NEVER
+from qgexec.processes import forked
 from qgexec.quantum import RunContext
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -320,7 +320,7 @@ def test_server_killed(ears: Ears, tmp_path: Path) -> None:
     pool.open(make_run(tmp_path))
     pool.start(attempts("hang", "isr"))
     ((_, pid),) = hear_while_waiting(pool, ears, 1)
-    os.kill(processes.warm_up(), signal.SIGKILL)
+    os.kill(forked.warm_up(), signal.SIGKILL)
     events = wait_for(pool, AttemptSucceeded)
     wait_gone(pid)
     pool.close(cancel=True)

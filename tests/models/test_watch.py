@@ -10,11 +10,11 @@ from typing import Any, cast
 import pytest
 from benches import attempts
 
-from qgexec.machine import MemoryGroup
 from qgexec.models.poolsettings import PoolSettings
 from qgexec.models.watch import OomKills, Watch
 from qgexec.models.workers import OverMemory, Sentence, Unresponsive, Worker
-from qgexec.processes import Message, Process
+from qgexec.processes.forked import Message, Process
+from qgexec.processes.machine import MemoryGroup
 from qgexec.quantum import Attempt
 
 PAGE = 4096

@@ -16,9 +16,9 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from repos import INPUT_CHAIN, OUTPUT_RUN, MockRepository
 
+from qgexec.books.journal import read_detail
+from qgexec.books.rundir import RunDir, RunSettings
 from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded
-from qgexec.journal import read_detail
-from qgexec.plan import Plan
 from qgexec.quantum import Attempt, Outcome, OutcomeStatus, RunContext
 from qgexec.rubin.compat import export_records
 from qgexec.rubin.datastores import leaf_datastores
@@ -27,7 +27,7 @@ from qgexec.rubin.ingest import Ingester, IngesterOpener
 from qgexec.rubin.quantumlog import pipetask_logging
 from qgexec.rubin.recorder import Books
 from qgexec.rubin.workbench import Workbench, WorkbenchOpener, WorkbenchOptions
-from qgexec.rundir import RunDir, RunSettings
+from qgexec.scheduling.plan import Plan
 
 VOLATILE = frozenset({"TaskMetadata", "ButlerLogRecords"})
 

@@ -451,5 +451,5 @@ class TestGraphSource:
 
     def test_importing_costs_no_butler(self) -> None:
         """The words of the plan do not import the stack (`qgexec --help` must be quick)."""
-        code = "import sys, qgexec.plan; sys.exit('lsst' in sys.modules)"
+        code = "import sys, qgexec.scheduling.plan; sys.exit('lsst' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

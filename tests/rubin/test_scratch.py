@@ -13,10 +13,10 @@ from moods import MoodyTask, mood, raising
 from repos import MockRepository, add_standard_tasks, copy_template, open_repository, save_graph
 
 from qgexec.errors import RepositoryError
-from qgexec.plan import Plan
 from qgexec.rubin.graphfile import read_plan
 from qgexec.rubin.logdataset import read_log
 from qgexec.rubin.scratch import Scratch, open_scratch
+from qgexec.scheduling.plan import Plan
 
 CHAIN = """
 datastore:

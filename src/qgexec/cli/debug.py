@@ -48,11 +48,11 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
     QUANTUM is an index, a UUID, or label{key: value, ...} as the report prints
     it; keys that are not needed to tell it from the others may be left out.
     """
-    from qgexec.attemptlog import find_log
-    from qgexec.quantumname import find_quantum
-    from qgexec.rundir import RunDir
-    from qgexec.snapshot import read_fold
-    from qgexec.table import printable
+    from qgexec.books.rundir import RunDir
+    from qgexec.reports.attemptlog import find_log
+    from qgexec.reports.quantumname import find_quantum
+    from qgexec.reports.snapshot import read_fold
+    from qgexec.reports.table import printable
 
     books = RunDir.open(run_dir)
     plan = books.load_plan()
@@ -104,8 +104,8 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
 
     Exit codes: 0 it succeeded, 1 it failed.
     """
-    from qgexec.quantumname import find_quantum
-    from qgexec.rundir import RunDir
+    from qgexec.books.rundir import RunDir
+    from qgexec.reports.quantumname import find_quantum
 
     module = _debugger(debugger)
     books = RunDir.open(run_dir)
@@ -119,8 +119,8 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
     index = find_quantum(plan, quantum)
     click.echo(f"Quantum {index}: {plan.describe(index)}", err=True)
     from qgexec.assembly import policy_of
+    from qgexec.config.runoptions import RunOptions
     from qgexec.rubin.scratch import open_scratch
-    from qgexec.runoptions import RunOptions
 
     label, options = plan.label(index), RunOptions.from_json(settings.options)
     with (

@@ -40,7 +40,7 @@ def demo(*, directory: Path, processes: int, model: str | None, seed: int, overw
     from qgexec.cli.display import Display
     from qgexec.cli.inspect import print_report
     from qgexec.demo import build_demo_graph, make_repository, measure_recovery
-    from qgexec.processes import warm_up
+    from qgexec.processes.forked import warm_up
     from qgexec.rubin import PRELOAD
 
     _make_room(directory, overwrite=overwrite)

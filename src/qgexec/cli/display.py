@@ -11,10 +11,10 @@ from typing import Protocol, Self
 import click
 
 from qgexec.events import AttemptFailed, Event, FailureEvent, RunEnded, RunStarted
-from qgexec.failures import reason_of
-from qgexec.plan import Plan
-from qgexec.progress import Progress, ProgressView
-from qgexec.states import State
+from qgexec.reports.failures import reason_of
+from qgexec.reports.progress import Progress, ProgressView
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.states import State
 
 __all__ = ["Display"]
 

@@ -24,10 +24,10 @@ __all__ = ["conclude", "default_model", "outcome_of", "warm_up"]
 def warm_up(model: str, *, implicit_threads: bool = False) -> None:
     """Import the stack, here and in the server that forks workers, at the same time."""
     if model == "pool":
-        from qgexec import processes
+        from qgexec.processes import forked
         from qgexec.rubin import PRELOAD
 
-        processes.warm_up(PRELOAD, implicit_threads=implicit_threads)
+        forked.warm_up(PRELOAD, implicit_threads=implicit_threads)
     gc.disable()  # imports make many objects and no garbage: collecting takes a fifth of their time
     import_module("qgexec.api")
     gc.freeze()

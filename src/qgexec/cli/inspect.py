@@ -20,8 +20,8 @@ RUN_DIR = click.argument("run_dir", type=click.Path(file_okay=False, path_type=P
 @RUN_DIR
 def status(*, run_dir: Path) -> None:
     """Say how far a run is, also while it goes on."""
-    from qgexec.report import read_report
-    from qgexec.reporttext import format_status
+    from qgexec.reports.report import read_report
+    from qgexec.reports.text import format_status
 
     print_text(format_status(read_report(run_dir), width=_width()))
 
@@ -37,7 +37,7 @@ def report(*, run_dir: Path, as_json: bool) -> None:
 
     Exit codes: 0 all succeeded, 1 some quanta failed, were blocked or have not run.
     """
-    from qgexec.report import read_report
+    from qgexec.reports.report import read_report
 
     if as_json:
         found = read_report(run_dir)
@@ -65,9 +65,9 @@ def print_report(run_dir: Path, *, ended: bool = False) -> bool:
     ended
         The run's driver is this process, and has ended it: also where no room was left to record that.
     """
-    from qgexec.holder import driver_is_alive
-    from qgexec.report import read_report
-    from qgexec.reporttext import format_report
+    from qgexec.books.holder import driver_is_alive
+    from qgexec.reports.report import read_report
+    from qgexec.reports.text import format_report
 
     found = read_report(run_dir, is_alive=(lambda _driver: False) if ended else driver_is_alive)
     print_text(format_report(found, width=_width()))

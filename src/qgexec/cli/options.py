@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
+from qgexec.config.runconfig import RunConfig, TaskSettings
+from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
-from qgexec.runconfig import RunConfig, TaskSettings
-from qgexec.runoptions import RunOptions
 
 __all__ = [
     "building",
@@ -346,7 +346,7 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     config = RunConfig(cast("TaskSettings", said))
     if not files:
         return config
-    from qgexec.bpsfile import read_config
+    from qgexec.config.bpsfile import read_config
 
     return read_config(files).updated(config)
 

@@ -24,7 +24,7 @@ _OPTIONS = {
     "raise_on_partial_outputs": "raise_on_partial_outputs",
     "enable_implicit_threading": "implicit_threads",
 }
-"""Options that can be changed, and their names in `qgexec.runoptions.RunOptions`."""
+"""Options that can be changed, and their names in `qgexec.config.runoptions.RunOptions`."""
 
 
 @click.command(
@@ -75,7 +75,7 @@ def resume(*, run_dir: Path, force: bool, strict_versions: bool, summary: str | 
 
 def _model_of(run_dir: Path, processes: int | None) -> str:
     """Return the model that the run had; where that follows from ``-j``, a new ``-j`` decides anew."""
-    from qgexec.rundir import RunDir
+    from qgexec.books.rundir import RunDir
 
     model = RunDir.open(run_dir).read_settings().model
     if processes is not None and model in ("inprocess", "pool"):

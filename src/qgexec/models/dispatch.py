@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+from qgexec.models.worker import encode_attempt
 from qgexec.models.workers import Worker
 from qgexec.quantum import Attempt
-from qgexec.worker import encode_attempt
 
 __all__ = ["PREFETCH_S", "Dispatch", "Durations"]
 

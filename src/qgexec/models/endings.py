@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
+from qgexec.config.units import size_text
 from qgexec.events import AttemptLost, AttemptOutOfMemory, AttemptReturned, AttemptTimedOut, Event
 from qgexec.models.workers import OverMemory, OverTime, Unresponsive, Worker
-from qgexec.processes import describe_exit
+from qgexec.processes.forked import describe_exit
 from qgexec.quantum import Attempt
-from qgexec.units import size_text
 
 __all__ = ["Surroundings", "epitaph", "keep_papers", "last_line", "obituary", "stack_file"]
 

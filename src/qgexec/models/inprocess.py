@@ -11,8 +11,8 @@ from qgexec.errors import ModelError, QgexecError, QuantumTimeUp, UsageError
 from qgexec.events import AttemptFailed, AttemptReturned, AttemptTimedOut, Event
 from qgexec.models.base import Bench, ModelFacts, Run
 from qgexec.models.timelimit import TimeLimit, may_limit
+from qgexec.models.worker import as_outcome_event
 from qgexec.quantum import Attempt, Resources
-from qgexec.worker import as_outcome_event
 
 __all__ = ["InProcess"]
 

@@ -2,7 +2,7 @@
 
 When a worker is started, replaced or ended is decided here; who runs what, in `qgexec.models.dispatch`; who
 uses too much or is silent, in `qgexec.models.watch`; what is said of the dead, in `qgexec.models.endings`.
-`qgexec.processes` starts and ends processes, `qgexec.worker` is what they do.
+`qgexec.processes.forked` starts and ends processes, `qgexec.models.worker` is what they do.
 """
 
 from __future__ import annotations
@@ -19,18 +19,13 @@ from dataclasses import replace
 
 from qgexec.errors import ModelError, WorkerStartError
 from qgexec.events import AttemptFailed, AttemptReturned, Event, WorkerEnded, WorkerStarted
-from qgexec.machine import find_memory_group, machine_memory_bytes
 from qgexec.models.alarms import Alarms
 from qgexec.models.base import ModelFacts, Run
 from qgexec.models.dispatch import Dispatch
 from qgexec.models.endings import Surroundings, epitaph, keep_papers, last_line, obituary, stack_file
 from qgexec.models.poolsettings import PoolSettings
 from qgexec.models.watch import OomKills, Watch
-from qgexec.models.workers import NEVER, OverTime, Unresponsive, Worker
-from qgexec.processes import Message, start_process, warm_up
-from qgexec.proctree import find_strays, kill
-from qgexec.quantum import Attempt, Resources
-from qgexec.worker import (
+from qgexec.models.worker import (
     ENDED,
     ENDED_LAST,
     RAISED,
@@ -40,6 +35,11 @@ from qgexec.worker import (
     decode_event,
     work,
 )
+from qgexec.models.workers import NEVER, OverTime, Unresponsive, Worker
+from qgexec.processes.forked import Message, start_process, warm_up
+from qgexec.processes.machine import find_memory_group, machine_memory_bytes
+from qgexec.processes.proctree import find_strays, kill
+from qgexec.quantum import Attempt, Resources
 
 __all__ = ["Pool", "PoolSettings"]
 

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from qgexec.errors import QuantumTimeUp
-from qgexec.proctree import descendants, find_new, kill
+from qgexec.processes.proctree import descendants, find_new, kill
 
 __all__ = ["TimeLimit", "is_debugged", "may_limit"]
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from qgexec.machine import MemoryGroup
 from qgexec.models.poolsettings import PoolSettings
 from qgexec.models.workers import NEVER, OverMemory, Sentence, Unresponsive, Worker
-from qgexec.proctree import Sight, look_at
+from qgexec.processes.machine import MemoryGroup
+from qgexec.processes.proctree import Sight, look_at
 from qgexec.quantum import Attempt
 
 __all__ = ["OomKills", "Watch"]

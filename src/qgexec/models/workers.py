@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from qgexec.processes import Process
+from qgexec.processes.forked import Process
 from qgexec.quantum import Attempt
 
 __all__ = ["OverMemory", "OverTime", "Sentence", "Unresponsive", "Worker"]

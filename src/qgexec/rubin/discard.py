@@ -15,12 +15,12 @@ from lsst.daf.butler import Butler, DatasetRef
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.resources import ResourcePath
 
+from qgexec.books.rundir import RunDir
 from qgexec.errors import UsageError
-from qgexec.plan import Plan
 from qgexec.rubin.compat import datastore_of, export_records
 from qgexec.rubin.datastores import StoredFile, modified_at, recorded_files, remove_files
 from qgexec.rubin.graphfile import GraphSource
-from qgexec.rundir import RunDir
+from qgexec.scheduling.plan import Plan
 
 __all__ = ["Discarder"]
 

@@ -27,12 +27,12 @@ from lsst.pipe.base.quantum_graph import (
 from lsst.resources import ResourcePath
 
 from qgexec.errors import GraphError
-from qgexec.plan import DataIds, Plan, find_quanta
 from qgexec.rubin.compat import graph_components
 from qgexec.rubin.inputrecords import attach_records, check_known, look_for_records
 from qgexec.rubin.qgfile import QgFile
 from qgexec.rubin.repository import open_butler
 from qgexec.rubin.thingraph import ThinGraph, parse_thin_graph
+from qgexec.scheduling.plan import DataIds, Plan, find_quanta
 
 __all__ = [
     "GraphFile",

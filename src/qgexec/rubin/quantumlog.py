@@ -18,8 +18,8 @@ from lsst.daf.butler import ButlerLogRecords
 from lsst.daf.butler.cli.cliLog import CliLog
 from lsst.daf.butler.logging import ButlerLogRecord
 
+from qgexec.books.linefile import file_error
 from qgexec.errors import RunDirError
-from qgexec.linefile import file_error
 
 __all__ = ["QuantumLogRecords", "StreamedLog", "pipetask_logging"]
 

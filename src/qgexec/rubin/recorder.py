@@ -17,9 +17,9 @@ from lsst.pipe.base import QuantumSuccessCaveats
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
 from lsst.utils.introspection import get_full_type_name
 
+from qgexec.books.journal import SegmentWriter, segment_path
 from qgexec.errors import QuantumTimeUp, RunDirError
 from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded, Event
-from qgexec.journal import SegmentWriter, segment_path
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus
 from qgexec.rubin.detail import Detail
 from qgexec.rubin.meter import Meter
@@ -49,7 +49,7 @@ class Books:
 
     logs: str
     """Folder of the logs: ``<segment name>.log`` holds that of the current attempt, and may be missing
-    after it; ``<index>.<attempt>.log`` (`qgexec.rundir.RunDir.attempt_log`) that of one that failed."""
+    after it; ``<index>.<attempt>.log`` (`qgexec.books.rundir.RunDir.attempt_log`) that of one that failed."""
 
     log_level: str | None = "INFO"
     """Level of the stack's loggers while the bench is open; `None` leaves logging to the caller."""

@@ -22,10 +22,9 @@ from lsst.daf.butler import DatasetRef, Quantum
 from lsst.pipe.base import TaskMetadata
 from lsst.pipe.base.pipeline_graph import TaskNode
 
+from qgexec.books.journal import SegmentWriter, segment_path
 from qgexec.errors import RepositoryError
 from qgexec.events import AttemptReturned, AttemptSucceeded
-from qgexec.journal import SegmentWriter, segment_path
-from qgexec.plan import Plan
 from qgexec.quantum import Outcome, OutcomeStatus, SegmentRef
 from qgexec.rubin.datastores import find_records, is_whole, recorded_files
 from qgexec.rubin.detail import Detail, output_row, records_from_json, records_to_json
@@ -33,6 +32,7 @@ from qgexec.rubin.graphfile import GraphSource
 from qgexec.rubin.ingest import IngesterOpener
 from qgexec.rubin.supply import Supply
 from qgexec.rubin.workbench import WorkbenchOpener
+from qgexec.scheduling.plan import Plan
 
 __all__ = ["InTheAir", "missing_outputs", "settle"]
 
@@ -131,7 +131,7 @@ def missing_outputs(opener: WorkbenchOpener, details: Mapping[int, Mapping[str, 
     opener
         What benches are opened with.
     details
-        Details (`qgexec.journal.read_detail`) of quanta that succeeded, by index.
+        Details (`qgexec.books.journal.read_detail`) of quanta that succeeded, by index.
 
     Returns
     -------

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qgexec.plan import DataIds
+from qgexec.scheduling.plan import DataIds
 
 __all__ = ["ThinGraph", "parse_thin_graph"]
 

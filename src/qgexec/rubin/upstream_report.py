@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from lsst.pipe.base.graph import QgraphSummary, QgraphTaskSummary
 from lsst.pipe.base.quantum_reports import ExceptionInfo, ExecutionStatus, QuantumReport, Report
 
-from qgexec.plan import Plan
-from qgexec.scheduler import State
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.scheduler import State
 
 __all__ = ["FailedQuantum", "make_upstream_report"]
 

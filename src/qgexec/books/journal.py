@@ -1,0 +1,373 @@
+"""Owns the journal and the segments beside it: what happened, on disk; knows nothing of who reads it.
+
+A *journal* is a folder of files, one for each writer (``0001.jsonl``,
+``0002.jsonl``, ...; the number is the writer's *epoch*). A *segment* holds
+details that are too large for an event; the event names them by
+`qgexec.quantum.SegmentRef`. Both are files of whole lines
+(`qgexec.books.linefile`); a line that is torn or missing where no crash can have
+torn it is damage, reported with file and line. The reasons are in
+``docs/design/0002-journal.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from qgexec.books.codec import JOURNAL_VERSION, decode, encode
+from qgexec.books.linefile import LineFile, check_header, file_error, json_line
+from qgexec.errors import JournalError, RunHeldError
+from qgexec.events import Event
+from qgexec.quantum import SegmentRef
+
+__all__ = [
+    "FSYNC_EVERY_S",
+    "SEGMENT_VERSION",
+    "Journal",
+    "Position",
+    "SegmentWriter",
+    "Writer",
+    "journal_file",
+    "last_epoch",
+    "read_detail",
+    "read_events",
+    "read_writer",
+    "segment_path",
+]
+
+FSYNC_EVERY_S = 0.25
+"""Seconds between two appends that force the journal to the disk: what a power cut may cost."""
+
+SEGMENT_VERSION = 1
+"""Version of the segments' lines. 1: the first."""
+
+_JOURNAL_FORMAT = "qgexec-journal"
+_SEGMENT_FORMAT = "qgexec-segment"
+_HEADER_BYTES = 256
+_FILE_NAME = re.compile(r"(\d{4,})\.jsonl")
+
+
+def _journal_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return epochs and files in order."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as err:
+        raise file_error("read", folder, err, JournalError) from err
+    found = sorted((int(m[1]), folder / m[0]) for m in map(_FILE_NAME.fullmatch, names) if m)
+    for expected, (epoch, _) in enumerate(found, start=1):
+        if epoch != expected:
+            raise JournalError(
+                f"{folder} has no {expected:04d}.jsonl but a later one: part of the journal is lost",
+                hint="Bring the file back from where the run directory was copied from.",
+            )
+    return found
+
+
+def journal_file(folder: Path, epoch: int) -> Path:
+    """Return the journal's file of one epoch."""
+    return folder / f"{epoch:04d}.jsonl"
+
+
+def last_epoch(folder: Path) -> int:
+    """Return the number of a journal's last file; 0 if it has none.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        The folder cannot be read, or a file is missing.
+    """
+    return len(_journal_files(folder))
+
+
+def _come_too_late(folder: Path, epoch: int) -> RunHeldError:
+    return RunHeldError(
+        f"another driver took the run in {folder.parent} in hand a moment ago ({epoch:04d}.jsonl)",
+        hint=f"See what it does: qgexec status {folder.parent}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The process that writes a file of a journal."""
+
+    host: str
+    pid: int
+    pid_started_at: float
+    """When that process started, UNIX seconds: with host and pid it names one process for good."""
+
+
+def read_writer(folder: Path, epoch: int) -> tuple[Writer | None, bool]:
+    """Return who writes a journal's file, where its header says so, and whether it has a whole header.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        The file cannot be read, or is no journal's.
+    """
+    path = journal_file(folder, epoch)
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+    except OSError as err:
+        raise file_error("read", path, err, JournalError) from err
+    if not line.endswith(b"\n"):
+        return None, False
+    writer = check_header(line, _JOURNAL_FORMAT, JOURNAL_VERSION, path).get("writer")
+    return Writer(*writer) if writer is not None else None, True
+
+
+class Journal:
+    """One writer's file of a run's journal; made by `create`, for one thread."""
+
+    def __init__(self, file: LineFile, epoch: int, clock: Callable[[], float]) -> None:
+        self._file = file
+        self._clock = clock
+        self._synced_at = clock()
+        self.epoch = epoch
+        """Number of this writer, from 1."""
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        *,
+        after: int = 0,
+        writer: Writer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """Start the journal's next file.
+
+        Parameters
+        ----------
+        folder
+            The run directory's ``journal`` folder.
+        after
+            The last epoch that the caller knows, all that it decided having been decided from the
+            journal up to it; 0 for a journal without any.
+        writer
+            Who has the run in hand as soon as the file is there.
+        clock
+            Seconds; decides when to fsync.
+
+        Raises
+        ------
+        qgexec.errors.RunHeldError
+            Another writer created it first.
+        qgexec.errors.JournalError
+            The file cannot be created; nothing is left of it.
+        """
+        epoch = after + 1
+        if last_epoch(folder) != after:
+            raise _come_too_late(folder, epoch)
+        header: dict[str, object] = {"format": _JOURNAL_FORMAT, "version": JOURNAL_VERSION, "epoch": epoch}
+        if writer is not None:
+            header["writer"] = [writer.host, writer.pid, writer.pid_started_at]
+        try:
+            return cls(LineFile(journal_file(folder, epoch), header), epoch, clock)
+        except JournalError as err:
+            if isinstance(err.__cause__, FileExistsError):
+                raise _come_too_late(folder, epoch) from err
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
+
+    def append(self, event: Event) -> None:
+        """Add an event; the kernel has it when this returns, and the disk at least every `FSYNC_EVERY_S`.
+
+        Raises
+        ------
+        qgexec.errors.JournalError
+            It could not be written (disk full, ...); the event is not in the
+            journal. The next append tries again, unless a sync failed.
+        qgexec.errors.IllegalEventError
+            The event itself cannot be written; nothing has changed.
+        """
+        line = encode(event)
+        self._file.write(line)
+        now = self._clock()
+        if now - self._synced_at >= FSYNC_EVERY_S:
+            try:
+                self._file.sync()
+            except JournalError:
+                self._file.take_back(line)
+                raise
+            self._synced_at = now
+
+    def check_held(self) -> None:
+        """Check that no later writer has taken the run in hand.
+
+        Raises
+        ------
+        qgexec.errors.RunHeldError
+            One has: whatever this one still did would be done twice.
+        """
+        if journal_file(self.path.parent, self.epoch + 1).exists():
+            raise RunHeldError(
+                f"another driver has taken over the run in {self.path.parent.parent}",
+                hint="It was told to, by --force: this one writes nothing more.",
+            )
+
+    def close(self) -> None:
+        """Force everything to the disk and close; may be called twice.
+
+        Raises
+        ------
+        qgexec.errors.JournalError
+            The disk refused; the file is closed all the same.
+        """
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a file of a journal was read: up to the end of a whole line."""
+
+    offset: int = 0
+    """Bytes."""
+    lines: int = 0
+    """Whole lines, the header included."""
+
+
+def read_events(folder: Path, positions: MutableMapping[int, Position] | None = None) -> Iterator[Event]:
+    """Yield the events of a journal in order, also while it is written; constant memory, about 5 us an event.
+
+    Parameters
+    ----------
+    folder
+        The run directory's ``journal`` folder.
+    positions
+        Where to begin in the file of each epoch, instead of at its first line. As soon as the last event
+        of a file has been taken, it says how far that was read.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        Missing or unreadable, of a newer version, or damaged; names file
+        and line. A torn last line of a file is no damage.
+    """
+    positions = {} if positions is None else positions
+    for epoch, path in _journal_files(folder):
+        begin = positions.get(epoch, Position())
+        try:
+            with path.open("rb") as file:
+                file.seek(begin.offset)
+                positions[epoch] = yield from _read_file(file, epoch, path, begin)
+        except OSError as err:
+            raise file_error("read", path, err, JournalError) from err
+
+
+def _read_file(
+    file: Iterable[bytes], epoch: int, path: Path, begin: Position
+) -> Generator[Event, None, Position]:
+    offset, number = begin.offset, begin.lines
+    for line in file:
+        if line[-1] != 0x0A:
+            break  # going on would read the rest of a line that is being written right now as one of its own
+        offset += len(line)
+        number += 1
+        if number == 1:
+            header = check_header(line, _JOURNAL_FORMAT, JOURNAL_VERSION, path)
+            if header.get("epoch") != epoch:
+                raise JournalError(f"{path}:1: the header is that of epoch {header.get('epoch')}")
+            continue
+        try:
+            event = decode(line)
+        except ValueError as err:
+            raise JournalError(
+                f"{path}:{number}: damaged line: {err}",
+                hint="Bring the file back from a copy; the outputs themselves are not affected.",
+            ) from err
+        yield event
+    return Position(offset, number)
+
+
+def segment_path(folder: Path, epoch: int, writer: str) -> Path:
+    """Return the segment file of one writer; names like ``driver`` come again in every epoch."""
+    return folder / f"{epoch:04d}-{writer}.jsonl"
+
+
+class SegmentWriter:
+    """Writes the details of one process to a file of its own; for one thread.
+
+    Parameters
+    ----------
+    path
+        The file, which must not exist; see `segment_path`.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        The file exists already, or cannot be created.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = LineFile(path, {"format": _SEGMENT_FORMAT, "version": SEGMENT_VERSION})
+
+    def append(self, detail: Mapping[str, object]) -> SegmentRef:
+        """Add a detail (a JSON object) and return where it lies; the kernel has it then.
+
+        Raises
+        ------
+        qgexec.errors.JournalError
+            It could not be written; the file is as before.
+        """
+        try:
+            line = json_line(detail)
+        except (TypeError, ValueError) as err:
+            raise JournalError(f"cannot write a detail to {self._file.path}: {err}") from err
+        self._file.write(line)
+        return SegmentRef(self._file.path.name, self._file.end() - len(line), len(line))
+
+    def close(self) -> None:
+        """Force everything to the disk and close; may be called twice."""
+        self._file.close()
+
+
+def read_detail(folder: Path, ref: SegmentRef) -> dict[str, Any]:
+    """Return one detail, also while its segment is written.
+
+    Parameters
+    ----------
+    folder
+        The run directory's ``segments`` folder.
+    ref
+        What `SegmentWriter.append` returned.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        The file or the line is missing, torn or damaged, or of a newer version.
+    """
+    path = folder / ref.segment
+    if path.name != ref.segment:
+        raise JournalError(f"{ref.segment!r} is no name of a segment file in {folder}")
+    try:
+        with path.open("rb", buffering=0) as file:
+            header = os.pread(file.fileno(), _HEADER_BYTES, 0).partition(b"\n")[0]
+            line = os.pread(file.fileno(), ref.length + 1, ref.offset - 1)
+    except OSError as err:
+        raise file_error("read", path, err, JournalError) from err
+    check_header(header, _SEGMENT_FORMAT, SEGMENT_VERSION, path)
+    try:
+        detail = json.loads(line)
+    except ValueError:
+        detail = None
+    # With the newline before it, the line must be all there is between two newlines.
+    if not isinstance(detail, dict) or line[:1] != b"\n" or line.find(b"\n", 1) != ref.length:
+        raise JournalError(f"{path} has no whole detail of {ref.length} bytes at byte {ref.offset}")
+    return detail

@@ -1,0 +1,402 @@
+"""Owns the run directory: what lies where in it, its settings and plan on disk; knows nothing of what runs.
+
+    run.json            what the run is; written last, so a folder that has it is whole
+    plan.npz            the plan's arrays
+    graph.qg            the graph, where it was not given as a .qg file that is fit to run from
+    journal/            the events: a file for each writer
+    snapshot.npz        what readers made of them; may be missing, and may be removed at any time
+    segments/           tracebacks, outputs and datastore records: a file for each process
+    logs/               what workers printed, and the logs and stacks of attempts that ended badly
+
+``run.json`` and ``plan.npz`` are written aside, forced to the disk and renamed: each is there whole or not at
+all. Everything is made with the user's umask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import shutil
+import socket
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Self, cast
+
+import numpy as np
+
+from qgexec import __version__
+from qgexec.books.linefile import file_error, sync_folder
+from qgexec.errors import GraphError, RunDirError
+from qgexec.quantum import RunContext
+from qgexec.scheduling.plan import Plan
+
+__all__ = ["RUN_VERSION", "OptionValue", "RunDir", "RunSettings", "default_run_dir"]
+
+RUN_VERSION = 2
+"""Version of ``run.json``. 1: the first. 2: ``run_is_new``."""
+
+_FORMAT = "qgexec-run"
+
+OptionValue = str | int | float | bool | None | list["OptionValue"] | dict[str, "OptionValue"]
+"""What an option may be: whatever JSON can hold."""
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user need not be in its password file
+        return str(os.getuid())
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What a run is: all that later commands need besides plan and journal."""
+
+    context: RunContext
+    """Repository, graph file, collections and run directory."""
+
+    model: str
+    """Name of the execution model."""
+
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    """Options as they were given, by their name in Python."""
+
+    run_is_new: bool = False
+    """The output RUN did not exist before this run."""
+
+    labels: tuple[str, ...] = ()
+    """Task labels, in the order of the pipeline."""
+
+    serial_labels: tuple[str, ...] = ()
+    """Those of which only one quantum may run at a time."""
+
+    qgexec_version: str = __version__
+    """Version of qgexec that made the run directory."""
+
+    created_at: float = field(default_factory=time.time)
+    """UNIX seconds."""
+
+    user: str = field(default_factory=_user)
+    """Who made it."""
+
+    host: str = field(default_factory=socket.gethostname)
+    """Where it was made."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``run.json`` holds: ``format``, ``version``, and the attributes by their names."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {"context": asdict(self.context), "options": dict(self.options)}
+        return {"format": _FORMAT, "version": RUN_VERSION, **values}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the settings of a ``run.json``; KeyError or TypeError where it holds something else."""
+        context = values["context"]
+        return cls(
+            context=RunContext(**{**context, "inputs": tuple(context["inputs"])}),
+            labels=tuple(values["labels"]),
+            serial_labels=tuple(values["serial_labels"]),
+            run_is_new=bool(values.get("run_is_new", False)),
+            **{f.name: values[f.name] for f in fields(cls) if f.name not in _CONVERTED},
+        )
+
+
+_CONVERTED = frozenset({"context", "labels", "serial_labels", "run_is_new"})
+
+
+class RunDir:
+    """One run's folder; made by `create` or `open`.
+
+    Parameters
+    ----------
+    path
+        The folder, absolute.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._made: list[Path] = []
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Make a run directory: a new folder, with those above it, or an empty one.
+
+        Until `write_settings` it is unfinished: `open` refuses it, `discard` takes it away again.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            There is something in the folder, or it cannot be made; nothing has changed then.
+        """
+        run_dir = cls(Path(path).absolute())
+        path = run_dir.path
+        try:
+            if _exists(path) and any(path.iterdir()):
+                raise _taken(path)
+            for folder in (*reversed(path.parents), path):
+                if not _exists(folder):
+                    folder.mkdir(exist_ok=True)
+                    run_dir._made.append(folder)
+            for folder in (run_dir.journal, run_dir.segments, run_dir.logs):
+                folder.mkdir()
+                run_dir._made.append(folder)
+        except FileExistsError as err:  # of two who came at the same time, the other was first
+            raise _taken(path) from err
+        except OSError as err:
+            run_dir._take_back()
+            raise file_error("make the run directory", path, err, RunDirError) from err
+        return run_dir
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a finished run directory.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It does not exist, is none, was never finished, is of a newer
+            version, or cannot be read.
+        """
+        run_dir = cls(Path(path).absolute())
+        run_dir.read_settings()
+        return run_dir
+
+    @property
+    def journal(self) -> Path:
+        """Folder of the journal's files."""
+        return self.path / "journal"
+
+    @property
+    def segments(self) -> Path:
+        """Folder of the details' files."""
+        return self.path / "segments"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of workers' output, and of the logs of attempts that were lost."""
+        return self.path / "logs"
+
+    @property
+    def graph_file(self) -> Path:
+        """Where the graph is kept when it must be."""
+        return self.path / "graph.qg"
+
+    @property
+    def plan_file(self) -> Path:
+        """The plan's arrays."""
+        return self.path / "plan.npz"
+
+    @property
+    def snapshot_file(self) -> Path:
+        """What readers have read, so that the next need not read it again."""
+        return self.path / "snapshot.npz"
+
+    @property
+    def settings_file(self) -> Path:
+        """What the run is."""
+        return self.path / "run.json"
+
+    def attempt_log(self, index: int, attempt: int) -> Path:
+        """Where the log of an attempt that ended badly is kept."""
+        return self.logs / f"{index}.{attempt}.log"
+
+    def attempt_stack(self, index: int, attempt: int) -> Path:
+        """Where the stacks of all threads are kept, of an attempt that was ended or crashed."""
+        return self.logs / f"{index}.{attempt}.stack"
+
+    def write_settings(self, settings: RunSettings) -> None:
+        """Write ``run.json``: from now on this is a run directory.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It cannot be written, or is there already; nothing has changed then.
+        """
+        if _exists(self.settings_file):
+            raise _taken(self.path)
+        self.rewrite_settings(settings)
+
+    def rewrite_settings(self, settings: RunSettings) -> None:
+        """Replace ``run.json``; only for whoever has the run in hand.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It cannot be written; nothing has changed then.
+        """
+        try:
+            text = json.dumps(settings.to_json(), indent=1, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as err:
+            raise RunDirError(f"the run's settings cannot be written as JSON: {err}") from err
+        _write_aside(self.settings_file, lambda file: file.write(text.encode("ascii")))
+
+    def read_settings(self) -> RunSettings:
+        """Read ``run.json``.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            As `open`.
+        """
+        path = self.settings_file
+        try:
+            values = json.loads(path.read_bytes())
+            if values["format"] != _FORMAT:
+                raise ValueError(f"its format is {values['format']!r}")
+            if values["version"] > RUN_VERSION:
+                raise RunDirError(
+                    f"{path} is of version {values['version']}, but this qgexec reads up to {RUN_VERSION}",
+                    hint=f"Use qgexec {values.get('qgexec_version', '')} or newer.",
+                )
+            return RunSettings.from_json(values)
+        except FileNotFoundError as err:
+            raise self._no_run(err) from err
+        except OSError as err:
+            raise file_error("read", path, err, RunDirError) from err
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise RunDirError(f"{path} is damaged: {err}", hint="Bring it back from a copy.") from err
+
+    def _no_run(self, err: OSError) -> RunDirError:
+        if not _exists(self.path):
+            return RunDirError(
+                f"{self.path} does not exist", hint="Name the run directory of an earlier run."
+            )
+        if self.journal.is_dir():
+            return RunDirError(
+                f"{self.path} is an unfinished run directory: its run never began",
+                hint="Remove it and start the run again.",
+            )
+        return RunDirError(
+            f"{self.path} is not a run directory: {err.filename or 'run.json'} is missing",
+            hint="Run directories are named when a run starts; by default they are below qgexec-runs/.",
+        )
+
+    def save_plan(self, plan: Plan) -> None:
+        """Write ``plan.npz``.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It cannot be written; nothing has changed then.
+        """
+        arrays = plan.to_arrays()
+        _write_aside(self.plan_file, lambda file: np.savez(file, **cast("dict[str, Any]", arrays)))
+
+    def load_plan(self) -> Plan:
+        """Read ``plan.npz``.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It is missing, damaged, or cannot be read.
+        """
+        path = self.plan_file
+        try:
+            # numpy's own: objects would be pickles, and a run directory may be another user's.
+            with np.load(path, allow_pickle=False) as arrays:
+                return Plan.from_arrays(dict(arrays))
+        except OSError as err:
+            raise file_error("read", path, err, RunDirError) from err
+        except (GraphError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
+            raise RunDirError(
+                f"{path} is damaged: {err}", hint="Bring it back from a copy, or start the run anew."
+            ) from err
+
+    def discard(self) -> None:
+        """Take away what `create` made, if the run's preparation failed; a finished run directory is kept."""
+        if self._made and not _exists(self.settings_file):
+            self._take_back()
+
+    def _take_back(self) -> None:
+        for file in (self.plan_file, self.graph_file):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+        for folder in reversed(self._made):
+            with contextlib.suppress(OSError):
+                if self.path in folder.parents:
+                    shutil.rmtree(folder)
+                else:
+                    folder.rmdir()
+
+
+def default_run_dir(output_run: str, base: Path | None = None) -> Path:
+    """Return where a run that writes this RUN collection keeps its books, unless told otherwise.
+
+    Parameters
+    ----------
+    output_run
+        Name of the RUN collection; its parts become folders.
+    base
+        Folder that holds ``qgexec-runs``; by default the current one.
+
+    Returns
+    -------
+    path
+        ``base/qgexec-runs/<output_run>``, with ``_2``, ``_3``, ... where that is taken.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        The name is empty, absolute, or leads out of the folder.
+    """
+    name = PurePosixPath(output_run)
+    if not name.parts or name.is_absolute() or ".." in name.parts or "\0" in output_run:
+        raise RunDirError(
+            f"the output RUN {output_run!r} cannot name a folder",
+            hint="Name the run directory with --run-dir.",
+        )
+    first = (base or Path.cwd()) / "qgexec-runs" / name
+    path, number = first, 1
+    while _is_taken(path):
+        number += 1
+        path = first.with_name(f"{first.name}_{number}")
+    return path
+
+
+def _is_taken(path: Path) -> bool:
+    try:
+        return any(path.iterdir())
+    except NotADirectoryError:
+        return _exists(path)
+    except OSError:  # not there, or not to be had: whoever makes it says why
+        return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError:
+        return False
+    return True
+
+
+def _write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with aside.open("wb") as file:  # one left by a process of the same number is of no use
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+    except OSError as err:
+        raise file_error("write", path, err, RunDirError) from err
+
+
+def _taken(path: Path) -> RunDirError:
+    if _exists(path / "run.json"):
+        return RunDirError(f"{path} holds a run already", hint="Name another folder with --run-dir.")
+    return RunDirError(
+        f"{path} is not empty, and holds no finished run",
+        hint="Name another folder with --run-dir, or remove this one if an earlier start left it.",
+    )

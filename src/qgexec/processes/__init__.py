@@ -1,0 +1,1 @@
+"""Processes of this host: forked, watched, ended; knows nothing of quanta."""

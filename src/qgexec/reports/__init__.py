@@ -1,0 +1,1 @@
+"""What is shown: readers of the journal."""

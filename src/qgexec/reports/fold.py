@@ -1,0 +1,360 @@
+"""Owns what is counted while a run's events are folded: outcomes by task, attempts; knows no files.
+
+The states are the scheduler's own: the fold is the live run once more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qgexec.events import (
+    AttemptFailed,
+    AttemptReturned,
+    AttemptSkipped,
+    AttemptStarted,
+    AttemptSucceeded,
+    AttemptTimedOut,
+    EndReason,
+    Event,
+    FailureEvent,
+    OutputsIngested,
+    RunEnded,
+    RunReopened,
+    RunStarted,
+    StopReason,
+    StopRequested,
+)
+from qgexec.quantum import Outcome
+from qgexec.reports.failures import Ending, KeptFiles, TroubledQuantum, attempt_record
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.restorable import RestorableScheduler
+from qgexec.scheduling.states import State
+
+__all__ = ["CAVEATS", "Fold", "FoldState", "TaskReport", "total_of"]
+
+CAVEATS: Mapping[int, str] = {
+    1: "ANY_OUTPUTS_MISSING",
+    2: "ALL_OUTPUTS_MISSING",
+    4: "NO_WORK",
+    8: "ADJUST_QUANTUM_RAISED",
+    16: "UPSTREAM_FAILURE_NO_WORK",
+    32: "UNPROCESSABLE_DATA",
+    64: "PARTIAL_OUTPUTS_ERROR",
+}
+"""Names of `lsst.pipe.base.QuantumSuccessCaveats`, here because reading a report must not load the stack."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """The quanta of one task, or of all, counted."""
+
+    label: str
+    n_quanta: int
+    succeeded: int = 0
+    skipped: int = 0
+    failed: int = 0
+    blocked: int = 0
+    running: int = 0
+    """Where the driver is gone: they were running then."""
+    not_run: int = 0
+    """Neither started nor blocked, up to now."""
+    quantum_s: float = 0.0
+    """Wall time of all attempts that came to their own end, added up, seconds."""
+    cpu_s: float = 0.0
+    """Their CPU time, added up, seconds."""
+    peak_rss_bytes: int | None = None
+    """Largest peak resident set size of one attempt; `None` where it is unknown."""
+    retried: int = 0
+    """Attempts that ended badly and were followed by another, or are to be."""
+    ingested: int = 0
+    """Quanta whose outputs are in the registry."""
+    caveats: Mapping[str, int] = field(default_factory=dict)
+    """Succeeded quanta by caveat, as in `CAVEATS`; one quantum may have several."""
+
+    @property
+    def done(self) -> int:
+        """Quanta that nothing more will happen to."""
+        return self.succeeded + self.skipped + self.failed + self.blocked
+
+
+@dataclass(frozen=True, slots=True)
+class FoldState:
+    """All that a `Fold` knows besides its plan, as plain values: what a snapshot holds."""
+
+    states: bytes
+    """Of each quantum; see `qgexec.scheduling.restorable.STATE_CODES`."""
+    attempts: npt.NDArray[np.int32]
+    """Number of attempts at each quantum; shape ``(n,)``."""
+    ingested: bytes
+    """1 for each quantum whose outputs are in the registry."""
+    caveats: Mapping[int, int]
+    """Flags by quantum."""
+    blocked: Mapping[int, int]
+    """Quanta that a failure blocked, by the quantum that failed."""
+    endings: Sequence[Ending]
+    """What ended attempts at quanta that had trouble; those of one quantum in order."""
+    quantum_s: Sequence[float]
+    """By task, here and below."""
+    cpu_s: Sequence[float]
+    peak_rss_bytes: Sequence[int | None]
+    driver: RunStarted | None
+    end: EndReason | None
+    stop_reason: StopReason | None
+    last_event_at: float | None
+    closed_s: float
+
+
+class Fold:
+    """The state of a run, and what a report says besides, folded from its events.
+
+    Parameters
+    ----------
+    plan
+        The quanta.
+
+    Notes
+    -----
+    It knows nothing of the policy: events say whether another attempt follows.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        n_labels = len(plan.labels)
+        self._plan = plan
+        self.scheduler = RestorableScheduler(plan)
+        self.driver: RunStarted | None = None
+        self.end: EndReason | None = None
+        self.stop_reason: StopReason | None = None
+        self.last_event_at: float | None = None
+        self._closed_s = 0.0
+        self._endings: dict[int, list[Ending]] = {}  # of quanta that had an attempt end badly
+        self._blocked: dict[int, int] = {}
+        self._caveats: dict[int, int] = {}
+        self._ingested = bytearray(len(plan))
+        self._quantum_s = [0.0] * n_labels
+        self._cpu_s = [0.0] * n_labels
+        self._peak_rss_bytes: list[int | None] = [None] * n_labels
+        self._notes: Mapping[type[Any], Callable[[Any], None]] = {
+            AttemptStarted: self._note_started,
+            AttemptSucceeded: self._note_succeeded,
+            AttemptSkipped: self._note_succeeded,
+            AttemptReturned: self._note_ending,
+            OutputsIngested: self._note_ingested,
+            RunStarted: self._note_run_started,
+            RunReopened: self._note_reopened,
+            RunEnded: self._note_run_ended,
+            StopRequested: self._note_stop,
+        }
+
+    def apply(self, event: Event) -> None:
+        """Take in the next event; about 5 us.
+
+        Raises
+        ------
+        qgexec.errors.IllegalEventError
+            It does not follow from those before.
+        """
+        if isinstance(event, FailureEvent):
+            self._apply_failure(event)
+        else:
+            self.scheduler.apply(event)
+            if (note := self._notes.get(type(event))) is not None:
+                note(event)
+        self.last_event_at = event.at
+
+    @property
+    def wall_s(self) -> float:
+        """Time in which a driver had the run in hand, seconds."""
+        return self._closed_s + self._open_s()
+
+    def _open_s(self) -> float:
+        if self.driver is None or self.end is not None or self.last_event_at is None:
+            return 0.0
+        return max(0.0, self.last_event_at - self.driver.at)
+
+    def _apply_failure(self, event: FailureEvent) -> None:
+        blocked_before = self.scheduler.counts()[State.BLOCKED]
+        self.scheduler.apply(event)
+        if n_blocked := self.scheduler.counts()[State.BLOCKED] - blocked_before:
+            self._blocked[event.index] = n_blocked
+        self._endings.setdefault(event.index, []).append(event)
+        if isinstance(event, AttemptFailed):
+            self._add_usage(event.outcome)
+        elif not isinstance(event, AttemptTimedOut) and event.used_bytes is not None:
+            self._add_peak(event.index, event.used_bytes)
+
+    def _note_started(self, event: AttemptStarted) -> None:
+        if event.attempt > 1:  # what an earlier attempt left is no longer true
+            self._caveats.pop(event.index, None)
+            self._ingested[event.index] = 0
+
+    def _note_succeeded(self, event: AttemptSucceeded | AttemptSkipped) -> None:
+        outcome = event.outcome
+        if outcome.caveats:
+            self._caveats[outcome.index] = outcome.caveats
+        self._add_usage(outcome)
+        self._note_ending(event)
+
+    def _note_ending(self, event: Ending) -> None:
+        if (endings := self._endings.get(event.index)) is not None:
+            endings.append(event)
+
+    def _add_usage(self, outcome: Outcome) -> None:
+        code = self._plan.label_codes[outcome.index]
+        self._quantum_s[code] += outcome.ended_at - outcome.started_at
+        self._cpu_s[code] += outcome.cpu_s
+        if outcome.peak_rss_bytes is not None:
+            self._add_peak(outcome.index, outcome.peak_rss_bytes)
+
+    def _add_peak(self, index: int, n_bytes: int) -> None:
+        code = self._plan.label_codes[index]
+        self._peak_rss_bytes[code] = max(n_bytes, self._peak_rss_bytes[code] or 0)
+
+    def _note_ingested(self, event: OutputsIngested) -> None:
+        for index in event.indices:
+            self._ingested[index] = 1
+
+    def _note_run_started(self, event: RunStarted) -> None:
+        self._closed_s += self._open_s()
+        self.driver, self.end, self.stop_reason = event, None, None
+
+    def _note_reopened(self, event: RunReopened) -> None:
+        self._blocked.clear()
+        for index in event.revoked:
+            self._caveats.pop(index, None)
+            self._ingested[index] = 0
+
+    def _note_run_ended(self, event: RunEnded) -> None:
+        if self.driver is not None:
+            self._closed_s += max(0.0, event.at - self.driver.at)
+        self.end = event.reason
+
+    def _note_stop(self, event: StopRequested) -> None:
+        self.stop_reason = event.reason
+
+    def tasks(self) -> tuple[TaskReport, ...]:
+        """Count the quanta of each task."""
+        plan = self._plan
+        n_labels = len(plan.labels)
+        codes = np.asarray(plan.label_codes)
+        ingested = np.bincount(codes[np.frombuffer(self._ingested, dtype=np.bool_)], minlength=n_labels)
+        caveats: list[Counter[str]] = [Counter() for _ in range(n_labels)]
+        for index, flags in self._caveats.items():
+            caveats[plan.label_codes[index]].update(_caveat_names(flags))
+        retried = [0] * n_labels
+        for index, endings in self._endings.items():
+            n_bad = sum(isinstance(event, FailureEvent) for event in endings)
+            retried[plan.label_codes[index]] += n_bad - (self.scheduler.state(index) is State.FAILED)
+        return tuple(
+            TaskReport(
+                label=label,
+                n_quanta=sum(counts.values()),
+                succeeded=counts[State.SUCCEEDED],
+                skipped=counts[State.SKIPPED],
+                failed=counts[State.FAILED],
+                blocked=counts[State.BLOCKED],
+                running=counts[State.RUNNING],
+                not_run=counts[State.WAITING] + counts[State.READY],
+                retried=retried[code],
+                quantum_s=self._quantum_s[code],
+                cpu_s=self._cpu_s[code],
+                peak_rss_bytes=self._peak_rss_bytes[code],
+                ingested=int(ingested[code]),
+                caveats=dict(caveats[code]),
+            )
+            for code, (label, counts) in enumerate(self.scheduler.counts_by_label().items())
+        )
+
+    def troubled(self, files: KeptFiles) -> tuple[TroubledQuantum, ...]:
+        """Describe the quanta of which an attempt ended badly, in the order of their indices.
+
+        Parameters
+        ----------
+        files
+            Knows which files were kept of attempts.
+        """
+        return tuple(
+            TroubledQuantum(
+                index=index,
+                quantum_id=self._plan.quantum_id(index),
+                task_label=self._plan.label(index),
+                data_id=self._plan.data_id(index),
+                state=self.scheduler.state(index),
+                attempts=tuple(attempt_record(event, files) for event in endings),
+                n_blocked=self._blocked.get(index, 0),
+            )
+            for index, endings in sorted(self._endings.items())
+        )
+
+    def state(self) -> FoldState:
+        """Return all that was folded up to now."""
+        states, attempts = self.scheduler.save()
+        return FoldState(
+            states=states,
+            attempts=attempts,
+            ingested=bytes(self._ingested),
+            caveats=dict(self._caveats),
+            blocked=dict(self._blocked),
+            endings=[event for endings in self._endings.values() for event in endings],
+            quantum_s=tuple(self._quantum_s),
+            cpu_s=tuple(self._cpu_s),
+            peak_rss_bytes=tuple(self._peak_rss_bytes),
+            driver=self.driver,
+            end=self.end,
+            stop_reason=self.stop_reason,
+            last_event_at=self.last_event_at,
+            closed_s=self._closed_s,
+        )
+
+    @classmethod
+    def restored(cls, plan: Plan, state: FoldState) -> Fold:
+        """Return a fold that goes on where another of the same plan was.
+
+        Raises
+        ------
+        ValueError
+            The state is not one of this plan.
+        """
+        fold = cls(plan)
+        n_quanta, n_labels = len(plan), len(plan.labels)
+        by_task = (state.quantum_s, state.cpu_s, state.peak_rss_bytes)
+        if len(state.ingested) != n_quanta or any(len(values) != n_labels for values in by_task):
+            raise ValueError("it is the state of another plan")
+        fold.scheduler.restore(state.states, state.attempts)
+        if state.stop_reason is not None:
+            fold.scheduler.apply(StopRequested(0.0, state.stop_reason))
+        for event in state.endings:
+            fold._endings.setdefault(event.index, []).append(event)
+        fold._blocked, fold._caveats = dict(state.blocked), dict(state.caveats)
+        fold._ingested = bytearray(state.ingested)
+        fold._quantum_s, fold._cpu_s = list(state.quantum_s), list(state.cpu_s)
+        fold._peak_rss_bytes = list(state.peak_rss_bytes)
+        fold.driver, fold.end, fold.stop_reason = state.driver, state.end, state.stop_reason
+        fold.last_event_at, fold._closed_s = state.last_event_at, state.closed_s
+        return fold
+
+
+def _caveat_names(flags: int) -> Iterable[str]:
+    for bit in range(flags.bit_length()):
+        if flags & (flag := 1 << bit):
+            yield CAVEATS.get(flag, f"FLAG_{flag}")
+
+
+def total_of(tasks: Sequence[TaskReport]) -> TaskReport:
+    """Return all tasks together."""
+    numbers = {
+        f.name: sum(getattr(task, f.name) for task in tasks)
+        for f in fields(TaskReport)
+        if f.name not in {"label", "peak_rss_bytes", "caveats"}
+    }
+    return TaskReport(
+        label="total",
+        peak_rss_bytes=max((t.peak_rss_bytes for t in tasks if t.peak_rss_bytes is not None), default=None),
+        caveats=dict(sum((Counter(task.caveats) for task in tasks), Counter())),
+        **numbers,
+    )

@@ -1,0 +1,272 @@
+"""What became of a run: the journal's events once more through the scheduler, so that both cannot disagree.
+
+It reads the run directory alone, also while the run goes on; it needs
+neither the graph nor the stack.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from qgexec.books.holder import driver_is_alive
+from qgexec.books.journal import read_detail
+from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.errors import JournalError
+from qgexec.events import EndReason, RunStarted, StopReason
+from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum, group_failures
+from qgexec.reports.fold import Fold, TaskReport, total_of
+from qgexec.reports.snapshot import read_fold
+from qgexec.scheduling.states import State
+
+__all__ = ["REPORT_VERSION", "RunReport", "RunState", "read_report"]
+
+REPORT_VERSION = 2
+"""Version of `RunReport.to_json`.
+
+1: the first.
+2: ``causes``, ``retried``; each failure has its ``attempts`` instead of what was known of the last one.
+"""
+
+_LONGEST_STACK = 100_000
+"""Bytes of a stack file that are read."""
+
+
+class RunState(Enum):
+    """Whether a run goes on."""
+
+    NOT_STARTED = "not started"
+    """No driver has taken it in hand."""
+
+    RUNNING = "running"
+    """Its driver is alive on this host."""
+
+    PERHAPS_RUNNING = "perhaps running"
+    """Its driver is on another host and has not closed its books: it runs, or it is gone."""
+
+    DRIVER_GONE = "driver gone"
+    """Its driver died without closing its books."""
+
+    COMPLETED = "completed"
+    """Nothing is left that could run."""
+
+    STOPPED = "stopped"
+    """It was told to stop; quanta that could run are left."""
+
+    BROKEN = "broken"
+    """The execution model, the registry or the disk failed under it."""
+
+
+_ENDED_STATES = {
+    EndReason.COMPLETED: RunState.COMPLETED,
+    EndReason.STOPPED: RunState.STOPPED,
+    EndReason.BROKEN: RunState.BROKEN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What became of a run, up to the last event in its journal."""
+
+    run_dir: RunDir
+    settings: RunSettings
+    state: RunState
+    stop_reason: StopReason | None
+    """Why the last driver was told to stop, if it was."""
+    driver: RunStarted | None
+    """The last driver."""
+    last_event_at: float | None
+    """UNIX seconds."""
+    wall_s: float
+    """Time in which a driver had the run in hand, up to its last event; added up over all drivers."""
+    tasks: tuple[TaskReport, ...]
+    """In the order of the plan's labels."""
+    total: TaskReport
+    """All tasks together."""
+    failures: tuple[TroubledQuantum, ...]
+    """Quanta that failed, in the order of their indices."""
+    retried: tuple[TroubledQuantum, ...]
+    """Quanta that had an attempt end badly and have not failed: most have succeeded since."""
+
+    @property
+    def all_succeeded(self) -> bool:
+        """Whether every quantum succeeded, or was skipped as done before."""
+        return self.total.succeeded + self.total.skipped == self.total.n_quanta
+
+    def causes(self) -> list[FailureGroup]:
+        """Return the failures, grouped by what looks like one cause; the most frequent first."""
+        return group_failures(self.failures)
+
+    def traceback(self, attempt: AttemptRecord) -> str:
+        """Read where an attempt was when it ended: the traceback of what it raised, or its stacks.
+
+        Returns
+        -------
+        text
+            Empty where there is none, a sentence where it cannot be read.
+        """
+        try:
+            if attempt.detail is not None:
+                return str(read_detail(self.run_dir.segments, attempt.detail).get("traceback", ""))
+            if attempt.stack is not None:
+                with attempt.stack.open("rb") as file:
+                    stack = file.read(_LONGEST_STACK).decode("utf-8", "backslashreplace")
+                # faulthandler names every extension module that is loaded, in one line.
+                return stack.partition("\nExtension modules: ")[0].rstrip()
+        except JournalError as err:
+            return f"(the traceback cannot be read: {err.message})"
+        except OSError as err:
+            return f"(the stack cannot be read: {err})"
+        return ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as what `json.dumps` takes.
+
+        Returns
+        -------
+        report
+            - ``format`` ("qgexec-report"), ``version`` (`REPORT_VERSION`);
+            - ``run_dir``, ``settings`` (as in ``run.json``);
+            - ``state`` (value of `RunState`), ``stop_reason`` (value of `StopReason` or null),
+              ``all_succeeded``, ``last_event_at``, ``wall_s``;
+            - ``driver``: null, or ``at``, ``host``, ``pid``, ``pid_started_at``, ``model``, ``n_quanta``;
+            - ``tasks`` (a list) and ``total``: the attributes of `TaskReport`;
+            - ``causes``: a list of ``ended``, ``exception_type``, ``where``, ``exit_code``, ``message``
+              (see `qgexec.reports.failures.FailureGroup`), ``n_quanta``, ``n_blocked``, ``quanta`` (indices)
+              and ``example`` (an index);
+            - ``failures`` and ``retried``: lists of the attributes of
+              `qgexec.reports.failures.TroubledQuantum` (``state`` by value, ``quantum_id`` as text);
+              ``attempts`` is a list of the attributes of
+              `qgexec.reports.failures.AttemptRecord` (``log`` and ``stack`` as text, without ``detail``), and
+              ``traceback``.
+
+            Times are UNIX seconds.
+        """
+        return {
+            "format": "qgexec-report",
+            "version": REPORT_VERSION,
+            "run_dir": str(self.run_dir.path),
+            "settings": self.settings.to_json(),
+            "state": self.state.value,
+            "stop_reason": self.stop_reason and self.stop_reason.value,
+            "all_succeeded": self.all_succeeded,
+            "last_event_at": self.last_event_at,
+            "wall_s": self.wall_s,
+            "driver": self.driver and asdict(self.driver),
+            "tasks": [asdict(task) for task in self.tasks],
+            "total": asdict(self.total),
+            "causes": [_group_to_json(group) for group in self.causes()],
+            "failures": [self._quantum_to_json(quantum) for quantum in self.failures],
+            "retried": [self._quantum_to_json(quantum) for quantum in self.retried],
+        }
+
+    def _quantum_to_json(self, quantum: TroubledQuantum) -> dict[str, Any]:
+        return asdict(quantum) | {
+            "quantum_id": str(quantum.quantum_id),
+            "state": quantum.state.value,
+            "attempts": [self._attempt_to_json(attempt) for attempt in quantum.attempts],
+        }
+
+    def _attempt_to_json(self, attempt: AttemptRecord) -> dict[str, Any]:
+        values = asdict(attempt)
+        del values["detail"]
+        return values | {
+            "log": attempt.log and str(attempt.log),
+            "stack": attempt.stack and str(attempt.stack),
+            "traceback": self.traceback(attempt) if attempt.ended_badly else "",
+        }
+
+
+def _group_to_json(group: FailureGroup) -> dict[str, Any]:
+    return {
+        "ended": group.ended,
+        "exception_type": group.exception_type,
+        "where": group.where,
+        "exit_code": group.exit_code,
+        "message": group.message,
+        "n_quanta": len(group.quanta),
+        "n_blocked": group.n_blocked,
+        "quanta": [quantum.index for quantum in group.quanta],
+        "example": group.example.index,
+    }
+
+
+def read_report(
+    run_dir: Path, *, is_alive: Callable[[RunStarted], bool | None] = driver_is_alive
+) -> RunReport:
+    """Read what became of a run so far.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+    is_alive
+        Tells whether a driver that has not closed its books is still there.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        It is no run directory, cannot be read, or is damaged.
+    """
+    found = RunDir.open(run_dir)
+    settings = found.read_settings()
+    fold = read_fold(found.journal, found.load_plan(), found.snapshot_file)
+    tasks = fold.tasks()
+    troubled = fold.troubled(_Kept(found))
+    return RunReport(
+        run_dir=found,
+        settings=settings,
+        state=_state(fold, is_alive),
+        stop_reason=fold.stop_reason,
+        driver=fold.driver,
+        last_event_at=fold.last_event_at,
+        wall_s=fold.wall_s,
+        tasks=tasks,
+        total=total_of(tasks),
+        failures=tuple(quantum for quantum in troubled if quantum.state is State.FAILED),
+        retried=tuple(quantum for quantum in troubled if quantum.state is not State.FAILED),
+    )
+
+
+def _state(fold: Fold, is_alive: Callable[[RunStarted], bool | None]) -> RunState:
+    if fold.driver is None:
+        return RunState.NOT_STARTED
+    if fold.end is not None:
+        return _ENDED_STATES[fold.end]
+    match is_alive(fold.driver):
+        case True:
+            return RunState.RUNNING
+        case False:
+            return RunState.DRIVER_GONE
+        case None:
+            return RunState.PERHAPS_RUNNING
+
+
+class _Kept:
+    """Which files were kept of attempts: one look at the folder, for on a network each look takes time."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        self._names = frozenset(_names_in(run_dir.logs))
+
+    def log(self, index: int, attempt: int) -> Path | None:
+        """Return the log of an attempt, where it was kept."""
+        return self._if_there(self._run_dir.attempt_log(index, attempt))
+
+    def stack(self, index: int, attempt: int) -> Path | None:
+        """Return the stacks of an attempt, where they were kept."""
+        return self._if_there(self._run_dir.attempt_stack(index, attempt))
+
+    def _if_there(self, path: Path) -> Path | None:
+        return path if path.name in self._names else None
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    try:
+        yield from os.listdir(folder)  # noqa: PTH208 - names are all that is wanted of a million entries
+    except OSError:  # a copy of the run directory without its logs
+        return

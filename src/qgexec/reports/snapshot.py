@@ -1,0 +1,242 @@
+"""Owns the snapshot: what a reader made of a journal, kept so that the next reads on from there.
+
+It is a cache, and never trusted over the journal: one that is damaged, of another version, another
+plan or another journal is as good as none, and one that cannot be written is not missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qgexec.books.codec import JOURNAL_VERSION, decode, encode
+from qgexec.books.journal import Position, journal_file, last_epoch, read_events
+from qgexec.errors import IllegalEventError, JournalError
+from qgexec.events import EndReason, RunStarted, StopReason
+from qgexec.reports.failures import Ending
+from qgexec.reports.fold import Fold, FoldState
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.restorable import STATE_CODES
+
+__all__ = ["SNAPSHOT_VERSION", "WORTH_KEEPING", "read_fold"]
+
+SNAPSHOT_VERSION = 1
+"""Version of the file, an ``.npz`` without objects.
+
+1: header (JSON), states, attempts, ingested, caveats and blocked (index and value), endings (journal lines).
+"""
+
+WORTH_KEEPING = 20_000
+"""Lines to read, about a quarter of a second, from which on a new snapshot is written."""
+
+_FORMAT = "qgexec-snapshot"
+_BLOCK = 4096
+
+
+class _UnfitError(Exception):
+    """A snapshot that is not this journal's and plan's."""
+
+
+def read_fold(journal: Path, plan: Plan, snapshot: Path, *, worth_keeping: int = WORTH_KEEPING) -> Fold:
+    """Fold a journal, from where a snapshot ends if there is one that fits.
+
+    Parameters
+    ----------
+    journal
+        The run directory's ``journal`` folder.
+    plan
+        The quanta.
+    snapshot
+        Its file; brought up to date where enough was read, if it can be written.
+    worth_keeping
+        How many lines are enough.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        The journal is missing, damaged, of a newer version, or another plan's.
+    """
+    fold, positions = _read_snapshot(snapshot, journal, plan)
+    known = _n_lines(positions)
+    try:
+        _read_on(journal, fold, positions)
+    except JournalError:
+        if not known:
+            raise
+        # Before the journal is found wanting, what the snapshot says is doubted.
+        fold, positions, known = Fold(plan), {}, 0
+        _read_on(journal, fold, positions)
+    if _n_lines(positions) - known >= worth_keeping:
+        # Read-only file systems, full disks, other people's runs: the next reader takes as long as this one.
+        with contextlib.suppress(OSError):
+            state = fold.state()
+            _write_snapshot(snapshot, state, _header(state, journal, plan, positions))
+    return fold
+
+
+def _n_lines(positions: Mapping[int, Position]) -> int:
+    return sum(position.lines for position in positions.values())
+
+
+def _read_on(journal: Path, fold: Fold, positions: dict[int, Position]) -> None:
+    try:
+        for event in read_events(journal, positions):
+            fold.apply(event)
+    except IllegalEventError as err:
+        raise JournalError(
+            f"the journal in {journal.parent} does not fit its plan: {err.message}",
+            hint="Bring journal/ and plan.npz back from the same copy.",
+        ) from err
+
+
+def _read_snapshot(snapshot: Path, journal: Path, plan: Plan) -> tuple[Fold, dict[int, Position]]:
+    try:
+        with np.load(snapshot, allow_pickle=False) as file:
+            arrays: dict[str, npt.NDArray[Any]] = dict(file)
+        header = json.loads(arrays["header"].tobytes())
+        positions = _checked_positions(header, journal, plan)
+        return Fold.restored(plan, _state(header, arrays)), positions
+    except (OSError, _UnfitError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, EOFError):
+        return Fold(plan), {}
+
+
+def _header(state: FoldState, journal: Path, plan: Plan, positions: Mapping[int, Position]) -> dict[str, Any]:
+    return {
+        **_identity(plan),
+        "files": [
+            [
+                epoch,
+                position.offset,
+                position.lines,
+                _fingerprint(journal_file(journal, epoch), position.offset),
+            ]
+            for epoch, position in positions.items()
+        ],
+        "driver": state.driver and encode(state.driver).decode("ascii"),
+        "end": state.end and state.end.value,
+        "stop_reason": state.stop_reason and state.stop_reason.value,
+        "last_event_at": state.last_event_at,
+        "closed_s": state.closed_s,
+        "quantum_s": list(state.quantum_s),
+        "cpu_s": list(state.cpu_s),
+        "peak_rss_bytes": list(state.peak_rss_bytes),
+    }
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """Return what must be the same for a snapshot to mean anything."""
+    arrays = plan.to_arrays()
+    names = ("label_codes", "quantum_ids", "successor_offsets", "successor_targets")
+    return {
+        "format": _FORMAT,
+        "version": SNAPSHOT_VERSION,
+        "journal_version": JOURNAL_VERSION,
+        "states": [state.value for state in STATE_CODES],
+        "plan": [len(plan), *(zlib.crc32(np.ascontiguousarray(arrays[name]).data) for name in names)],
+    }
+
+
+def _fingerprint(path: Path, offset: int) -> str:
+    """Return a hash of a file's beginning, and of what ends at an offset.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(min(_BLOCK, offset))
+        file.seek(max(0, offset - _BLOCK))
+        tail = file.read(min(_BLOCK, offset))
+    return hashlib.blake2b(head + tail, digest_size=16).hexdigest()
+
+
+def _checked_positions(header: Mapping[str, Any], journal: Path, plan: Plan) -> dict[int, Position]:
+    """Return how far the snapshot goes, if it is about this plan and these files."""
+    if any(header[key] != value for key, value in _identity(plan).items()):
+        raise _UnfitError
+    files = header["files"]
+    # All that it covers must come before all that it does not: later files than its last may follow.
+    epochs = [epoch for epoch, *_ in files]
+    if not epochs or epochs != list(range(1, len(epochs) + 1)) or len(epochs) > last_epoch(journal):
+        raise _UnfitError
+    positions = {}
+    for epoch, offset, lines, fingerprint in files:
+        path = journal_file(journal, epoch)
+        if path.stat().st_size < offset or _fingerprint(path, offset) != fingerprint:
+            raise _UnfitError
+        if epoch < len(files) and _has_more_lines(path, offset):
+            raise _UnfitError
+        positions[epoch] = Position(offset, lines)
+    return positions
+
+
+def _has_more_lines(path: Path, offset: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.readline().endswith(b"\n")
+
+
+def _state(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> FoldState:
+    driver = decode(header["driver"].encode("ascii")) if header["driver"] else None
+    if driver is not None and not isinstance(driver, RunStarted):
+        raise _UnfitError
+    lines = arrays["endings"].tobytes().splitlines(keepends=True)
+    endings = [event for line in lines if isinstance(event := decode(line), Ending)]
+    return FoldState(
+        states=arrays["states"].tobytes(),
+        attempts=arrays["attempts"],
+        ingested=arrays["ingested"].tobytes(),
+        caveats=dict(arrays["caveats"].tolist()),
+        blocked=dict(arrays["blocked"].tolist()),
+        endings=endings,
+        quantum_s=header["quantum_s"],
+        cpu_s=header["cpu_s"],
+        peak_rss_bytes=header["peak_rss_bytes"],
+        driver=driver,
+        end=EndReason(header["end"]) if header["end"] else None,
+        stop_reason=StopReason(header["stop_reason"]) if header["stop_reason"] else None,
+        last_event_at=header["last_event_at"],
+        closed_s=header["closed_s"],
+    )
+
+
+def _write_snapshot(snapshot: Path, state: FoldState, header: Mapping[str, Any]) -> None:
+    """Write it aside and rename it: of two readers at once the last wins, and each is right."""
+    arrays: dict[str, Any] = {
+        "header": _bytes_array(json.dumps(header).encode("ascii")),
+        "states": _bytes_array(state.states),
+        "attempts": state.attempts,
+        "ingested": _bytes_array(state.ingested),
+        "caveats": _pairs(state.caveats),
+        "blocked": _pairs(state.blocked),
+        "endings": _bytes_array(b"".join(map(encode, state.endings))),
+    }
+    aside = snapshot.with_name(f".{snapshot.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            np.savez(file, **arrays)
+        aside.replace(snapshot)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def _bytes_array(data: bytes) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def _pairs(values: Mapping[int, int]) -> npt.NDArray[np.int64]:
+    return np.array(list(values.items()), dtype=np.int64).reshape(-1, 2)

@@ -1,0 +1,239 @@
+"""How a report is told in plain text; knows no files, and nothing of how the report came about."""
+
+from __future__ import annotations
+
+import signal
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from qgexec.config.units import duration_text, size_text
+from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum
+from qgexec.reports.report import RunReport
+from qgexec.reports.table import Column, fit, printable, render
+from qgexec.scheduling.policy import Cause
+from qgexec.scheduling.states import State
+
+__all__ = ["format_report", "format_status"]
+
+_SHOWN_PER_CAUSE = 10
+_SHOWN_CAUSES = 20
+
+
+def format_report(report: RunReport, *, width: int = 100) -> str:
+    """Return a report as plain text.
+
+    Parameters
+    ----------
+    report
+        What to say.
+    width
+        Of the terminal, characters; only tracebacks and paths may be wider.
+    """
+    lines = [*_head(report), "", *render(_task_columns(report), width)]
+    lines += _caveat_lines(report, width)
+    lines += _retry_lines(report, width)
+    lines += _failure_lines(report, width)
+    return "\n".join(lines)
+
+
+def format_status(report: RunReport, *, width: int = 100, now: float | None = None) -> str:
+    """Return in a few lines of plain text how far a run is.
+
+    Parameters
+    ----------
+    report
+        What to say.
+    width
+        Of the terminal, characters.
+    now
+        UNIX seconds; by default the clock's.
+    """
+    total = report.total
+    percent = 100 * total.done // total.n_quanta if total.n_quanta else 100
+    words = [f"{total.done} of {total.n_quanta} quanta done ({percent} %)"]
+    words += [
+        f"{number} {word}"
+        for number, word in (
+            (total.failed, "failed"),
+            (total.blocked, "blocked"),
+            (total.running, "running"),
+            (total.retried, "retried"),
+        )
+        if number
+    ]
+    lines = [*_head(report), f"Progress       {', '.join(words)}"]
+    if report.last_event_at is not None:
+        ago = max(0.0, (time.time() if now is None else now) - report.last_event_at)
+        lines.append(f"Last event     {duration_text(ago)} ago")
+    return "\n".join([*lines, "", *render(_task_columns(report)[:-3], width)])
+
+
+def _head(report: RunReport) -> list[str]:
+    context, driver = report.settings.context, report.driver
+    state = report.state.value
+    if report.stop_reason is not None:
+        state += f" ({report.stop_reason.value})"
+    lines = [
+        f"Run directory  {report.run_dir.path}",
+        f"Output RUN     {context.output_run}",
+        f"State          {state}",
+    ]
+    if driver is not None:
+        lines += [
+            f"Model          {printable(f'{driver.model}, process {driver.pid} on {driver.host}')}",
+            f"Began          {datetime.fromtimestamp(driver.at, UTC):%Y-%m-%d %H:%M:%S} UTC",
+        ]
+    wall, inside = duration_text(report.wall_s), duration_text(report.total.quantum_s)
+    return [*lines, f"Time           {wall} wall, {inside} in quanta"]
+
+
+def _task_columns(report: RunReport) -> list[Column]:
+    rows = [*report.tasks, report.total]
+    counts = [
+        Column(title, [str(getattr(row, name)) for row in rows])
+        for title, name in (
+            ("quanta", "n_quanta"),
+            ("succeeded", "succeeded"),
+            ("skipped", "skipped"),
+            ("failed", "failed"),
+            ("blocked", "blocked"),
+            ("retried", "retried"),
+            ("running", "running"),
+            ("not run", "not_run"),
+            ("ingested", "ingested"),
+        )
+        # What every run is about is there always; the others only where they have something to say.
+        if name in {"n_quanta", "succeeded", "failed"} or getattr(report.total, name)
+    ]
+    return [
+        Column("task", [printable(row.label) for row in rows], is_text=True),
+        *counts,
+        Column("time", [duration_text(row.quantum_s) for row in rows]),
+        Column("CPU", [duration_text(row.cpu_s) for row in rows]),
+        Column("memory", [size_text(row.peak_rss_bytes) for row in rows]),
+    ]
+
+
+def _caveat_lines(report: RunReport, width: int) -> Iterator[str]:
+    found = [(task.label, name, str(n)) for task in report.tasks for name, n in sorted(task.caveats.items())]
+    if not found:
+        return
+    labels, names, numbers = zip(*found, strict=True)
+    yield from ("", "Succeeded with caveats", "")
+    yield from render(
+        [
+            Column("task", labels, is_text=True),
+            Column("caveat", names, is_text=True),
+            Column("quanta", numbers),
+        ],
+        width,
+    )
+
+
+def _retry_lines(report: RunReport, width: int) -> Iterator[str]:
+    """Say how many quanta needed more than one attempt, and what the earlier ones died of."""
+    attempts: Counter[tuple[str, str]] = Counter()
+    quanta: Counter[tuple[str, str]] = Counter()
+    for quantum in (*report.retried, *report.failures):
+        earlier = quantum.bad[:-1] if quantum.state is State.FAILED else quantum.bad
+        died_of = [(quantum.task_label, _kind_in_words(attempt)) for attempt in earlier]
+        attempts.update(died_of)
+        quanta.update(set(died_of))
+    if not attempts:
+        return
+    n_saved = sum(quantum.state in (State.SUCCEEDED, State.SKIPPED) for quantum in report.retried)
+    saved = _counted(n_saved, "quantum", "quanta")
+    yield ""
+    yield fit(
+        f"Retries: {attempts.total()}; {saved} succeeded only after one. Earlier attempts died of", width
+    )
+    yield ""
+    keys = sorted(attempts, key=lambda key: -attempts[key])
+    yield from render(
+        [
+            Column("task", [printable(label) for label, _ in keys], is_text=True),
+            Column("cause", [printable(kind) for _, kind in keys], is_text=True),
+            Column("attempts", [str(attempts[key]) for key in keys]),
+            Column("quanta", [str(quanta[key]) for key in keys]),
+        ],
+        width,
+    )
+
+
+def _kind_in_words(attempt: AttemptRecord) -> str:
+    if attempt.exception_type:
+        return attempt.exception_type
+    code = attempt.exit_code
+    if attempt.ended == Cause.SIGNALLED.value and code is not None:
+        known = -code in signal.valid_signals()
+        return f"{attempt.ended} ({signal.Signals(-code).name if known else -code})"
+    if attempt.ended == Cause.EXITED.value:
+        return f"{attempt.ended} ({code})"
+    return attempt.ended
+
+
+def _failure_lines(report: RunReport, width: int) -> Iterator[str]:
+    groups = report.causes()
+    if not groups:
+        return
+    failed = _counted(len(report.failures), "quantum", "quanta")
+    n_blocked = report.total.blocked
+    blocked = f"; {_counted(n_blocked, 'quantum', 'quanta')} blocked" if n_blocked else ""
+    yield from ("", fit(f"Failures: {failed}, {_counted(len(groups), 'cause', 'causes')}{blocked}", width))
+    for number, group in enumerate(groups[:_SHOWN_CAUSES], start=1):
+        yield ""
+        yield from _group_lines(report, number, group, width)
+    if left := groups[_SHOWN_CAUSES:]:
+        n_left = sum(len(group.quanta) for group in left)
+        more = (
+            f"{_counted(len(left), 'more cause', 'more causes')} of {_counted(n_left, 'quantum', 'quanta')}"
+        )
+        yield from ("", fit(f"And {more}; qgexec report --json lists all", width))
+
+
+def _group_lines(report: RunReport, number: int, group: FailureGroup, width: int) -> Iterator[str]:
+    example = group.example
+    last = example.last
+    blocked = f", blocks {group.n_blocked}," if group.n_blocked else ""
+    place = f" at {last.where}" if last.where else ""
+    title = f"{number}. {len(group.quanta)} x {_kind_in_words(last)}{blocked}{place}".rstrip(",")
+    yield fit(printable(title), width)
+    for line in printable(last.message).splitlines():
+        yield from _wrapped(line, width)
+    if traceback := report.traceback(last):
+        what = "Traceback" if last.detail is not None else "Stacks"
+        yield f"   {what} of quantum {example.index}, attempt {last.number}:"
+        yield from textwrap.indent(printable(traceback.rstrip()), "     ").splitlines()
+    for quantum in group.quanta[:_SHOWN_PER_CAUSE]:
+        yield from _quantum_lines(quantum, width)
+    if len(group.quanta) > _SHOWN_PER_CAUSE:
+        left = len(group.quanta) - _SHOWN_PER_CAUSE
+        yield fit(f"   and {left} more; qgexec report --json lists all", width)
+
+
+def _quantum_lines(quantum: TroubledQuantum, width: int) -> Iterator[str]:
+    last = quantum.last
+    blocked = f", blocks {quantum.n_blocked}" if quantum.n_blocked else ""
+    name = f"quantum {quantum.index}, attempt {last.number}{blocked}: {printable(str(quantum))}"
+    yield from _wrapped(name, width, hanging=2)
+    if last.log is not None:
+        yield f"     log: {last.log}"
+    elif last.detail is not None:
+        yield f"     log: dataset {quantum.task_label}_log of this data ID, in the output RUN"
+    for attempt in quantum.bad[:-1]:
+        memory = f", {size_text(attempt.peak_rss_bytes)}" if attempt.peak_rss_bytes else ""
+        yield fit(f"     earlier: attempt {attempt.number}, {_kind_in_words(attempt)}{memory}", width)
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _wrapped(text: str, width: int, *, hanging: int = 0) -> list[str]:
+    indent = " " * 3
+    return textwrap.wrap(
+        text, max(20, width), initial_indent=indent, subsequent_indent=indent + " " * hanging
+    )

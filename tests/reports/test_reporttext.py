@@ -1,0 +1,152 @@
+"""Tests of `qgexec.reports.text`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qgexec.books.journal import segment_path
+from qgexec.events import AttemptLost, AttemptStarted, EndReason, RunEnded
+from qgexec.reports.report import RunReport
+from qgexec.reports.text import format_report, format_status
+from tests.handbooks import BEGAN, HandBooks, started, succeeded, write_mixed
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> HandBooks:
+    """A run directory whose journal is empty."""
+    return HandBooks(tmp_path / "run")
+
+
+@pytest.fixture
+def mixed(books: HandBooks) -> RunReport:
+    """The report of a run in which everything happened."""
+    write_mixed(books)
+    return books.read()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_text_fits_the_terminal(mixed: RunReport, width: int) -> None:
+    """All lines but paths, tracebacks and what is in the head."""
+    lines = format_report(mixed, width=width).split("\n\n", 1)[1].splitlines()
+    free = ("     ", "   Traceback", "   Stacks")
+    assert [line for line in lines if len(line) > width and not line.startswith(free)] == []
+
+
+def test_the_text_says_what_failed_and_why(mixed: RunReport) -> None:
+    """Failures that look the same are one cause with one traceback; escape sequences are not obeyed."""
+    text = format_report(mixed, width=100)
+    assert "Failures: 4 quanta, 3 causes; 2 quanta blocked" in text
+    assert "1. 2 x builtins.ValueError, blocks 2, at isr.py:7 run" in text
+    assert "quantum 1, attempt 1, blocks 2: isr{detector: 2}" in text
+    assert text.count("Traceback (most recent call last)") == 1
+    assert "worker 2 was killed by signal 9 (SIGKILL)" in text
+    assert f"log: {mixed.run_dir.logs}/3.2.log" in text
+    assert "earlier: attempt 1, out of memory, 5.1 GB" in text
+    assert "ran over its time limit of 5 s" in text
+    assert "Stacks of quantum 4, attempt 1:" in text
+    assert "stuck.py, line 3" in text
+    assert "NO_WORK" in text
+    assert "\x1b" not in text
+
+
+def test_the_text_says_what_was_retried(mixed: RunReport) -> None:
+    """How many succeeded only after that, and what the earlier attempts died of."""
+    lines = format_report(mixed, width=100).splitlines()
+    place = lines.index("Retries: 2; 1 quantum succeeded only after one. Earlier attempts died of")
+    assert [line.split() for line in lines[place + 2 : place + 5]] == [
+        ["task", "cause", "attempts", "quanta"],
+        ["isr", "lost", "1", "1"],
+        ["isr", "out", "of", "memory", "1", "1"],
+    ]
+    header = next(line for line in lines if line.startswith("task"))
+    assert "retried" in header
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "said"),
+    [
+        (-11, "1. 1 x signalled (SIGSEGV), blocks 1"),
+        (-99, "1. 1 x signalled (99), blocks 1"),
+        (9, "1. 1 x exited (9), blocks 1"),
+        (None, "1. 1 x lost, blocks 1"),
+    ],
+)
+def test_how_a_worker_died(books: HandBooks, exit_code: int | None, said: str) -> None:
+    """By the name of the signal where it has one."""
+    books.write(BEGAN, *started(0), AttemptLost(BEGAN.at + 2, 0, 1, "worker 1 died", exit_code, 1))
+    assert said in format_report(books.read()).splitlines()
+
+
+def test_a_traceback_that_is_lost_does_not_cost_the_report(mixed: RunReport) -> None:
+    """A sentence says so in its place."""
+    segment_path(mixed.run_dir.segments, 1, "worker-0001").unlink()
+    assert "the traceback cannot be read" in format_report(mixed)
+
+
+def test_many_alike_are_cut_short(books: HandBooks) -> None:
+    """Ten are named, the rest is counted."""
+    books.write(BEGAN, *started(0, 1), books.failed(0, where="b.py:2 f"), books.failed(1))
+    report = books.read()
+    many = tuple(report.failures[:1] * 12)
+    text = format_report(replace(report, failures=many))
+    assert "1. 12 x builtins.ValueError, blocks 12, at b.py:2 f" in text
+    assert "and 2 more" in text
+
+
+def test_many_causes_are_cut_short(books: HandBooks) -> None:
+    """Twenty are shown in full, the rest is counted."""
+    books.write(BEGAN, *started(0), books.failed(0))
+    report = books.read()
+    (failure,) = report.failures
+    causes = [replace(failure.attempts[0], where=f"isr.py:{line} run") for line in range(23)]
+    many = tuple(replace(failure, attempts=(cause,)) for cause in causes)
+    text = format_report(replace(report, failures=many))
+    assert "20. 1 x" in text
+    assert "21. 1 x" not in text
+    assert text.splitlines()[-1] == "And 3 more causes of 3 quanta; qgexec report --json lists all"
+
+
+def test_failures_in_different_places_are_different_causes(books: HandBooks) -> None:
+    """The most frequent comes first."""
+    books.write(BEGAN, *started(0, 1, 2), books.failed(0, where="b.py:2 f"), books.failed(1), books.failed(2))
+    text = format_report(books.read())
+    assert text.index("1. 2 x builtins.ValueError, blocks 2, at isr.py:7 run") < text.index(
+        "2. 1 x builtins.ValueError, blocks 1, at b.py:2 f"
+    )
+
+
+def test_columns_without_anything_to_say_are_left_out(books: HandBooks) -> None:
+    """A run without trouble has a small table."""
+    books.write(BEGAN, *started(*range(5)), *map(succeeded, range(5)))
+    books.write(*started(5, 6), succeeded(5), succeeded(6), *started(7), succeeded(7))
+    books.write(RunEnded(BEGAN.at + 9, EndReason.COMPLETED))
+    report = books.read()
+    assert report.all_succeeded
+    text = format_report(report)
+    header = next(line for line in text.splitlines() if line.startswith("task"))
+    assert header.split() == ["task", "quanta", "succeeded", "failed", "time", "CPU", "memory"]
+    assert "Retries" not in text
+
+
+def test_status_is_short(mixed: RunReport) -> None:
+    """How far it is, and when it was last heard of."""
+    text = format_status(mixed, width=80, now=BEGAN.at + 9 + 120)
+    assert "7 of 8 quanta done (87 %), 4 failed, 2 blocked, 2 retried" in text
+    assert "Last event     2.0 min ago" in text
+    assert "stopped (interrupted)" in text
+    assert "Traceback" not in text
+
+
+def test_a_run_that_has_not_started(books: HandBooks) -> None:
+    """It says so, and that nothing is done."""
+    assert "0 of 8 quanta done (0 %)" in format_status(books.read())
+    assert "not started" in format_report(books.read())
+
+
+def test_a_run_that_goes_on(books: HandBooks) -> None:
+    """It says what runs."""
+    books.write(BEGAN, *started(0, 1), AttemptStarted(BEGAN.at + 2, 2, 1))
+    assert "0 of 8 quanta done (0 %), 3 running" in format_status(books.read(is_alive=True))
