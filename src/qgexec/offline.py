@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from qgexec import batch
+from qgexec import scripted
 from qgexec.books.rundir import RunDir
 from qgexec.ingestion.process import InlineIngestion
 from qgexec.rubin.graphfile import prepare_graph
@@ -54,7 +54,7 @@ def execute_quanta(run_dir: Path, indices: Sequence[int]) -> bool:
         # Quanta may be tried again by whatever runs the scripts.
         WorkbenchOptions(run_is_new=False, skip_existing=True, clobber_outputs=True),
     )
-    return batch.execute_quanta(books, books.load_plan(), indices, opener)
+    return scripted.execute_quanta(books, books.load_plan(), indices, opener)
 
 
 def collect(run_dir: Path, *, force: bool = False) -> int:
@@ -79,4 +79,4 @@ def collect(run_dir: Path, *, force: bool = False) -> int:
         run_dir=str(books.path),
         run_began_at=-math.inf if settings.run_is_new else settings.created_at,
     )
-    return batch.collect(books, books.load_plan(), InlineIngestion(ingester, books.segments), force=force)
+    return scripted.collect(books, books.load_plan(), InlineIngestion(ingester, books.segments), force=force)

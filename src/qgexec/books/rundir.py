@@ -7,6 +7,7 @@
     snapshot.npz        what readers made of them; may be missing, and may be removed at any time
     segments/           tracebacks, outputs and datastore records: a file for each process
     logs/               what workers printed, and the logs and stacks of attempts that ended badly
+    batch/              what was submitted to batch systems: a folder for each round
 
 ``run.json`` and ``plan.npz`` are written aside, forced to the disk and renamed: each is there whole or not at
 all. Everything is made with the user's umask.
@@ -35,7 +36,7 @@ from qgexec.errors import GraphError, RunDirError
 from qgexec.quantum import RunContext
 from qgexec.scheduling.plan import Plan
 
-__all__ = ["RUN_VERSION", "OptionValue", "RunDir", "RunSettings", "default_run_dir"]
+__all__ = ["RUN_VERSION", "OptionValue", "RunDir", "RunSettings", "default_run_dir", "write_aside"]
 
 RUN_VERSION = 2
 """Version of ``run.json``. 1: the first. 2: ``run_is_new``."""
@@ -182,6 +183,11 @@ class RunDir:
         return self.path / "logs"
 
     @property
+    def batch(self) -> Path:
+        """Folder of what was submitted to batch systems; there only if something was."""
+        return self.path / "batch"
+
+    @property
     def graph_file(self) -> Path:
         """Where the graph is kept when it must be."""
         return self.path / "graph.qg"
@@ -233,7 +239,7 @@ class RunDir:
             text = json.dumps(settings.to_json(), indent=1, allow_nan=False) + "\n"
         except (TypeError, ValueError) as err:
             raise RunDirError(f"the run's settings cannot be written as JSON: {err}") from err
-        _write_aside(self.settings_file, lambda file: file.write(text.encode("ascii")))
+        write_aside(self.settings_file, lambda file: file.write(text.encode("ascii")))
 
     def read_settings(self) -> RunSettings:
         """Read ``run.json``.
@@ -285,7 +291,7 @@ class RunDir:
             It cannot be written; nothing has changed then.
         """
         arrays = plan.to_arrays()
-        _write_aside(self.plan_file, lambda file: np.savez(file, **cast("dict[str, Any]", arrays)))
+        write_aside(self.plan_file, lambda file: np.savez(file, **cast("dict[str, Any]", arrays)))
 
     def load_plan(self) -> Plan:
         """Read ``plan.npz``.
@@ -375,7 +381,14 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside its place, force it to the disk and rename it: it is there whole or not at all.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        It cannot be written; what was there before is untouched.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
