@@ -11,6 +11,7 @@ import numpy.typing as npt
 from qgexec.errors import UsageError
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.topology import (
+    Edges,
     Ints,
     find_cycle,
     int_array,
@@ -55,9 +56,13 @@ class Clusters:
         names: Sequence[str],
         name_codes: Ints,
         *,
-        in_turn: Sequence[Sequence[int]] = (),
+        in_turn: Sequence[Ints] = (),
+        places: Mapping[str, str] | None = None,
     ) -> Self:
         """Make clusters of some quanta of a plan.
+
+        They are numbered in topological order; where there is a choice, that with the first quantum
+        of the plan comes first. So the same quanta in the same clusters always have the same numbers.
 
         Parameters
         ----------
@@ -70,7 +75,10 @@ class Clusters:
         names, name_codes
             Names of the kinds of clusters, and for each cluster the position of its name; shape ``(k,)``.
         in_turn
-            Clusters, by these numbers, that must not run side by side: each waits for the one before it.
+            Sets of clusters, by these numbers, that must not run side by side: each waits for the one
+            of its set that comes before it.
+        places
+            Where the kinds of clusters are defined, by name: file and line, for messages.
 
         Raises
         ------
@@ -78,28 +86,34 @@ class Clusters:
             Clusters wait for each other in a circle; the message names the quanta that make it.
         """
         n_clusters = len(name_codes)
-        of_quantum = np.full(len(plan), -1, dtype=np.int64)
-        of_quantum[indices] = cluster_of
-        arrays = plan.to_arrays()
-        offsets = arrays["successor_offsets"].astype(np.int64)
-        first = of_quantum[np.repeat(np.arange(len(plan)), np.diff(offsets))]
-        second = of_quantum[arrays["successor_targets"].astype(np.int64)]
-        between = (first >= 0) & (second >= 0) & (first != second)
-        before = [first[between], *(np.asarray(row[:-1], dtype=np.int64) for row in in_turn)]
-        after = [second[between], *(np.asarray(row[1:], dtype=np.int64) for row in in_turn)]
-        edges = unique_edges(np.concatenate(before), np.concatenate(after), n_clusters)
-        order = topological_order(n_clusters, edges)
-        if len(order) < n_clusters:
-            raise _cycle_error(plan, indices, cluster_of, names, name_codes, find_cycle(order, edges))
-        rank = np.empty(n_clusters, dtype=np.int64)
-        rank[order] = np.arange(n_clusters)
-        ranked = rank[cluster_of]
-        by_cluster = np.argsort(ranked, kind="stable")
-        children, parents = unique_edges(rank[edges[1]], rank[edges[0]], n_clusters)
+        # Of several values for one place the last stays: each cluster's first quantum.
+        first = np.empty(n_clusters, dtype=np.int64)
+        first[cluster_of[::-1]] = np.arange(len(indices))[::-1]
+        by_first = np.argsort(first)
+        number = np.empty(n_clusters, dtype=np.int64)
+        number[by_first] = np.arange(n_clusters)
+        codes = name_codes[by_first]
+        edges = _edges(plan, indices, number[cluster_of], n_clusters)
+        if np.any(edges[0] > edges[1]):
+            order = topological_order(n_clusters, edges)
+            if len(order) < n_clusters:
+                cycle = find_cycle(order, edges)
+                quanta = indices[first[by_first[cycle]]].tolist()
+                raise _cycle_error(plan, quanta, [names[codes[c]] for c in cycle], places or {})
+            rank = np.empty(n_clusters, dtype=np.int64)
+            rank[order] = np.arange(n_clusters)
+            number, codes, edges = rank[number], codes[order], (rank[edges[0]], rank[edges[1]])
+        # They run in the order of their numbers, in which nothing waits for what comes later: no new cycle.
+        rows = [np.sort(number[row]) for row in in_turn]
+        before = np.concatenate([edges[0], *(row[:-1] for row in rows)])
+        after = np.concatenate([edges[1], *(row[1:] for row in rows)])
+        children, parents = unique_edges(after, before, n_clusters)
+        numbers = number[cluster_of]
+        by_cluster = np.argsort(numbers, kind="stable")
         return cls(
             names,
-            name_codes[order],
-            (row_offsets(ranked, n_clusters), indices[by_cluster]),
+            codes,
+            (row_offsets(numbers, n_clusters), indices[by_cluster]),
             (row_offsets(children, n_clusters), parents),
         )
 
@@ -147,16 +161,27 @@ class Clusters:
 _ROWS = (("quantum", "quanta"), ("parent", "parents"))
 
 
+def _edges(plan: Plan, indices: Ints, cluster_of: Ints, n_clusters: int) -> Edges:
+    """Return which clusters wait for which, each pair once."""
+    of_quantum = np.full(len(plan), -1, dtype=np.int32)
+    of_quantum[indices] = cluster_of
+    arrays = plan.to_arrays()
+    # There are several edges to a quantum: numbers of 32 bits until most of them are gone.
+    first = np.repeat(of_quantum, np.diff(arrays["successor_offsets"]))
+    second = of_quantum[arrays["successor_targets"]]
+    between = (first >= 0) & (second >= 0) & (first != second)
+    return unique_edges(first[between].astype(np.int64), second[between].astype(np.int64), n_clusters)
+
+
 def _cycle_error(
-    plan: Plan, indices: Ints, cluster_of: Ints, names: Sequence[str], name_codes: Ints, cycle: list[int]
+    plan: Plan, quanta: Sequence[int], names: Sequence[str], places: Mapping[str, str]
 ) -> UsageError:
     """Say which clusters wait for each other, by one quantum of each."""
-    shown = []
-    for cluster in cycle[:4]:
-        index = int(indices[np.flatnonzero(cluster_of == cluster)[0]])
-        shown.append(f"{names[name_codes[cluster]]} (with {plan.describe(index)})")
-    more = f" and {len(cycle) - 4} more" if len(cycle) > 4 else ""
+    shown = [f"{name} (with {plan.describe(index)})" for index, name in zip(quanta, names, strict=True)]
+    more = f" -> {len(shown) - 4} more" if len(shown) > 4 else ""
+    place = next((f"{places[name]}: " for name in names if places.get(name)), "")
     return UsageError(
-        f"clusters of quanta wait for each other in a circle: {' -> '.join(shown)}{more}",
-        hint="Leave a task between them out of one of these clusters, or give it finer dimensions.",
+        f"{place}clusters of quanta wait for each other in a circle: "
+        f"{' -> '.join(shown[:4])}{more} -> {shown[0]}",
+        hint="Put the tasks between them into the same cluster, or leave one of them out of it.",
     )
