@@ -227,7 +227,7 @@ def _interpret(root: Node) -> RunConfig:
     return RunConfig(
         cast("TaskSettings", common),
         {label: cast("TaskSettings", said) for label, said in tasks.items()},
-        tuple(_unknown(root)),
+        unknown=tuple(_unknown(root)),
     )
 
 

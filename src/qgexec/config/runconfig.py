@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict, cast
 
+from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.units import size_text
 from qgexec.quantum import Resources
 from qgexec.scheduling.policy import Policy, Retries, TaskRules
@@ -71,6 +72,9 @@ class RunConfig:
     tasks: Mapping[str, TaskSettings] = field(default_factory=dict)
     """By task label; labels that are in no graph do no harm."""
 
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    """For batch jobs."""
+
     unknown: tuple[str, ...] = field(default=(), compare=False)
     """What files said that means nothing: name and place. Not kept with the run: it has been told then."""
 
@@ -86,7 +90,7 @@ class RunConfig:
         tasks = dict(self.tasks)
         for label, settings in later.tasks.items():
             tasks[label] = _over(tasks.get(label, {}), settings)
-        return RunConfig(_over(self.common, later.common), tasks, self.unknown + later.unknown)
+        return RunConfig(_over(self.common, later.common), tasks, unknown=self.unknown + later.unknown)
 
     def to_json(self) -> dict[str, Any]:
         """Return ``common`` and ``tasks`` as JSON can hold them."""

@@ -122,7 +122,7 @@ class Run:
     """What the names of workers begin with, where several drivers share the folder of logs."""
 
     ledger: Ledger | None = None
-    """What the loop knows of the quanta; for models that order the work themselves."""
+    """What the loop knows of the quanta, for models that order the work themselves; to be read only."""
 
     def open_bench(self) -> Bench:
         """Open a bench in this process."""
