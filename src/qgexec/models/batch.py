@@ -33,9 +33,10 @@ from qgexec.events import (
     FailureEvent,
 )
 from qgexec.models.base import Ledger, ModelFacts, Run
+from qgexec.models.registry import find_model
 from qgexec.quantum import Attempt, Resources
 
-__all__ = ["BatchModel", "harvest", "remove_round"]
+__all__ = ["BatchModel", "ask", "harvest", "remove_round"]
 
 _logger = logging.getLogger(__name__)
 
@@ -84,6 +85,20 @@ def harvest(model: BatchModel, run: Run, record: Callable[[Event], None]) -> boo
             hint="Try again when it answers.",
         )
     return bool(model.capacity().cores)
+
+
+def ask(batch_round: Round) -> RoundStatus | None:
+    """Ask the batch system of a round what has become of it; `None` where it was never submitted.
+
+    Raises
+    ------
+    qgexec.errors.ModelError
+        It does not answer.
+    """
+    model = find_model(batch_round.model, settings=batch_round.settings)
+    assert isinstance(model, BatchModel)
+    ticket = batch_round.ticket or model.system.find(batch_round)
+    return None if ticket is None else model.system.look(batch_round, ticket)
 
 
 def remove_round(
