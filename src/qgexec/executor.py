@@ -170,12 +170,20 @@ class Loop:
             self._drive()
         except KeyboardInterrupt:
             self._stop(StopReason.INTERRUPTED)
+        except BaseException:
+            # What went wrong here is no reason to end what goes on elsewhere; another driver may have it now.
+            self.has_left = self._goes_on_alone()
+            if self.has_left:
+                self.model.close(cancel=False)  # its news may follow from what could not be recorded
+            raise
         finally:
-            self._record_all(self.model.close(cancel=not self.has_left))
-            if not self.has_left:
+            events = self.model.close(cancel=not self.has_left)
+            self.journal.check_held()  # what a later writer has in its books must not come into these too
+            self._record_all(events)
+            if not self.has_left:  # what goes on may be at the next attempt already
                 self._take_back_running()
-            for index in self._left_behind:
-                self.ingestion.discard(index)
+                for index in self._left_behind:
+                    self.ingestion.discard(index)
 
     def _take_back_running(self) -> None:
         """Return attempts that the model has not accounted for: a signal may have come as one ended."""
@@ -283,17 +291,19 @@ class Loop:
         if self.interrupts.asked:
             self.interrupts.asked = False
             self.tell()
-        if self.interrupts.count and self._goes_on_alone():
-            self.has_left = True
-        elif self.interrupts.count or self._time_is_up():
+        if self._time_is_up():  # first: a run that is to be ended is not left to itself
             self._stop(StopReason.INTERRUPTED)
+        elif self.interrupts.count:
+            self.has_left = self._goes_on_alone()
+            if not self.has_left:
+                self._stop(StopReason.INTERRUPTED)
 
     def _time_is_up(self) -> bool:
         """Return whether nothing more is to be started: by the clock, or for somebody wants the run ended."""
         if self.until is not None and self.clock() >= self.until:
             return True
         now = time.monotonic()
-        if now >= self._cancel_due_at:
+        if now >= self._cancel_due_at or self.interrupts.count:
             self._cancel_due_at = now + _CANCEL_PERIOD_S
             self._is_cancelled = self.cancelled()
         return self._is_cancelled
