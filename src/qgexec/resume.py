@@ -138,9 +138,10 @@ def take_over(
     try:
         # What jobs did while nobody watched; a closing job hears of it as any driver does.
         is_over = closing is None and harvest_round(opened, client, options, history, journal)
-        if not is_over and not isinstance(model, BatchModel):
+        if not is_over and not _has_in_hand(model, opened):
             raise _jobs_are_left(opened)
-        books.cancel_file.unlink(missing_ok=True)
+        if closing is None:  # whose user has not asked for anything: a mark that was left just now stands
+            books.cancel_file.unlink(missing_ok=True)
         books.rewrite_settings(
             replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
         )
@@ -185,6 +186,12 @@ def harvest_round(
         history.apply(event)
 
     return harvest(model, bare_run(opened, history.scheduler), record)
+
+
+def _has_in_hand(model: ExecutionModel, opened: OpenRun) -> bool:
+    """Return whether the jobs that are left are those of this model."""
+    pending = last_round(opened.run_dir)
+    return isinstance(model, BatchModel) and pending is not None and pending.model == model.system.name
 
 
 def _jobs_are_left(opened: OpenRun) -> UsageError:
