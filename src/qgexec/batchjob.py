@@ -16,8 +16,8 @@ import numpy as np
 
 from qgexec.assembly import OpenRun, policy_of, workbench_opener
 from qgexec.batch.past import read_pasts
-from qgexec.batch.rounds import Round
-from qgexec.books.holder import this_process
+from qgexec.batch.rounds import Round, round_folder
+from qgexec.books.holder import await_end_of_workers, this_process
 from qgexec.books.journal import Journal, last_epoch, read_events
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
@@ -30,6 +30,8 @@ from qgexec.events import (
     Event,
     RunEnded,
     StopReason,
+    WorkerEnded,
+    WorkerStarted,
 )
 from qgexec.executor import Loop
 from qgexec.ingestion.base import NoIngestion
@@ -82,7 +84,7 @@ def run_job(run_dir: Path, round_number: int, job: int) -> bool:
         The run directory cannot be used, or no worker starts.
     """
     books, settings = reopen(run_dir)
-    batch_round = Round.open(books.batch / f"{round_number:04d}")
+    batch_round = Round.open(round_folder(books, round_number))
     if not 0 <= job < len(batch_round.jobs):
         raise UsageError(
             f"there is no job {job} in {batch_round.folder}",
@@ -205,7 +207,11 @@ def _renumbered(event: Event, number_of: Callable[[int], int]) -> Event:
 
 
 def _replay(folder: Path, part: _Part, scheduler: Scheduler, batch_round: Round) -> None:
-    """Take up what is behind the quanta: before this round, and in earlier tries of the job."""
+    """Take up what is behind the quanta: before this round, and in earlier tries of the job.
+
+    Where an earlier try was killed on this machine, its worker is waited for: it may be writing still.
+    """
+    workers: dict[int, WorkerStarted] = {}
     places = part.places()
     for index, past in read_pasts(batch_round.pasts).items():
         if index in places:
@@ -213,6 +219,11 @@ def _replay(folder: Path, part: _Part, scheduler: Scheduler, batch_round: Round)
     for event in read_events(folder):
         if isinstance(event, AttemptEvent) and event.index in places:
             scheduler.apply(_renumbered(event, places.__getitem__))
+        elif isinstance(event, WorkerStarted):
+            workers[event.worker] = event
+        elif isinstance(event, WorkerEnded):
+            workers.pop(event.worker, None)
+    await_end_of_workers(workers.values())
 
 
 def _give_up_running(scheduler: Scheduler, journal: Journal, job: int, n_tries: int) -> None:
