@@ -15,6 +15,7 @@ from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir, RunSettings
 from qgexec.config.runconfig import make_policy, remarks
 from qgexec.config.runoptions import RunOptions
+from qgexec.errors import UsageError
 from qgexec.events import Event
 from qgexec.executor import Loop
 from qgexec.ingestion.base import Ingestion, NoIngestion
@@ -187,13 +188,24 @@ def make_model(client: Client, options: RunOptions, *, closing: int | None = Non
     """
     model = client.model
     if takes_setting(model, "settings"):
-        return find_model(model, settings=options.config.batch, closing=closing)
+        found = find_model(model, settings=options.config.batch, closing=closing)
     # Only the pool has a number of processes; whoever gives a class or an instance sets it up.
-    if model not in ("pool", Pool):
-        return find_model(model)
-    # As many processes as were asked for, each with as many cores as were asked for.
-    cores = options.processes * (options.config.common.get("cores") or 1)
-    return find_model(model, processes=options.processes, cores=cores)
+    elif model not in ("pool", Pool):
+        found = find_model(model)
+    else:
+        # As many processes as were asked for, each with as many cores as were asked for.
+        cores = options.processes * (options.config.common.get("cores") or 1)
+        found = find_model(model, processes=options.processes, cores=cores)
+    if (
+        client.quantum_executor is not None
+        and isinstance(found, ExecutionModel)
+        and found.facts.orders_itself
+    ):
+        raise UsageError(
+            f"{model_name(model)} cannot take a quantum_executor: its jobs execute as upstream's own does",
+            hint="Leave it out, or name a model that runs here.",
+        )
+    return found
 
 
 def model_name(model: str | type[Model] | Model) -> str:
