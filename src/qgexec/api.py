@@ -319,7 +319,8 @@ class GraphExecutor(QuantumGraphExecutor):
         QuantaTimedOutError
             All failures were time-outs; also upstream's `MPTimeoutError`.
         KeyboardInterrupt
-            The run was interrupted; what was done is recorded and ingested.
+            The run was interrupted; what was done is recorded and ingested. What a batch system has in
+            hand goes on (`has_left`).
         qgexec.errors.QgexecError
             The graph, the repository or the model cannot be used; nothing has changed then.
         """
@@ -382,9 +383,8 @@ class GraphExecutor(QuantumGraphExecutor):
             return
         tell_beforehand(options, opened.plan, model, policy)
         journal = Journal.create(opened.run_dir.journal, writer=this_process())
-        self._drive(
-            opened, make_loop(opened, model, client, options, journal, scheduler), provenance_graph_file
-        )
+        loop = make_loop(opened, model, client, options, journal, scheduler)
+        self._drive(opened, loop, provenance_graph_file)
 
     def _drive(self, opened: OpenRun, loop: Loop, provenance_graph_file: str | None) -> None:
         self.run_dir = opened.run_dir.path
@@ -392,7 +392,9 @@ class GraphExecutor(QuantumGraphExecutor):
         loop.execute()
         self.has_left = loop.has_left
         if self.has_left:
-            return
+            if loop.leaves:
+                return
+            raise KeyboardInterrupt
         if provenance_graph_file is not None:
             write_provenance_graph(
                 opened.context.graph_file, opened.context.repository, provenance_graph_file
