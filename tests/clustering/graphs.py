@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from lsst.ctrl.bps import BpsConfig
+from lsst.ctrl.bps import BpsConfig, ClusteredQuantumGraph
 from lsst.ctrl.bps.quantum_clustering_funcs import dimension_clustering
 from lsst.daf.butler import Butler
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from repos import connection, open_repository, save_graph
 
 from qgexec.clustering.clusters import Clusters
 from qgexec.scheduling.plan import Plan
 
-__all__ = ["N_VISITS", "Partition", "bps_partition", "make_sky_graph", "partition"]
+__all__ = ["N_VISITS", "TASKS", "Partition", "bps_clusters", "bps_partition", "make_sky_graph", "partition"]
 
 N_VISITS = 12
 """Enough that their numbers are not in the order of their texts."""
@@ -25,18 +24,20 @@ N_VISITS = 12
 Partition = frozenset[tuple[str, frozenset[UUID]]]
 """Clusters as name of the kind and IDs of the quanta; single quanta have no name."""
 
-_TASKS: tuple[tuple[str, str, str, str], ...] = (
-    # label, dimensions, dataset type that it reads, and what that one's dimensions are
-    ("isr", "exposure detector", "raw_mock", "exposure detector"),
-    ("calibrate", "visit detector", "isr_out", "exposure detector"),
-    ("analyze", "visit detector", "calibrate_out", "visit detector"),
-    ("summary", "visit", "calibrate_out", "visit detector"),
-    ("warp", "tract patch visit", "calibrate_out", "visit detector"),
-    ("coadd", "tract patch band", "warp_out", "tract patch visit"),
-    ("measure", "tract patch band", "coadd_out", "tract patch band"),
-    ("table", "tract", "measure_out", "tract patch band"),
-    ("final", "instrument", "summary_out", "visit"),
-)
+_VISIT, _PATCH = "visit detector", "tract patch band"
+
+TASKS: dict[str, tuple[str, str, str]] = {
+    # The names are those of production: dimensions, the task whose output is read, and its dimensions.
+    "isr": ("exposure detector", "raw", "exposure detector"),
+    "calibrateImage": (_VISIT, "isr", "exposure detector"),
+    "analyzeInitialSummaryStats": (_VISIT, "calibrateImage", _VISIT),
+    "consolidateVisitSummary": ("visit", "calibrateImage", _VISIT),
+    "makeDirectWarp": ("tract patch visit", "calibrateImage", _VISIT),
+    "assembleDeepCoadd": (_PATCH, "makeDirectWarp", "tract patch visit"),
+    "measureObjectUnforced": (_PATCH, "assembleDeepCoadd", _PATCH),
+    "makeWholeTractImage": ("tract band", "measureObjectUnforced", _PATCH),
+    "final": ("instrument", "consolidateVisitSummary", "visit"),
+}
 
 
 def _insert_visits(butler: Butler) -> None:
@@ -59,29 +60,29 @@ def _insert_visits(butler: Butler) -> None:
 
 
 def make_sky_graph(folder: Path) -> Path:
-    """Make a graph from raw exposures to tables of tracts."""
+    """Make a graph from raw exposures to images of tracts."""
     path = folder / "sky.qg"
     with open_repository(folder / "repo") as repo:
         _insert_visits(repo.butler)
-        for task in _TASKS:
-            _add(repo, *task)
+        for label, (dimensions, reads, of) in TASKS.items():
+            repo.add_task(
+                label,
+                dimensions=dimensions.split(),
+                inputs={"input": connection(f"{reads}_mock", of.split(), multiple=True)},
+                outputs={"output": connection(f"{label}_mock", dimensions.split())},
+            )
         save_graph(repo, path)
     return path
 
 
-def _add(repo: DirectButlerRepo, label: str, dimensions: str, reads: str, of: str) -> None:
-    repo.add_task(
-        label,
-        dimensions=dimensions.split(),
-        inputs={"input": connection(reads, of.split(), multiple=True)},
-        outputs={"output": connection(f"{label}_out", dimensions.split())},
-    )
-
-
-def bps_partition(graph: PredictedQuantumGraph, clusters: Mapping[str, Any]) -> Partition:
-    """Return the clusters that BPS makes by dimensions."""
+def bps_clusters(graph: PredictedQuantumGraph, clusters: Mapping[str, Any]) -> ClusteredQuantumGraph:
+    """Return what BPS makes by dimensions, of the section ``cluster``."""
     values = {"cluster": clusters, "bps_defined": {"runQgraphFile": "graph.qg"}}
-    clustered = dimension_clustering(BpsConfig(values), graph, "test")
+    return dimension_clustering(BpsConfig(values), graph, "test")
+
+
+def bps_partition(clustered: ClusteredQuantumGraph) -> Partition:
+    """Return the clusters of BPS."""
     return _partition((cluster.label, cluster.qgraph_node_ids) for cluster in clustered.clusters())
 
 
