@@ -37,7 +37,8 @@ from qgexec.events import (
     WorkerStarted,
 )
 from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus, RunContext, SegmentRef
-from qgexec.scheduling.plan import DataIds, Plan
+from qgexec.scheduling.dataids import DataIds
+from qgexec.scheduling.plan import Plan
 
 __all__ = ["make_books", "status"]
 

@@ -29,6 +29,7 @@ from qgexec.assembly import (
     hand_over,
     make_loop,
     make_model,
+    model_name,
     open_new_run,
     policy_of,
     tell_beforehand,
@@ -205,6 +206,8 @@ class GraphExecutor(QuantumGraphExecutor):
         self._reopened: tuple[RunDir, RunSettings] | None = None
         self.run_dir: Path | None = None
         """Where the last run keeps its books; `None` before `execute`."""
+        self.has_left = False
+        """The run goes on without this process: a batch system has what was left."""
         self._report: Callable[[], Report] | None = None
 
     @classmethod
@@ -325,10 +328,52 @@ class GraphExecutor(QuantumGraphExecutor):
                 "A provenance graph is made from the outputs, but there is no butler to read them with.",
                 hint="Give the repository as butler=.",
             )
-        client, options = self._client, self._options
+        self._execute(graph, self._client, provenance_graph_file)
+
+    def submit(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Path:
+        """Leave a graph to a batch system, and do not wait for it.
+
+        Parameters
+        ----------
+        graph
+            As for `execute`.
+
+        Returns
+        -------
+        run_dir
+            The run directory: all that ``qgexec status``, ``report``, ``cancel`` and ``resume`` need.
+
+        Raises
+        ------
+        qgexec.errors.UsageError
+            The execution model does not go on without a driver.
+        qgexec.errors.QgexecError
+            The graph, the repository or the batch system cannot be used; nothing was submitted then.
+        """
+        self._check_survival()
+        self._execute(graph, replace(self._client, leaves=True), None)
+        assert self.run_dir is not None
+        return self.run_dir
+
+    def _check_survival(self) -> None:
+        model = make_model(self._client, self._options)
+        if not (isinstance(model, ExecutionModel) and model.facts.survives_driver):
+            raise UsageError(
+                f"{model_name(self._client.model)} needs a driver as long as it runs: it cannot be submitted",
+                hint="Name a batch system, as with --model slurm, or run it: qgexec run.",
+            )
+
+    def _execute(
+        self,
+        graph: QuantumGraph | PredictedQuantumGraph | str | Path,
+        client: Client,
+        provenance_graph_file: str | None,
+    ) -> None:
+        options = self._options
         model = make_model(client, options)
         opened = self._open_books(graph)
-        policy = policy_of(options, opened.plan)
+        elsewhere = isinstance(model, ExecutionModel) and model.facts.orders_itself
+        policy = policy_of(options, opened.plan, elsewhere=elsewhere)
         scheduler = Scheduler(opened.plan, policy=policy, serial_labels=_serial(opened, model))
         if not isinstance(model, ExecutionModel):
             self.run_dir = opened.run_dir.path
@@ -345,6 +390,9 @@ class GraphExecutor(QuantumGraphExecutor):
         self.run_dir = opened.run_dir.path
         self._report = partial(_upstream_report, opened, loop.scheduler)
         loop.execute()
+        self.has_left = loop.has_left
+        if self.has_left:
+            return
         if provenance_graph_file is not None:
             write_provenance_graph(
                 opened.context.graph_file, opened.context.repository, provenance_graph_file

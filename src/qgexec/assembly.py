@@ -16,11 +16,13 @@ from qgexec.books.rundir import RunDir, RunSettings
 from qgexec.config.runconfig import make_policy, remarks
 from qgexec.config.runoptions import RunOptions
 from qgexec.events import Event
-from qgexec.executor import Ingestion, Interrupts, Loop, NoIngestion
+from qgexec.executor import Loop
+from qgexec.ingestion.base import Ingestion, NoIngestion
 from qgexec.ingestion.process import IngestionProcess, InlineIngestion
-from qgexec.models.base import BenchOpener, ExecutionModel, Run, SimpleModel
+from qgexec.interrupts import Interrupts
+from qgexec.models.base import Bench, BenchOpener, ExecutionModel, Run, SimpleModel
 from qgexec.models.pool import Pool
-from qgexec.models.registry import Model, find_model
+from qgexec.models.registry import Model, find_model, takes_setting
 from qgexec.processes.machine import machine_memory_bytes
 from qgexec.quantum import QuantumNode, RunContext, SegmentRef
 from qgexec.rubin import PRELOAD
@@ -39,6 +41,7 @@ __all__ = [
     "Observe",
     "Observer",
     "OpenRun",
+    "bare_run",
     "books_of",
     "hand_over",
     "ingester_opener",
@@ -81,6 +84,9 @@ class Client:
 
     tell: Callable[[], None] = lambda: None
     """Called when somebody asked by SIGUSR1 how far the run is."""
+
+    leaves: bool = False
+    """Go away as soon as all that is left is in the hands of a batch system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +175,19 @@ def _run_settings(opened: OpenRun, client: Client, options: RunOptions) -> RunSe
     )
 
 
-def make_model(client: Client, options: RunOptions) -> Model:
-    """Return the execution model, ready to be opened; raises as `qgexec.models.registry.find_model`."""
+def make_model(client: Client, options: RunOptions, *, closing: int | None = None) -> Model:
+    """Return the execution model, ready to be opened; raises as `qgexec.models.registry.find_model`.
+
+    Parameters
+    ----------
+    client, options
+        What the run is told.
+    closing
+        For the closing job of a batch system: the number of its round.
+    """
     model = client.model
+    if takes_setting(model, "settings"):
+        return find_model(model, settings=options.config.batch, closing=closing)
     # Only the pool has a number of processes; whoever gives a class or an instance sets it up.
     if model not in ("pool", Pool):
         return find_model(model)
@@ -187,14 +203,22 @@ def model_name(model: str | type[Model] | Model) -> str:
     return (model if isinstance(model, type) else type(model)).__name__.lower()
 
 
-def policy_of(options: RunOptions, plan: Plan) -> Policy:
-    """Return what the options mean for this plan on this machine."""
+def policy_of(options: RunOptions, plan: Plan, *, elsewhere: bool = False) -> Policy:
+    """Return what the options mean for this plan.
+
+    Parameters
+    ----------
+    options, plan
+        The run's.
+    elsewhere
+        Quanta do not run on this machine, whose memory is no bound for them then.
+    """
     return make_policy(
         options.config,
         plan.labels,
         fail_fast=options.fail_fast,
         max_failures=options.most_failures(len(plan)),
-        machine_memory_bytes=machine_memory_bytes(),
+        machine_memory_bytes=None if elsewhere else machine_memory_bytes(),
     )
 
 
@@ -243,6 +267,7 @@ def make_loop(
         preload=PRELOAD,
         serial_labels=opened.serial_labels,
         implicit_threads=options.implicit_threads,
+        ledger=scheduler,
     )
     return Loop(
         scheduler=scheduler,
@@ -257,7 +282,18 @@ def make_loop(
         observers=(client.observe(opened.plan, scheduler.counts_by_label()),) if client.observe else (),
         interrupts=Interrupts(client.interrupted, grace_s=options.grace_s),
         tell=client.tell,
+        cancelled=opened.run_dir.cancel_file.exists,
+        leaves=client.leaves,
     )
+
+
+def bare_run(opened: OpenRun, scheduler: Scheduler) -> Run:
+    """Return what a model is opened with that is only to tell what became of its jobs."""
+
+    def no_bench(_name: str) -> Bench:
+        raise AssertionError("nothing is executed here")
+
+    return Run(opened.context, no_bench, opened.run_dir.logs, ledger=scheduler)
 
 
 def _make_bench(

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from qgexec import scripted
+from qgexec.assembly import Client, OpenRun, ingester_opener, make_model
+from qgexec.batch.rounds import last_round
+from qgexec.books.history import History
+from qgexec.books.holder import check_free, end_driver
+from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir
+from qgexec.config.runoptions import RunOptions
+from qgexec.errors import ModelError, RunHeldError
 from qgexec.ingestion.process import InlineIngestion
+from qgexec.models.batch import BatchModel, remove_round
+from qgexec.resume import harvest_round, reopen, take_over
 from qgexec.rubin.graphfile import prepare_graph
-from qgexec.rubin.ingest import IngesterOpener
 from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
 from qgexec.rubin.recorder import Books
 from qgexec.rubin.workbench import WorkbenchOpener, WorkbenchOptions
+from qgexec.scheduling.states import State
 
-__all__ = ["collect", "execute_quanta", "prepare"]
+__all__ = ["cancel", "close_round", "collect", "execute_quanta", "prepare"]
+
+_logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 180.0
+"""Time after which whoever still shows signs of life has the run in hand indeed, seconds."""
+
+_PAUSE_S = 2.0
 
 
 def prepare(repository: str, graph: str | Path, preparation: Preparation) -> Prepared:
@@ -70,13 +87,97 @@ def collect(run_dir: Path, *, force: bool = False) -> int:
     qgexec.errors.QgexecError
         The run directory or the registry cannot be used.
     """
-    books = RunDir.open(run_dir)
-    settings = books.read_settings()
-    context = settings.context
-    ingester = IngesterOpener(
-        context.repository,
-        context.output_run,
-        run_dir=str(books.path),
-        run_began_at=-math.inf if settings.run_is_new else settings.created_at,
-    )
-    return scripted.collect(books, books.load_plan(), InlineIngestion(ingester, books.segments), force=force)
+    books, settings = reopen(run_dir)
+    opened = OpenRun(books, settings.context, books.load_plan(), settings.run_is_new, settings.created_at)
+    ingestion = InlineIngestion(ingester_opener(opened), books.segments)
+    options = RunOptions.from_json(settings.options)
+
+    def harvest(history: History, journal: Journal) -> bool:
+        try:
+            return harvest_round(opened, Client(settings.model), options, history, journal)
+        except ModelError as error:
+            _logger.warning("Jobs may be left: %s", error.message)
+            return False
+
+    return scripted.collect(books, opened.plan, ingestion, harvest=harvest, force=force)
+
+
+def close_round(run_dir: Path, number: int) -> bool:
+    """Do what the closing job of a round does: record, take in, and submit what is to be tried again.
+
+    While a driver watches the run nothing is done: it does all of that itself.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+    number
+        Number of the round; all its other jobs have ended.
+
+    Returns
+    -------
+    is_well
+        No quantum has failed, or is left without being in another round; or a driver sees to it.
+
+    Raises
+    ------
+    qgexec.errors.QgexecError
+        The run directory, the registry or the batch system cannot be used.
+    """
+    books, settings = reopen(run_dir)
+    if not _is_left_alone(books):
+        return True
+    if books.cancel_file.exists():
+        collect(run_dir, force=True)
+        return False
+    client = Client(settings.model, leaves=True)
+    options = RunOptions.from_json(settings.options)
+    _, loop = take_over(books, settings, client, options, force=True, closing=number)
+    loop.execute()
+    done = (State.SUCCEEDED, State.SKIPPED)
+    counts = loop.scheduler.counts()
+    return loop.has_left or not any(n for state, n in counts.items() if state not in done)
+
+
+def _is_left_alone(books: RunDir) -> bool:
+    """Wait until nobody has the run in hand; return `False` where somebody keeps it."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            check_free(books.journal)
+        except RunHeldError as error:
+            if time.monotonic() > deadline:
+                _logger.warning("%s: it takes in the outputs itself.", error.message)
+                return False
+        else:
+            return True
+        time.sleep(_PAUSE_S)
+
+
+def cancel(run_dir: Path) -> None:
+    """End a run, wherever it runs, and close its books; what is done is kept.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+
+    Raises
+    ------
+    qgexec.errors.ModelError
+        The batch system does not answer, or jobs do not go away.
+    qgexec.errors.RunHeldError
+        Its driver does not end.
+    """
+    books, settings = reopen(run_dir)
+    books.ask_to_cancel()
+    end_driver(books.journal)
+    options = RunOptions.from_json(settings.options)
+    pending = last_round(books)
+    if pending is not None and not pending.is_closed:
+        model = make_model(Client(pending.model), options)
+        assert isinstance(model, BatchModel)
+        remove_round(model.system, pending)
+    if not _is_left_alone(books):
+        check_free(books.journal)
+    collect(run_dir, force=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from qgexec.assembly import (
     Client,
     OpenRun,
+    bare_run,
     books_of,
     ingester_opener,
     make_loop,
@@ -29,6 +30,7 @@ from qgexec.assembly import (
     tell_beforehand,
     workbench_opener,
 )
+from qgexec.batch.rounds import last_round
 from qgexec.books.history import History
 from qgexec.books.holder import has_restarted_since, require_free, this_process
 from qgexec.books.journal import Journal, read_detail
@@ -38,6 +40,7 @@ from qgexec.errors import GraphError, JournalError, UsageError
 from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event, RunReopened
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
+from qgexec.models.batch import BatchModel, harvest
 from qgexec.quantum import RunContext, SegmentRef
 from qgexec.reports.attemptlog import keep_streamed_logs
 from qgexec.rubin.settle import InTheAir, missing_outputs, settle
@@ -45,7 +48,7 @@ from qgexec.rubin.versions import update_versions
 from qgexec.rubin.workbench import WorkbenchOpener
 from qgexec.scheduling.policy import Policy
 
-__all__ = ["reopen", "take_over"]
+__all__ = ["harvest_round", "reopen", "take_over"]
 
 _logger = logging.getLogger(__name__)
 
@@ -82,6 +85,7 @@ def take_over(
     *,
     force: bool = False,
     strict_versions: bool = False,
+    closing: int | None = None,
 ) -> tuple[OpenRun, Loop]:
     """Take a run in hand and return the loop that brings it to its end.
 
@@ -95,6 +99,9 @@ def take_over(
         Believe that an earlier driver on another host is gone.
     strict_versions
         Refuse to go on with other package versions than before.
+    closing
+        Number of the round of a batch system whose closing job this is: its other jobs have ended. Then
+        what has failed for good stays so.
 
     Raises
     ------
@@ -113,7 +120,7 @@ def take_over(
         settings.created_at,
         frozenset(settings.serial_labels),
     )
-    model = make_model(client, options)
+    model = make_model(client, options, closing=closing)
     if not isinstance(model, ExecutionModel):
         raise UsageError(
             f"{model_name(client.model)} takes all quanta at once and keeps no books: "
@@ -121,7 +128,7 @@ def take_over(
             hint=f"Name a model that runs quanta one by one, or collect: qgexec collect {books.path}",
         )
     parallel = model.facts.parallel
-    policy = policy_of(options, plan)
+    policy = policy_of(options, plan, elsewhere=model.facts.orders_itself)
     history = History.read(books.journal, plan, policy, opened.serial_labels if parallel else ())
     require_free(books.journal, history, force=force)
     if strict_versions:
@@ -129,13 +136,18 @@ def take_over(
     tell_beforehand(options, plan, model, policy)
     journal = Journal.create(books.journal, after=history.epoch, writer=this_process())
     try:
+        # What jobs did while nobody watched; a closing job hears of it as any driver does.
+        is_over = closing is None and harvest_round(opened, client, options, history, journal)
+        if not is_over and not isinstance(model, BatchModel):
+            raise _jobs_are_left(opened)
+        books.cancel_file.unlink(missing_ok=True)
         books.rewrite_settings(
             replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
         )
         if not strict_versions:
             _take_over_versions(client, context, strict=False)
         before = policy_of(RunOptions.from_json(settings.options), plan)
-        opening = _settle(opened, client, options, history, journal.epoch, before)
+        opening = _settle(opened, client, options, history, journal.epoch, before) if is_over else []
     except BaseException:
         journal.close()
         raise
@@ -148,6 +160,40 @@ def take_over(
         history.scheduler,
         opening=opening,
         offers=_offers(history, opening),
+    )
+
+
+def harvest_round(
+    opened: OpenRun, client: Client, options: RunOptions, history: History, journal: Journal
+) -> bool:
+    """Record what jobs of a batch system did that nobody has recorded; return whether none is left there.
+
+    Raises
+    ------
+    qgexec.errors.ModelError
+        The batch system does not say.
+    """
+    pending = last_round(opened.run_dir)
+    if pending is None or pending.is_closed:
+        return True
+    model = make_model(replace(client, model=pending.model), options)
+    assert isinstance(model, BatchModel)
+
+    def record(event: Event) -> None:
+        history.scheduler.check(event)
+        journal.append(event)
+        history.apply(event)
+
+    return harvest(model, bare_run(opened, history.scheduler), record)
+
+
+def _jobs_are_left(opened: OpenRun) -> UsageError:
+    pending = last_round(opened.run_dir)
+    assert pending is not None
+    return UsageError(
+        f"jobs of the run in {opened.run_dir.path} are still in the hands of {pending.model}",
+        hint=f"Let them end (qgexec status), end them (qgexec cancel {opened.run_dir.path}), "
+        f"or go on with --model {pending.model}.",
     )
 
 

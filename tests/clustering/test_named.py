@@ -12,7 +12,8 @@ from qgexec.clustering.algorithms import cluster_remarks, make_clusters
 from qgexec.clustering.clusters import Clusters
 from qgexec.clustering.rules import Algorithm, ClusterRules, NamedCluster
 from qgexec.errors import UsageError
-from qgexec.scheduling.plan import DataIds, Plan
+from qgexec.scheduling.dataids import DataIds
+from qgexec.scheduling.plan import Plan
 
 _TASKS = {"isr": ("exposure", "detector"), "summary": ("visit",), "coadd": ("patch",)}
 

@@ -63,7 +63,7 @@ def _snapshot(scheduler: Scheduler) -> object:
         [scheduler.attempts(index) for index in indices],
         list(scheduler._missing),
         scheduler.counts_by_label(),
-        {index: dict(trouble.charged) for index, trouble in scheduler._troubles.items()},
+        [scheduler.past(index) for index in indices],
         scheduler.finished,
         scheduler.stopping,
         scheduler.wants_stop(),

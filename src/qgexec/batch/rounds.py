@@ -2,6 +2,7 @@
 
     batch/0001/                 the round; the next submission of what is left makes 0002
         jobs.npz                its jobs; written first
+        past.json               what is behind those of its quanta that have been tried before
         round.json              name, model, settings; written aside and renamed: with it the round is whole
         ticket.json             what the batch system calls it; written as soon as it is submitted
         closed                  an empty file: nothing of it is left in the batch system, all is in the books
@@ -73,6 +74,11 @@ class Round:
     def logs(self) -> Path:
         """Folder of what jobs print."""
         return self.folder / "logs"
+
+    @property
+    def pasts(self) -> Path:
+        """What is behind those of its quanta that have been tried before; see `qgexec.batch.past`."""
+        return self.folder / "past.json"
 
     def journal(self, job: int) -> Path:
         """Folder of a job's journal; there as soon as the job has begun."""

@@ -23,7 +23,7 @@ from typing import Any, Self
 from qgexec.books.codec import JOURNAL_VERSION, decode, encode
 from qgexec.books.linefile import LineFile, check_header, file_error, json_line
 from qgexec.errors import JournalError, RunHeldError
-from qgexec.events import Event
+from qgexec.events import Event, RunEnded
 from qgexec.quantum import SegmentRef
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Position",
     "SegmentWriter",
     "Writer",
+    "has_ended",
     "journal_file",
     "last_epoch",
     "read_detail",
@@ -120,6 +121,27 @@ def read_writer(folder: Path, epoch: int) -> tuple[Writer | None, bool]:
         return None, False
     writer = check_header(line, _JOURNAL_FORMAT, JOURNAL_VERSION, path).get("writer")
     return Writer(*writer) if writer is not None else None, True
+
+
+def has_ended(folder: Path, epoch: int) -> bool:
+    """Return whether the last whole line of a journal's file says that its driver closed the books.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        The file cannot be read.
+    """
+    path = journal_file(folder, epoch)
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _HEADER_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError as err:
+        raise file_error("read", path, err, JournalError) from err
+    try:
+        return len(lines) > 1 and isinstance(decode(lines[-2] + b"\n"), RunEnded)
+    except ValueError:  # a longer line, cut: none that this asks for
+        return False
 
 
 class Journal:

@@ -183,6 +183,11 @@ class RunDir:
         return self.path / "logs"
 
     @property
+    def cancel_file(self) -> Path:
+        """A file that is there while somebody wants the run ended: whoever runs it looks for it."""
+        return self.path / "cancel"
+
+    @property
     def batch(self) -> Path:
         """Folder of what was submitted to batch systems; there only if something was."""
         return self.path / "batch"
@@ -312,6 +317,16 @@ class RunDir:
             raise RunDirError(
                 f"{path} is damaged: {err}", hint="Bring it back from a copy, or start the run anew."
             ) from err
+
+    def ask_to_cancel(self) -> None:
+        """Leave the mark by which whoever runs anything of the run ends it.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It cannot be written.
+        """
+        write_aside(self.cancel_file, lambda file: file.write(f"{_user()}\n".encode()))
 
     def discard(self) -> None:
         """Take away what `create` made, if the run's preparation failed; a finished run directory is kept."""

@@ -68,6 +68,12 @@ def conclude(executor: GraphExecutor, code: int, broken: QgexecError | None, *, 
         if broken is not None:
             raise broken
         raise KeyboardInterrupt
+    if executor.has_left:
+        click.echo(
+            f"The run goes on without this process. See how far it is:\n{_status_of(executor.run_dir)}",
+            err=True,
+        )
+        return code
     if summary:
         _write_summary(executor, summary)
     print_report(executor.run_dir, ended=True)
@@ -87,6 +93,10 @@ def _write_summary(executor: GraphExecutor, file: str) -> None:
     except (OSError, QgexecError) as error:
         # What became of the run is worth more than this file: its report and its exit code are still to come.
         click.echo(f"--summary {file} could not be written: {error}", err=True)
+
+
+def _status_of(run_dir: Path) -> str:
+    return f"  {shlex.join(['qgexec', 'status', str(run_dir)])}"
 
 
 def _how_to_go_on(code: int, run_dir: Path) -> str:

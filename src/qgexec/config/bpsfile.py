@@ -159,8 +159,8 @@ def _interpret(root: Node) -> RunConfig:
     return RunConfig(
         cast("TaskSettings", common),
         {label: cast("TaskSettings", said) for label, said in tasks.items()},
-        tuple(_unknown(root)),
         read_batch(top, [payload, *general]),
+        tuple(_unknown(root)),
     )
 
 

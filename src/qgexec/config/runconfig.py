@@ -72,11 +72,11 @@ class RunConfig:
     tasks: Mapping[str, TaskSettings] = field(default_factory=dict)
     """By task label; labels that are in no graph do no harm."""
 
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    """For batch jobs."""
+
     unknown: tuple[str, ...] = field(default=(), compare=False)
     """What files said that means nothing: name and place. Not kept with the run: it has been told then."""
-
-    batch: BatchSettings = field(default_factory=BatchSettings)
-    """For jobs of a batch system."""
 
     def settings(self, label: str) -> TaskSettings:
         """Return all that holds for a task."""
@@ -93,8 +93,8 @@ class RunConfig:
         return RunConfig(
             _over(self.common, later.common),
             tasks,
-            self.unknown + later.unknown,
             self.batch.updated(later.batch),
+            self.unknown + later.unknown,
         )
 
     def to_json(self) -> dict[str, Any]:
