@@ -11,7 +11,7 @@ import numpy.typing as npt
 from qgexec.batch.jobs import JobRequest, Jobs
 from qgexec.scheduling.plan import Plan
 
-__all__ = ["START_S", "JobKind", "critical_path_s", "expected_s", "kinds_of"]
+__all__ = ["START_S", "Forecast", "JobKind", "critical_path_s", "expected_s", "forecast"]
 
 START_S = 10.0
 """Time from a job's beginning to its first quantum, seconds: a Python process that imports the stack."""
@@ -28,6 +28,18 @@ class JobKind:
     """With the longest time limit of them."""
     expected_s: float | None
     """Expected run time of all of them together, seconds; `None` where that of a task is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a round would cost."""
+
+    kinds: tuple[JobKind, ...]
+    """Its jobs by kind."""
+    total_s: float | None
+    """Expected run time of all jobs together, seconds; `None` where that of a task is not known."""
+    critical_path_s: float | None
+    """Expected time until the end if every job could begin as soon as its parents have ended, seconds."""
 
 
 def expected_s(jobs: Jobs, plan: Plan, durations: Mapping[str, float]) -> npt.NDArray[np.float64]:
@@ -63,7 +75,24 @@ def critical_path_s(jobs: Jobs, seconds: npt.NDArray[np.float64]) -> float:
     return float(ends.max(initial=0.0))
 
 
-def kinds_of(jobs: Jobs, seconds: npt.NDArray[np.float64]) -> list[JobKind]:
+def forecast(jobs: Jobs, plan: Plan, durations: Mapping[str, float]) -> Forecast:
+    """Return what a round would cost.
+
+    Parameters
+    ----------
+    jobs, plan, durations
+        As for `expected_s`.
+    """
+    seconds = expected_s(jobs, plan, durations)
+    known = not np.isnan(seconds).any()
+    return Forecast(
+        tuple(_kinds(jobs, seconds)),
+        float(seconds.sum()) if known else None,
+        critical_path_s(jobs, seconds) if known else None,
+    )
+
+
+def _kinds(jobs: Jobs, seconds: npt.NDArray[np.float64]) -> list[JobKind]:
     """Return the kinds of jobs, in the order in which they come first."""
     members: dict[tuple[str, int, int | None], list[int]] = {}
     for job in jobs:

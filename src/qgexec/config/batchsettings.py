@@ -54,6 +54,9 @@ class BatchSettings:
     clustering: ClusterRules = field(default_factory=ClusterRules)
     """Which quanta go into one job."""
 
+    durations: Mapping[str, float] = field(default_factory=dict)
+    """Mean run time of a quantum by task label, seconds, as earlier runs had it."""
+
     said: frozenset[str] = frozenset()
     """Names of the fields above that hold also where they are what they are by default."""
 

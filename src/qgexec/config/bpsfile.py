@@ -11,6 +11,7 @@ import math
 import shlex
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -25,13 +26,15 @@ from qgexec.errors import UsageError
 __all__ = ["read_config"]
 
 
-def read_config(paths: Iterable[str | Path]) -> RunConfig:
+def read_config(paths: Iterable[str | Path], *, site: str | None = None) -> RunConfig:
     """Read files with resources, retries and what batch jobs are given, as BPS has them.
 
     Parameters
     ----------
     paths
         The files; where two say the same thing the later one counts.
+    site
+        The section below ``site:`` that holds, whatever they say of ``computeSite``.
 
     Returns
     -------
@@ -41,15 +44,26 @@ def read_config(paths: Iterable[str | Path]) -> RunConfig:
     Raises
     ------
     qgexec.errors.UsageError
-        A file cannot be read, or a value makes no sense: the message begins with file and line.
+        A file cannot be read, or a value makes no sense: the message begins with file and line. Or
+        there is no such site.
     """
     roots = [read_yaml(path) for path in paths]
-    if not roots:
+    if not roots and site is None:
         return RunConfig()
+    roots = roots or [Node({}, Place("", 0))]
     root = roots[0]
     for later in roots[1:]:
         root = merged(root, later)
-    return _interpret(root)
+    return _interpret(root if site is None else _at_site(root, site))
+
+
+def _at_site(root: Node, site: str) -> Node:
+    """Return the configuration with another site chosen."""
+    known = sorted(section_of(root.section, "site"))
+    if site not in known:
+        there = f"Known are: {', '.join(known)}." if known else "No file has a section `site`."
+        raise UsageError(f"there is no site {site!r} in the configuration", hint=there)
+    return replace(root, content={**root.section, "computeSite": Node(site, root.place)})
 
 
 def _cores(value: Value) -> int:
