@@ -44,6 +44,7 @@ from qgexec.events import StopReason
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
+from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.report import read_report
 from qgexec.resume import reopen, take_over
 from qgexec.rubin.graphfile import read_output_run
@@ -354,6 +355,28 @@ class GraphExecutor(QuantumGraphExecutor):
         self._execute(graph, replace(self._client, leaves=True), None)
         assert self.run_dir is not None
         return self.run_dir
+
+    def rehearse(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Rehearsal:
+        """Write all that `submit` would hand to a batch system, and submit nothing.
+
+        Parameters
+        ----------
+        graph
+            As for `execute`.
+
+        Raises
+        ------
+        qgexec.errors.UsageError
+            The execution model submits nothing.
+        qgexec.errors.QgexecError
+            The graph or the repository cannot be used, or quanta cannot be clustered as asked.
+        """
+        run_dir = RunDir.create(self._wanted_run_dir or default_run_dir(f"{read_output_run(graph)}-dry-run"))
+        try:
+            return rehearse(graph, self._butler, self._client, self._options, run_dir)
+        except BaseException:
+            run_dir.discard()
+            raise
 
     def _check_survival(self) -> None:
         model = make_model(self._client, self._options)

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.clustering.algorithms import cluster_remarks
 from qgexec.config.runconfig import make_policy, remarks
 from qgexec.config.runoptions import RunOptions
 from qgexec.events import Event
@@ -231,6 +234,9 @@ def tell_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, poli
         warnings.append(f"Execution model {name} cannot end quanta here: the time limit has no effect.")
     if not model.facts.enforces_memory and any(rule.enforce_memory for rule in rules):
         warnings.append(f"Execution model {name} cannot watch memory: its limits have no effect (see -j).")
+    if model.facts.orders_itself:
+        batch = options.config.batch
+        warnings += cluster_remarks(plan, np.arange(len(plan)), batch.clustering, durations=batch.durations)
     for warning in warnings:
         _logger.warning("%s", warning)
 

@@ -58,6 +58,10 @@ class Jobs:
         """Return the indices of a job's quanta, each after its prerequisites."""
         return self.clusters.quanta(job)
 
+    def all_quanta(self) -> npt.NDArray[np.int64]:
+        """Return the indices of the quanta of all jobs, ascending."""
+        return np.sort(np.asarray([index for job in self for index in self.quanta(job)], dtype=np.int64))
+
     def parents(self, job: int) -> Sequence[int]:
         """Return the jobs that must have ended before this one begins, ascending."""
         return self.clusters.parents(job)

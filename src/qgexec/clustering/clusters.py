@@ -177,11 +177,13 @@ def _cycle_error(
     plan: Plan, quanta: Sequence[int], names: Sequence[str], places: Mapping[str, str]
 ) -> UsageError:
     """Say which clusters wait for each other, by one quantum of each."""
+    defined = next((n for n, name in enumerate(names) if places.get(name)), 0)
     shown = [f"{name} (with {plan.describe(index)})" for index, name in zip(quanta, names, strict=True)]
+    shown = shown[defined:] + shown[:defined]
     more = f" -> {len(shown) - 4} more" if len(shown) > 4 else ""
-    place = next((f"{places[name]}: " for name in names if places.get(name)), "")
+    place = places.get(names[defined])
     return UsageError(
-        f"{place}clusters of quanta wait for each other in a circle: "
+        f"{f'{place}: ' if place else ''}clusters of quanta wait for each other in a circle: "
         f"{' -> '.join(shown[:4])}{more} -> {shown[0]}",
         hint="Put the tasks between them into the same cluster, or leave one of them out of it.",
     )

@@ -19,7 +19,7 @@ import numpy as np
 from qgexec.batch.journals import JobJournals
 from qgexec.batch.planning import make_jobs, make_round
 from qgexec.batch.rounds import Round, Ticket, last_round
-from qgexec.batch.system import BatchSystem, JobEnd, JobState, JobStatus, RoundStatus
+from qgexec.batch.system import BatchSystem, JobEnd, JobState, JobStatus, PlannedCall, RoundStatus
 from qgexec.books.rundir import RunDir
 from qgexec.clustering.algorithms import make_clusters
 from qgexec.config.batchsettings import BatchSettings
@@ -233,6 +233,7 @@ class BatchModel:
             ledger.plan,
             np.asarray([attempt.index for attempt in attempts], dtype=np.int64),
             self.settings.clustering,
+            durations=self.settings.durations,
             serial_labels=run.serial_labels,
             requests={label: ledger.policy.rules_of(label).request for label in ledger.plan.labels},
         )
@@ -245,6 +246,12 @@ class BatchModel:
             (sys.executable, "-m", "qgexec"),
             pasts,
         )
+
+    def rehearse(self, run: Run, attempts: Sequence[Attempt]) -> tuple[Round, Sequence[PlannedCall]]:
+        """Write all that `start` would submit, and return it with the calls that would submit it."""
+        self._run = run
+        batch_round = self.plan_round(attempts)
+        return batch_round, self.system.write(batch_round)
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """Return what jobs have said since the last call; block until one has, or the time is up."""
