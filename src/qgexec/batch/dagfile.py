@@ -119,7 +119,7 @@ _POST_SH = """# {name}: decides after a try of a job whether another follows. Wr
 exit 1
 """
 
-_MEMORY_SH = """# {name}: says what memory the job $1 has found to need, as a line of a description. By qgexec.
+_MEMORY_SH = """# {name}: says what memory the job $1 has found to need. Written by qgexec.
 note=memory/${{1%???}}/$1
 [ ! -e "$note" ] || cat "$note"
 echo '# no more'
