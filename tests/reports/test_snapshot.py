@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qgexec.reports import snapshot
 from qgexec.books.journal import Journal, Position, read_events
 from qgexec.errors import JournalError
 from qgexec.events import AttemptStarted, EndReason, Event, RunEnded, StopReason, StopRequested
+from qgexec.reports import snapshot
 from qgexec.reports.fold import Fold
 from qgexec.reports.snapshot import read_fold
 from qgexec.testing import make_plan
