@@ -38,6 +38,7 @@ from qgexec.events import (
     RunStarted,
     StopReason,
     StopRequested,
+    WorkerStarted,
 )
 from qgexec.models.base import ExecutionModel, Run
 from qgexec.processes.forked import process_started_at
@@ -73,7 +74,11 @@ class Ingestion(Protocol):
         ...
 
     def drain(self, timeout_s: float) -> Sequence[Event]:
-        """Take in and remove all that was handed over."""
+        """Take in and remove all that was handed over.
+
+        It returns early, to be called once more, where a process began that is to be on record before it
+        is given anything: then there is a `WorkerStarted` among the events.
+        """
         ...
 
     def close(self) -> Sequence[Event]:
@@ -346,7 +351,11 @@ class Loop:
         try:
             if self._ingest_error is not None:
                 raise self._ingest_error
-            self._record_all(self.ingestion.drain(_DRAIN_S))
+            is_done = False
+            while not is_done:
+                events = self.ingestion.drain(_DRAIN_S)
+                self._record_all(events)
+                is_done = not any(isinstance(event, WorkerStarted) for event in events)
         except IngestError as error:
             how = f"All outputs are kept; take them in with: qgexec collect {self.run.context.run_dir}"
             error.hint = f"{error.hint}\n{how}" if error.hint else how
