@@ -3,7 +3,8 @@
 The order matters, and is that of ``docs/design/0003-crash-rule.md``:
 
 1. nobody else has the run in hand, and no worker of an earlier driver lives;
-2. the journal gets a file of ours, which nobody else can get too;
+2. the journal gets a file of ours, which nobody else can get too, and the registry is made ready for the
+   run, if a driver was killed before it had done that;
 3. attempts that were in the air are settled from what is on disk;
 4. quanta that had succeeded just before a power cut are looked at again;
 5. what had failed is opened again, and what is not in the registry is offered to it.
@@ -22,6 +23,7 @@ from qgexec.assembly import (
     OpenRun,
     bare_run,
     books_of,
+    finish_preparation,
     ingester_opener,
     make_loop,
     make_model,
@@ -142,11 +144,11 @@ def take_over(
             raise _jobs_are_left(opened)
         if closing is None:  # whose user has not asked for anything: a mark that was left just now stands
             books.cancel_file.unlink(missing_ok=True)
-        books.rewrite_settings(
-            replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
-        )
+        changed = replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
+        books.rewrite_settings(changed)
         if not strict_versions:
             _take_over_versions(client, context, strict=False)
+        finish_preparation(books, changed)
         before = policy_of(RunOptions.from_json(settings.options), plan)
         opening = _settle(opened, client, options, history, journal.epoch, before) if is_over else []
     except BaseException:

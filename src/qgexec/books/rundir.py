@@ -1,6 +1,6 @@
 """Owns the run directory: what lies where in it, its settings and plan on disk; knows nothing of what runs.
 
-    run.json            what the run is; written last, so a folder that has it is whole
+    run.json            what the run is; before the registry is touched it says what is to be done there
     plan.npz            the plan's arrays
     graph.qg            the graph, where it was not given as a .qg file that is fit to run from
     journal/            the events: a file for each writer
@@ -38,10 +38,16 @@ from qgexec.scheduling.plan import Plan
 
 __all__ = ["RUN_VERSION", "OptionValue", "RunDir", "RunSettings", "default_run_dir", "write_aside"]
 
-RUN_VERSION = 2
-"""Version of ``run.json``. 1: the first. 2: ``run_is_new``."""
+RUN_VERSION = 3
+"""Version of ``run.json``. 1: the first. 2: ``run_is_new``. 3: ``preparation``."""
 
 _FORMAT = "qgexec-run"
+
+_BEFORE_SETTINGS = ("plan.npz", "graph.qg", "butler.yaml")
+"""Files that may be there before ``run.json`` is."""
+
+_ASIDE = (".run.json.*.tmp", ".plan.npz.*.tmp", ".*-graph.qg", ".again-*")
+"""What is left of one of them whose writer was killed."""
 
 OptionValue = str | int | float | bool | None | list["OptionValue"] | dict[str, "OptionValue"]
 """What an option may be: whatever JSON can hold."""
@@ -79,6 +85,9 @@ class RunSettings:
     qgexec_version: str = __version__
     """Version of qgexec that made the run directory."""
 
+    preparation: Mapping[str, OptionValue] | None = None
+    """What is to be done to the registry, while it may not have been done in full; else `None`."""
+
     created_at: float = field(default_factory=time.time)
     """UNIX seconds."""
 
@@ -103,11 +112,12 @@ class RunSettings:
             labels=tuple(values["labels"]),
             serial_labels=tuple(values["serial_labels"]),
             run_is_new=bool(values.get("run_is_new", False)),
+            preparation=values.get("preparation"),
             **{f.name: values[f.name] for f in fields(cls) if f.name not in _CONVERTED},
         )
 
 
-_CONVERTED = frozenset({"context", "labels", "serial_labels", "run_is_new"})
+_CONVERTED = frozenset({"context", "labels", "serial_labels", "run_is_new", "preparation"})
 
 
 class RunDir:
@@ -127,7 +137,8 @@ class RunDir:
     def create(cls, path: Path) -> Self:
         """Make a run directory: a new folder, with those above it, or an empty one.
 
-        Until `write_settings` it is unfinished: `open` refuses it, `discard` takes it away again.
+        Until `write_settings` it is unfinished: `open` refuses it, `discard` takes it away again, and if
+        nobody is left to do that, `unfinished` finds it.
 
         Raises
         ------
@@ -152,6 +163,60 @@ class RunDir:
             run_dir._take_back()
             raise file_error("make the run directory", path, err, RunDirError) from err
         return run_dir
+
+    @classmethod
+    def unfinished(cls, path: Path) -> Self | None:
+        """Return what a start left that was cut off as it prepared the run; `None` where there is no such.
+
+        There is nothing in the folder worth keeping. Whether that start still lives is not asked.
+        """
+        run_dir = cls(Path(path).absolute())
+        if not run_dir.journal.is_dir():
+            return None
+        if _exists(run_dir.settings_file):
+            try:
+                return run_dir if run_dir.read_settings().preparation is not None else None
+            except RunDirError:
+                return None
+        ours = {*run_dir._remains(), run_dir.journal, run_dir.segments, run_dir.logs}
+        if not ours.issuperset(run_dir.path.iterdir()) or run_dir._has_books():
+            return None
+        run_dir._made = [run_dir.path, run_dir.journal, run_dir.segments, run_dir.logs]
+        return run_dir
+
+    def _remains(self) -> list[Path]:
+        """Return the files that a start may have left before there was a ``run.json``, and parts of them."""
+        whole = [path for name in _BEFORE_SETTINGS if _exists(path := self.path / name)]
+        return [*whole, *(path for pattern in _ASIDE for path in self.path.glob(pattern))]
+
+    def _has_books(self) -> bool:
+        """Tell whether a run has begun here, whose ``run.json`` was lost; or others use these names."""
+        for folder in (self.segments, self.logs):
+            if _exists(folder) and any(folder.iterdir()):
+                return True
+        # A journal's file begins with a line that is no event.
+        return any(path.read_bytes().count(b"\n") > 1 for path in self.journal.iterdir())
+
+    def make_ready_again(self) -> None:
+        """Clear away what a start that was killed had written in part; only for whoever has it in hand.
+
+        Without ``run.json`` all that is there is of no use. The folders are made where they are missing.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It cannot be done.
+        """
+        has_settings = _exists(self.settings_file)
+        try:
+            for path in self._remains():
+                if path.name in _BEFORE_SETTINGS and has_settings:
+                    continue
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            for folder in (self.segments, self.logs):
+                folder.mkdir(exist_ok=True)
+        except OSError as err:
+            raise file_error("clear", self.path, err, RunDirError) from err
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -279,8 +344,8 @@ class RunDir:
             )
         if self.journal.is_dir():
             return RunDirError(
-                f"{self.path} is an unfinished run directory: its run never began",
-                hint="Remove it and start the run again.",
+                f"{self.path} is an unfinished run directory: its run never began, and nothing was changed",
+                hint="Start the run again with the same command: it takes this folder.",
             )
         return RunDirError(
             f"{self.path} is not a run directory: {err.filename or 'run.json'} is missing",
@@ -334,8 +399,8 @@ class RunDir:
             self._take_back()
 
     def _take_back(self) -> None:
-        for file in (self.plan_file, self.graph_file):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for file in self._remains():
                 file.unlink(missing_ok=True)
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
@@ -345,7 +410,9 @@ class RunDir:
                     folder.rmdir()
 
 
-def default_run_dir(output_run: str, base: Path | None = None) -> Path:
+def default_run_dir(
+    output_run: str, base: Path | None = None, *, may_take: Callable[[Path], bool] = lambda _path: False
+) -> Path:
     """Return where a run that writes this RUN collection keeps its books, unless told otherwise.
 
     Parameters
@@ -354,6 +421,8 @@ def default_run_dir(output_run: str, base: Path | None = None) -> Path:
         Name of the RUN collection; its parts become folders.
     base
         Folder that holds ``qgexec-runs``; by default the current one.
+    may_take
+        Tells whether a folder that is not empty may be taken all the same.
 
     Returns
     -------
@@ -373,7 +442,7 @@ def default_run_dir(output_run: str, base: Path | None = None) -> Path:
         )
     first = (base or Path.cwd()) / "qgexec-runs" / name
     path, number = first, 1
-    while _is_taken(path):
+    while _is_taken(path) and not may_take(path):
         number += 1
         path = first.with_name(f"{first.name}_{number}")
     return path
