@@ -36,7 +36,7 @@ from qgexec.assembly import (
 )
 from qgexec.books.holder import this_process
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings, default_run_dir
+from qgexec.books.rundir import RunDir, RunSettings, default_run_dir, reopen
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, UsageError
@@ -45,7 +45,7 @@ from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
 from qgexec.reports.report import read_report
-from qgexec.resume import reopen, take_over
+from qgexec.resume import take_over
 from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph

@@ -19,6 +19,7 @@ from qgexec.batch.past import read_pasts
 from qgexec.batch.rounds import Round
 from qgexec.books.holder import this_process
 from qgexec.books.journal import Journal, last_epoch, read_events
+from qgexec.books.rundir import reopen
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 from qgexec.events import (
@@ -37,9 +38,8 @@ from qgexec.interrupts import Interrupts
 from qgexec.models.base import Run
 from qgexec.models.pool import Pool
 from qgexec.quantum import Attempt
-from qgexec.resume import reopen
 from qgexec.rubin import PRELOAD
-from qgexec.rubin.recorder import Books
+from qgexec.rubin.opener import Books
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import FINAL_STATES
