@@ -36,7 +36,7 @@ from qgexec.assembly import (
 )
 from qgexec.books.beginning import begin, find_place
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings, default_run_dir
+from qgexec.books.rundir import RunDir, RunSettings, default_run_dir, reopen
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, UsageError
@@ -46,7 +46,7 @@ from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
 from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.report import read_report
-from qgexec.resume import reopen, take_over
+from qgexec.resume import take_over
 from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph

@@ -18,7 +18,7 @@ from qgexec.books.beginning import Beginning
 from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir, RunSettings
 from qgexec.clustering.algorithms import cluster_remarks
-from qgexec.config.runconfig import make_policy, remarks
+from qgexec.config.runconfig import remarks
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, RunDirError, UsageError
 from qgexec.events import Event
@@ -34,10 +34,10 @@ from qgexec.quantum import QuantumNode, RunContext, SegmentRef
 from qgexec.rubin import PRELOAD
 from qgexec.rubin.graphfile import GraphSource, fixup_edges, prepare_graph, read_plan, serial_labels
 from qgexec.rubin.ingest import IngesterOpener
+from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
 from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
-from qgexec.rubin.recorder import Books
 from qgexec.rubin.repository import locate, open_butler
-from qgexec.rubin.workbench import ExecutorBenchOpener, WorkbenchOpener, WorkbenchOptions
+from qgexec.rubin.workbench import ExecutorBenchOpener
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler, State
@@ -303,13 +303,7 @@ def policy_of(options: RunOptions, plan: Plan, *, elsewhere: bool = False) -> Po
     elsewhere
         Quanta do not run on this machine, whose memory is no bound for them then.
     """
-    return make_policy(
-        options.config,
-        plan.labels,
-        fail_fast=options.fail_fast,
-        max_failures=options.most_failures(len(plan)),
-        machine_memory_bytes=None if elsewhere else machine_memory_bytes(),
-    )
+    return options.policy(plan, machine_memory_bytes=None if elsewhere else machine_memory_bytes())
 
 
 def tell_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, policy: Policy) -> None:
@@ -428,13 +422,8 @@ def books_of(opened: OpenRun, options: RunOptions, epoch: int, *, own_process: b
 
 def workbench_opener(opened: OpenRun, options: RunOptions, books: Books) -> WorkbenchOpener:
     """Return the opener of benches that execute as upstream's own executor does."""
-    bench_options = WorkbenchOptions(
-        run_is_new=opened.run_is_new,
-        run_began_at=opened.began_at,
-        skip_existing=options.skip_existing,
-        clobber_outputs=options.clobber_outputs,
-        raise_on_partial_outputs=options.raise_on_partial_outputs,
-        implicit_threads=options.implicit_threads,
+    bench_options = WorkbenchOptions.of_run(
+        options, run_is_new=opened.run_is_new, run_began_at=opened.began_at
     )
     return WorkbenchOpener(opened.context.repository, opened.context.graph_file, books, bench_options)
 

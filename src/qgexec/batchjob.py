@@ -23,7 +23,7 @@ from qgexec.batch.rounds import Round, round_folder
 from qgexec.batch.system import JobEnd
 from qgexec.books.holder import await_end_of_workers, this_process
 from qgexec.books.journal import Journal, last_epoch, read_events
-from qgexec.books.rundir import write_aside
+from qgexec.books.rundir import reopen, write_aside
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 from qgexec.events import (
@@ -50,9 +50,8 @@ from qgexec.models.base import Run
 from qgexec.models.pool import Pool
 from qgexec.processes.proctree import look_at
 from qgexec.quantum import Attempt
-from qgexec.resume import reopen
 from qgexec.rubin import PRELOAD
-from qgexec.rubin.recorder import Books
+from qgexec.rubin.opener import Books
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import FINAL_STATES

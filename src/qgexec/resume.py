@@ -38,45 +38,21 @@ from qgexec.books.holder import has_restarted_since, require_free, this_process
 from qgexec.books.journal import Journal, read_detail
 from qgexec.books.rundir import RunDir, RunSettings
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import GraphError, JournalError, UsageError
+from qgexec.errors import JournalError, UsageError
 from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event, RunReopened
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel, harvest
 from qgexec.quantum import RunContext, SegmentRef
 from qgexec.reports.attemptlog import keep_streamed_logs
+from qgexec.rubin.opener import WorkbenchOpener
 from qgexec.rubin.settle import InTheAir, missing_outputs, settle
 from qgexec.rubin.versions import update_versions
-from qgexec.rubin.workbench import WorkbenchOpener
 from qgexec.scheduling.policy import Policy
 
-__all__ = ["harvest_round", "reopen", "take_over"]
+__all__ = ["harvest_round", "take_over"]
 
 _logger = logging.getLogger(__name__)
-
-
-def reopen(run_dir: Path) -> tuple[RunDir, RunSettings]:
-    """Open a run directory to go on with its run.
-
-    Raises
-    ------
-    qgexec.errors.RunDirError
-        It is none, or cannot be read.
-    qgexec.errors.GraphError
-        The graph that the run was started from is not there any more.
-    """
-    books = RunDir.open(run_dir)
-    settings = books.read_settings()
-    # A run directory that was moved keeps its own files with it.
-    if not Path(settings.context.graph_file).exists():
-        moved = books.path / Path(settings.context.graph_file).name
-        if Path(settings.context.graph_file).parent != Path(settings.context.run_dir) or not moved.exists():
-            raise GraphError(
-                f"the graph {settings.context.graph_file} of the run in {books.path} is not there any more",
-                hint="Bring it back to that place: workers read their quanta from it.",
-            )
-        settings = replace(settings, context=replace(settings.context, graph_file=str(moved)))
-    return books, replace(settings, context=replace(settings.context, run_dir=str(books.path)))
 
 
 def take_over(

@@ -24,9 +24,9 @@ from qgexec.rubin.compat import export_records
 from qgexec.rubin.datastores import leaf_datastores
 from qgexec.rubin.graphfile import GraphSource, read_plan
 from qgexec.rubin.ingest import Ingester, IngesterOpener
+from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
 from qgexec.rubin.quantumlog import pipetask_logging
-from qgexec.rubin.recorder import Books
-from qgexec.rubin.workbench import Workbench, WorkbenchOpener, WorkbenchOptions
+from qgexec.rubin.workbench import Workbench
 from qgexec.scheduling.plan import Plan
 
 VOLATILE = frozenset({"TaskMetadata", "ButlerLogRecords"})

@@ -24,7 +24,7 @@ import socket
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self, cast
 
@@ -36,7 +36,15 @@ from qgexec.errors import GraphError, RunDirError
 from qgexec.quantum import RunContext
 from qgexec.scheduling.plan import Plan
 
-__all__ = ["RUN_VERSION", "OptionValue", "RunDir", "RunSettings", "default_run_dir", "write_aside"]
+__all__ = [
+    "RUN_VERSION",
+    "OptionValue",
+    "RunDir",
+    "RunSettings",
+    "default_run_dir",
+    "reopen",
+    "write_aside",
+]
 
 RUN_VERSION = 3
 """Version of ``run.json``. 1: the first. 2: ``run_is_new``. 3: ``preparation``."""
@@ -408,6 +416,30 @@ class RunDir:
                     shutil.rmtree(folder)
                 else:
                     folder.rmdir()
+
+
+def reopen(run_dir: Path) -> tuple[RunDir, RunSettings]:
+    """Open a run directory to go on with its run.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        It is none, or cannot be read.
+    qgexec.errors.GraphError
+        The graph that the run was started from is not there any more.
+    """
+    books = RunDir.open(run_dir)
+    settings = books.read_settings()
+    # A run directory that was moved keeps its own files with it.
+    if not Path(settings.context.graph_file).exists():
+        moved = books.path / Path(settings.context.graph_file).name
+        if Path(settings.context.graph_file).parent != Path(settings.context.run_dir) or not moved.exists():
+            raise GraphError(
+                f"the graph {settings.context.graph_file} of the run in {books.path} is not there any more",
+                hint="Bring it back to that place: workers read their quanta from it.",
+            )
+        settings = replace(settings, context=replace(settings.context, graph_file=str(moved)))
+    return books, replace(settings, context=replace(settings.context, run_dir=str(books.path)))
 
 
 def default_run_dir(
