@@ -36,7 +36,8 @@ from qgexec.assembly import (
 )
 from qgexec.books.beginning import begin, find_place
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings, default_run_dir, reopen
+from qgexec.books.rundir import RunDir, default_run_dir, reopen
+from qgexec.books.runsettings import RunSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, UsageError
