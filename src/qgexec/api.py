@@ -43,6 +43,7 @@ from qgexec.events import StopReason
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
+from qgexec.reports.keeper import keeping_snapshots
 from qgexec.reports.report import read_report
 from qgexec.resume import reopen, take_over
 from qgexec.rubin.graphfile import read_output_run
@@ -344,7 +345,8 @@ class GraphExecutor(QuantumGraphExecutor):
     def _drive(self, opened: OpenRun, loop: Loop, provenance_graph_file: str | None) -> None:
         self.run_dir = opened.run_dir.path
         self._report = partial(_upstream_report, opened, loop.scheduler)
-        loop.execute()
+        with keeping_snapshots(opened.run_dir, len(opened.plan)):
+            loop.execute()
         if provenance_graph_file is not None:
             write_provenance_graph(
                 opened.context.graph_file, opened.context.repository, provenance_graph_file
