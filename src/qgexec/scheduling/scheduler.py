@@ -20,7 +20,6 @@ import numpy as np
 from qgexec.errors import IllegalEventError
 from qgexec.events import (
     AttemptEvent,
-    AttemptOutOfMemory,
     AttemptReturned,
     Event,
     FailureEvent,
@@ -273,7 +272,7 @@ class Scheduler:
         trouble = self._troubles.setdefault(index, _Trouble())
         account, _ = self._policy.account(event, self._plan.labels[code])
         trouble.charged[account] = trouble.charged.get(account, 0) + 1
-        if isinstance(event, AttemptOutOfMemory):
+        if self._rules[code].ran_out_of_memory(event, trouble.n_out_of_memory):
             trouble.n_out_of_memory += 1
             self._grown[index] = self._rules[code].request_after(trouble.n_out_of_memory)
 
