@@ -25,11 +25,14 @@ def ears(tmp_path: Path) -> Iterator[Ears]:
 def nothing_left() -> Iterator[None]:
     """No process and no file descriptor is left over when the test ends."""
     forked.shut_down()
-    before = _n_open_files()
+    before = _n_open_files(), _children()
     yield
     forked.shut_down()
-    assert _n_open_files() == before
-    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
+    assert (_n_open_files(), _children()) == before
+
+
+def _children() -> str:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
 
 
 def _n_open_files() -> int:
