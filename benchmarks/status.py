@@ -22,7 +22,8 @@ from benchmarks.mockgraph import MockShape
 from benchmarks.synthetic import synthetic_id
 from benchmarks.tables import Section, Table
 from qgexec.books.journal import Journal, SegmentWriter, segment_path
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.cli.main import main as qgexec
 from qgexec.events import (
     AttemptFailed,

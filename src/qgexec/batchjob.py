@@ -20,11 +20,11 @@ import numpy as np
 from qgexec.assembly import OpenRun, policy_of, workbench_opener
 from qgexec.batch.jobs import OVERHEAD_BYTES
 from qgexec.batch.past import read_pasts
-from qgexec.batch.rounds import Round
+from qgexec.batch.rounds import Round, round_folder
 from qgexec.batch.system import JobEnd
-from qgexec.books.holder import this_process
+from qgexec.books.holder import await_end_of_workers, this_process
 from qgexec.books.journal import Journal, last_epoch, read_events
-from qgexec.books.rundir import write_aside
+from qgexec.books.rundir import reopen, write_aside
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 from qgexec.events import (
@@ -41,6 +41,8 @@ from qgexec.events import (
     Event,
     RunEnded,
     StopReason,
+    WorkerEnded,
+    WorkerStarted,
 )
 from qgexec.executor import Loop
 from qgexec.ingestion.base import NoIngestion
@@ -49,9 +51,8 @@ from qgexec.models.base import Run
 from qgexec.models.pool import Pool
 from qgexec.processes.proctree import look_at
 from qgexec.quantum import Attempt
-from qgexec.resume import reopen
 from qgexec.rubin import PRELOAD
-from qgexec.rubin.recorder import Books
+from qgexec.rubin.opener import Books
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import FINAL_STATES
@@ -96,7 +97,7 @@ def run_job(run_dir: Path, round_number: int, job: int) -> bool:
         The run directory cannot be used, or no worker starts.
     """
     books, settings = reopen(run_dir)
-    batch_round = Round.open(books.batch / f"{round_number:04d}")
+    batch_round = Round.open(round_folder(books, round_number))
     if not 0 <= job < len(batch_round.jobs):
         raise UsageError(
             f"there is no job {job} in {batch_round.folder}",
@@ -270,11 +271,14 @@ def _renumbered(event: Event, number_of: Callable[[int], int]) -> Event:
 def _replay(folder: Path, part: _Part, scheduler: Scheduler, batch_round: Round) -> list[int]:
     """Take up what is behind the quanta: before this round, and in earlier tries of the job.
 
+    Where an earlier try was killed on this machine, its worker is waited for: it may be writing still.
+
     Returns
     -------
     in_the_air
         Places of the quanta whose attempt has not ended, in the order in which they were begun.
     """
+    workers: dict[int, WorkerStarted] = {}
     places = part.places()
     for index, past in read_pasts(batch_round.pasts).items():
         if index in places:
@@ -287,6 +291,11 @@ def _replay(folder: Path, part: _Part, scheduler: Scheduler, batch_round: Round)
             if isinstance(event, AttemptStarted):
                 began[place] = None
             scheduler.apply(_renumbered(event, places.__getitem__))
+        elif isinstance(event, WorkerStarted):
+            workers[event.worker] = event
+        elif isinstance(event, WorkerEnded):
+            workers.pop(event.worker, None)
+    await_end_of_workers(workers.values())
     return list(began)
 
 

@@ -17,7 +17,8 @@ from benchwork import Site, prepare_outputs
 from repos import OUTPUT_RUN, MockRepository
 
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.events import AttemptFailed, AttemptStarted, AttemptSucceeded, Event, RunStarted
 from qgexec.quantum import OutcomeStatus, RunContext
 from qgexec.rubin.graphfile import read_plan

@@ -260,8 +260,9 @@ def _executor(given: dict[str, Any]) -> Iterator[GraphExecutor]:
     """Give an executor for these options, and show how far it is until the block ends."""
     from qgexec.api import GraphExecutor
     from qgexec.cli.display import Display
+    from qgexec.models.registry import facts_of
 
-    with Display() as display:
+    with Display(survives=facts_of(given["model"]).survives_driver) as display:
         yield GraphExecutor(
             given["repository"],
             model=given["model"],

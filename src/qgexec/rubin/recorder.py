@@ -23,9 +23,10 @@ from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded, Event
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus
 from qgexec.rubin.detail import Detail
 from qgexec.rubin.meter import Meter
+from qgexec.rubin.opener import Books
 from qgexec.rubin.quantumlog import StreamedLog, pipetask_logging
 
-__all__ = ["MESSAGE_LENGTH", "Books", "Recorder", "summarise"]
+__all__ = ["MESSAGE_LENGTH", "Recorder", "summarise"]
 
 MESSAGE_LENGTH = 500
 """Characters of an exception's message that go into its summary."""
@@ -35,24 +36,6 @@ _EVENTS: dict[OutcomeStatus, type[AttemptSucceeded | AttemptSkipped | AttemptFai
     OutcomeStatus.SKIPPED: AttemptSkipped,
     OutcomeStatus.FAILED: AttemptFailed,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Books:
-    """Where a bench of a run writes its books; the same for all benches of one driver."""
-
-    segments: str
-    """Folder of the segments."""
-
-    epoch: int
-    """Number of the journal's writer that this bench works for."""
-
-    logs: str
-    """Folder of the logs: ``<segment name>.log`` holds that of the current attempt, and may be missing
-    after it; ``<index>.<attempt>.log`` (`qgexec.books.rundir.RunDir.attempt_log`) that of one that failed."""
-
-    log_level: str | None = "INFO"
-    """Level of the stack's loggers while the bench is open; `None` leaves logging to the caller."""
 
 
 @dataclass(frozen=True, slots=True)
