@@ -255,7 +255,7 @@ def submit_description(batch_round: Round, largest_mib: int | None = None) -> st
     batch_round
         The round.
     largest_mib
-        Memory of the largest machine, MiB, `None` if unknown: no try asks for more, or it would wait for ever.
+        Memory of the largest machine, MiB, `None` if unknown: no try asks for more, and waits for ever.
 
     Raises
     ------
