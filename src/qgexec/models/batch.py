@@ -251,6 +251,10 @@ class BatchModel:
             serial_labels=run.serial_labels,
             requests={label: ledger.policy.rules_of(label).request for label in ledger.plan.labels},
         )
+        most = self.system.most_jobs(self.settings)
+        if most is not None and len(clusters) > most:
+            _logger.info("Of %d jobs %d are submitted now, the others after them.", len(clusters), most)
+            clusters = clusters.first(most)
         pasts = {attempt.index: ledger.past(attempt.index) for attempt in attempts if attempt.number > 1}
         return make_round(
             RunDir(Path(run.context.run_dir)),
