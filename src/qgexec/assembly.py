@@ -16,7 +16,8 @@ import numpy as np
 
 from qgexec.books.beginning import Beginning
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.clustering.algorithms import cluster_remarks
 from qgexec.config.runconfig import remarks
 from qgexec.config.runoptions import RunOptions

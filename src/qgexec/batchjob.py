@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from qgexec.assembly import OpenRun, policy_of, workbench_opener
+from qgexec.batch.jobs import OVERHEAD_BYTES
 from qgexec.batch.past import read_pasts
 from qgexec.batch.rounds import Round, round_folder
 from qgexec.batch.system import JobEnd
@@ -251,7 +252,7 @@ class _JobPool(Pool):
         sight = look_at(os.getpid()) if cancel else None
         events = [_renumbered(event, self._places.__getitem__) for event in super().close(cancel=cancel)]
         limit = self._limits.memory_bytes
-        if sight is None or limit is None or sight.used_bytes <= limit:
+        if sight is None or limit is None or sight.used_bytes <= limit + OVERHEAD_BYTES:
             return events
         return [_for_memory(event, sight.used_bytes, limit) for event in events]
 

@@ -36,7 +36,8 @@ from qgexec.batch.rounds import last_round
 from qgexec.books.history import History
 from qgexec.books.holder import has_restarted_since, require_free, this_process
 from qgexec.books.journal import Journal, read_detail
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import JournalError, UsageError
 from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event, RunReopened

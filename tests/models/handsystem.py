@@ -30,7 +30,7 @@ JOB_PATIENCE_S = 120.0
 
 @dataclass
 class HandSystem:
-    """Runs a round's jobs one by one; all models of a process share it, as all drivers share a batch system."""
+    """Runs a round's jobs one by one; all models of a process share it, as drivers share a batch system."""
 
     name: str = "hand"
     runs: Callable[[Round, int], JobStatus] = field(default_factory=lambda: run_as_told)

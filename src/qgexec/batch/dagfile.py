@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from qgexec.batch.jobs import OVERHEAD_BYTES, JobRequest
 from qgexec.batch.rounds import Round
 from qgexec.books.linefile import file_error
 from qgexec.books.rundir import write_aside
@@ -36,6 +37,7 @@ __all__ = [
     "job_of_node",
     "passed_on",
     "probe_description",
+    "requested_mib",
     "submit_description",
     "write_dag",
 ]
@@ -77,6 +79,12 @@ _CLOSING_PAUSES_S = (30, 60, 120, 300)
 """Pauses between the tries of the closing command, seconds: registries come back after a while."""
 
 _MIB = 1 << 20
+
+_OVERHEAD_MIB = OVERHEAD_BYTES // _MIB
+
+_DEFAULT_MIB = 2048
+"""Memory of a job whose quanta ask for none, as with BPS. HTCondor's own default is what the last
+try has used, or 128 MiB: less than Python with the stack."""
 
 _EXPORTED = (
     *("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONNOUSERSITE", "VIRTUAL_ENV"),
@@ -202,6 +210,11 @@ def _nodes(jobs: Sequence[int]) -> str:
     return " ".join(f"j{job}" for job in jobs)
 
 
+def requested_mib(request: JobRequest) -> int:
+    """Return the memory that HTCondor is asked for, at the first try."""
+    return _DEFAULT_MIB if request.memory_bytes is None else _mib(request.memory_bytes) + _OVERHEAD_MIB
+
+
 def _label(name: str) -> str:
     return re.sub(r"[^\w.:@=,+-]", "_", name, flags=re.ASCII)
 
@@ -228,7 +241,7 @@ def config_text(batch_round: Round) -> str:
     return "\n".join(lines) + "\n"
 
 
-def submit_description(batch_round: Round) -> str:
+def submit_description(batch_round: Round, largest_mib: int | None = None) -> str:
     """Return the submit description of all jobs but the closing one, the ``queue`` excepted.
 
     Memory grows between tries by what the job itself has found: it leaves a file with what it needs
@@ -236,6 +249,13 @@ def submit_description(batch_round: Round) -> str:
     try nor what HTCondor measured would do: a try can be lost for another reason, and what a quantum
     may have is a matter of the run's policy. A job that HTCondor puts on hold for its memory or time is
     released, sees in its own ad why it was held, writes that into its journal, and ends.
+
+    Parameters
+    ----------
+    batch_round
+        The round.
+    largest_mib
+        Memory of the largest machine, MiB, `None` if unknown: no try asks for more, and waits for ever.
 
     Raises
     ------
@@ -269,8 +289,10 @@ def submit_description(batch_round: Round) -> str:
         f"periodic_remove = JobStatus == 5 && NumJobStarts >= {_N_STARTS} && ({noted})",
     ]
     lines += [
-        "if $(memory)",  # or the site's default holds
-        "    request_memory = $(granted_memory)",
+        "if $(memory)",
+        f"    request_memory = {_at_most(f'$(granted_memory) + {_OVERHEAD_MIB}', largest_mib)}",
+        "else",
+        f"    request_memory = {_DEFAULT_MIB}",
         "endif",
         "if $(walltime)",
         "    periodic_hold = JobStatus == 2 && time() - JobCurrentStartDate > $(walltime)",
@@ -280,6 +302,10 @@ def submit_description(batch_round: Round) -> str:
     ]
     lines += [*_accounting(batch_round), *_site_lines(batch_round.settings.submit_lines)]
     return "\n".join(lines) + "\n"
+
+
+def _at_most(amount: str, most: int | None) -> str:
+    return amount if most is None else f"min({{{amount}, {most}}})"
 
 
 def probe_description(batch_round: Round) -> str:
@@ -391,7 +417,7 @@ def _exports(variables: Mapping[str, str]) -> str:
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
 
 
-def write_dag(batch_round: Round, variables: Mapping[str, str]) -> None:
+def write_dag(batch_round: Round, variables: Mapping[str, str], largest_mib: int | None = None) -> None:
     """Write all files that DAGMan needs into the round's folder.
 
     Parameters
@@ -400,6 +426,8 @@ def write_dag(batch_round: Round, variables: Mapping[str, str]) -> None:
         The round; its folders ``logs`` and ``memory`` get a folder for each thousand jobs.
     variables
         The environment of whoever submits; see `passed_on`.
+    largest_mib
+        See `submit_description`.
 
     Raises
     ------
@@ -410,7 +438,7 @@ def write_dag(batch_round: Round, variables: Mapping[str, str]) -> None:
     """
     texts = {
         "round.config": config_text(batch_round),
-        "round.sub": f"{submit_description(batch_round)}queue\n",
+        "round.sub": f"{submit_description(batch_round, largest_mib)}queue\n",
         "closing.sub": f"{closing_description(batch_round)}queue\n",
         **_scripts(batch_round, variables),
     }

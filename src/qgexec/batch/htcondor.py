@@ -20,6 +20,7 @@ from qgexec.batch.dagfile import (
     NODES_LOG,
     job_of_node,
     probe_description,
+    requested_mib,
     write_dag,
 )
 from qgexec.batch.nodeslog import NodesLog, is_memory_hold, is_time_hold
@@ -105,7 +106,10 @@ class HTCondorSystem:
                 "into submitLines.",
                 batch_round.settings.queue,
             )
-        write_dag(batch_round, os.environ)
+        largest_mib = None
+        with contextlib.suppress(ModelError):  # a rehearsal needs no pool
+            largest_mib = max((mib for _, mib in self._calls.machines()), default=None)
+        write_dag(batch_round, os.environ, largest_mib)
         command = ["condor_submit_dag", "-usedagdir", "-batch-name", batch_round.name]
         return [PlannedCall([*command, str(batch_round.folder / DAG)], len(batch_round.jobs) + 1)]
 
@@ -133,9 +137,7 @@ class HTCondorSystem:
         """
         machines = self._calls.machines()
         jobs = batch_round.jobs
-        needs = {
-            (r.cores, -(-(r.memory_bytes or 0) // _MIB)): job for job in jobs for r in [jobs.request(job)]
-        }
+        needs = {(r.cores, requested_mib(r)): job for job in jobs for r in [jobs.request(job)]}
         for (cores, memory_mib), job in sorted(needs.items()):
             if machines and not any(cores <= has and memory_mib <= mib for has, mib in machines):
                 largest = max(machines, key=lambda machine: machine[1])

@@ -28,7 +28,8 @@ import numpy as np
 
 from qgexec.batch.jobs import Jobs
 from qgexec.books.linefile import file_error
-from qgexec.books.rundir import OptionValue, RunDir, write_aside
+from qgexec.books.rundir import RunDir, write_aside
+from qgexec.books.runsettings import OptionValue
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError
 

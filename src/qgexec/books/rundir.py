@@ -16,116 +16,34 @@ all. Everything is made with the user's umask.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import shutil
-import socket
-import time
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 
-from qgexec import __version__
 from qgexec.books.linefile import file_error, sync_folder
+from qgexec.books.runsettings import RUN_FORMAT, RUN_VERSION, RunSettings, user_name
 from qgexec.errors import GraphError, RunDirError
-from qgexec.quantum import RunContext
 from qgexec.scheduling.plan import Plan
 
 __all__ = [
-    "RUN_VERSION",
-    "OptionValue",
     "RunDir",
-    "RunSettings",
     "default_run_dir",
     "reopen",
     "write_aside",
 ]
-
-RUN_VERSION = 3
-"""Version of ``run.json``. 1: the first. 2: ``run_is_new``. 3: ``preparation``."""
-
-_FORMAT = "qgexec-run"
 
 _BEFORE_SETTINGS = ("plan.npz", "graph.qg", "butler.yaml")
 """Files that may be there before ``run.json`` is."""
 
 _ASIDE = (".run.json.*.tmp", ".plan.npz.*.tmp", ".*-graph.qg", ".again-*")
 """What is left of one of them whose writer was killed."""
-
-OptionValue = str | int | float | bool | None | list["OptionValue"] | dict[str, "OptionValue"]
-"""What an option may be: whatever JSON can hold."""
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user need not be in its password file
-        return str(os.getuid())
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """What a run is: all that later commands need besides plan and journal."""
-
-    context: RunContext
-    """Repository, graph file, collections and run directory."""
-
-    model: str
-    """Name of the execution model."""
-
-    options: Mapping[str, OptionValue] = field(default_factory=dict)
-    """Options as they were given, by their name in Python."""
-
-    run_is_new: bool = False
-    """The output RUN did not exist before this run."""
-
-    labels: tuple[str, ...] = ()
-    """Task labels, in the order of the pipeline."""
-
-    serial_labels: tuple[str, ...] = ()
-    """Those of which only one quantum may run at a time."""
-
-    qgexec_version: str = __version__
-    """Version of qgexec that made the run directory."""
-
-    preparation: Mapping[str, OptionValue] | None = None
-    """What is to be done to the registry, while it may not have been done in full; else `None`."""
-
-    created_at: float = field(default_factory=time.time)
-    """UNIX seconds."""
-
-    user: str = field(default_factory=_user)
-    """Who made it."""
-
-    host: str = field(default_factory=socket.gethostname)
-    """Where it was made."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what ``run.json`` holds: ``format``, ``version``, and the attributes by their names."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {"context": asdict(self.context), "options": dict(self.options)}
-        return {"format": _FORMAT, "version": RUN_VERSION, **values}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings of a ``run.json``; KeyError or TypeError where it holds something else."""
-        context = values["context"]
-        return cls(
-            context=RunContext(**{**context, "inputs": tuple(context["inputs"])}),
-            labels=tuple(values["labels"]),
-            serial_labels=tuple(values["serial_labels"]),
-            run_is_new=bool(values.get("run_is_new", False)),
-            preparation=values.get("preparation"),
-            **{f.name: values[f.name] for f in fields(cls) if f.name not in _CONVERTED},
-        )
-
-
-_CONVERTED = frozenset({"context", "labels", "serial_labels", "run_is_new", "preparation"})
 
 
 class RunDir:
@@ -330,7 +248,7 @@ class RunDir:
         path = self.settings_file
         try:
             values = json.loads(path.read_bytes())
-            if values["format"] != _FORMAT:
+            if values["format"] != RUN_FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             if values["version"] > RUN_VERSION:
                 raise RunDirError(
@@ -399,7 +317,7 @@ class RunDir:
         qgexec.errors.RunDirError
             It cannot be written.
         """
-        write_aside(self.cancel_file, lambda file: file.write(f"{_user()}\n".encode()))
+        write_aside(self.cancel_file, lambda file: file.write(f"{user_name()}\n".encode()))
 
     def discard(self) -> None:
         """Take away what `create` made, if the run's preparation failed; a finished run directory is kept."""
