@@ -37,6 +37,8 @@ class HandSystem:
     """Runs a job, and says what the batch system says of it afterwards."""
     refuses: str = ""
     """Words with which it refuses to take anything."""
+    most: int | None = None
+    """The most jobs that it takes in one round."""
     silent: bool = False
     """It does not answer."""
     pause: bool = False
@@ -52,6 +54,9 @@ class HandSystem:
     def check(self) -> None:
         if self.silent:
             raise ModelError("hand does not answer")
+
+    def most_jobs(self, settings: BatchSettings) -> int | None:
+        return self.most
 
     def write(self, batch_round: Round) -> Sequence[PlannedCall]:
         return [PlannedCall(("hand", batch_round.name), len(batch_round.jobs))]
