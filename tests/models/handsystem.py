@@ -30,7 +30,7 @@ JOB_PATIENCE_S = 120.0
 
 @dataclass
 class HandSystem:
-    """Runs a round's jobs one by one; all models of a process share it, as drivers share a batch system."""
+    """Runs a round's jobs one by one; all models of a process share it, as all drivers do."""
 
     name: str = "hand"
     runs: Callable[[Round, int], JobStatus] = field(default_factory=lambda: run_as_told)
@@ -134,6 +134,8 @@ def hand_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
     monkeypatch.setattr("qgexec.models.batch._STATUS_S", 0.0)
     monkeypatch.setattr("qgexec.models.batch._JOURNALS_S", 0.01)
     monkeypatch.setattr("qgexec.models.batch._SHARE", 0)
+    monkeypatch.setattr("qgexec.models.batch._SEEN_S", 0.0)
+    monkeypatch.setattr("qgexec.offline._PAUSE_S", 0.01)
     vars(SYSTEM).update(vars(HandSystem()))
     yield SYSTEM
 
