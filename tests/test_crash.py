@@ -37,6 +37,9 @@ from tests.crashes import (
 from tests.crashforks import KILLED
 from tests.crashstarts import STARTS
 
+# The first test of a group plays all of its cases; each of these has limits of its own.
+pytestmark = pytest.mark.timeout(1500)
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:

@@ -46,6 +46,7 @@ from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
 from qgexec.rehearsal import Rehearsal, rehearse
+from qgexec.reports.keeper import keeping_snapshots
 from qgexec.reports.report import read_report
 from qgexec.resume import take_over
 from qgexec.rubin.graphfile import read_output_run
@@ -413,7 +414,8 @@ class GraphExecutor(QuantumGraphExecutor):
     def _drive(self, opened: OpenRun, loop: Loop, provenance_graph_file: str | None) -> None:
         self.run_dir = opened.run_dir.path
         self._report = partial(_upstream_report, opened, loop.scheduler)
-        loop.execute()
+        with keeping_snapshots(opened.run_dir, len(opened.plan)):
+            loop.execute()
         self.has_left = loop.has_left
         if self.has_left:
             if loop.leaves:

@@ -2,8 +2,9 @@
 
 It is the one loop again, over a part of the plan and a pool of one process. What it has begun and what
 came of it stands in its journal, from which the next try of the job goes on, and whoever watches the
-run. It does not know which batch system it runs in. What calls it can tell it two things by environment
-variables: ``QGEXEC_JOB_MEMORY_MB``, what memory this try was given, if it is not what the round says, and
+run. It does not know which batch system it runs in. What calls it can tell it three things by environment
+variables: ``QGEXEC_JOB_MEMORY_MB``, what memory this try was given, if it is not what the round says;
+``QGEXEC_JOB_ENDS_AT``, when it will be ended, UNIX seconds, if that is sooner than the round says; and
 ``QGEXEC_LAST_END``, how the last try was ended (a value of `JobEnd`), if that one could not say so itself.
 """
 
@@ -142,7 +143,10 @@ class _Limits:
         request = batch_round.jobs.request(job)
         given, ended = variables.get("QGEXEC_JOB_MEMORY_MB", ""), variables.get("QGEXEC_LAST_END")
         memory_bytes = int(given) * _MIB if given.isdecimal() else request.memory_bytes
-        return cls(memory_bytes, request.walltime_s, None if ended is None else JobEnd(ended))
+        limits_s = [] if request.walltime_s is None else [request.walltime_s]
+        if (ends_at := variables.get("QGEXEC_JOB_ENDS_AT", "")).isdecimal():
+            limits_s.append(max(0.0, int(ends_at) - time.time()))
+        return cls(memory_bytes, min(limits_s, default=None), None if ended is None else JobEnd(ended))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from qgexec.batch.dagfile import (
 from qgexec.batch.nodeslog import NodesLog, is_memory_hold, is_time_hold
 from qgexec.batch.rounds import Round, Ticket
 from qgexec.batch.system import JobEnd, JobState, JobStatus, PlannedCall, RoundStatus
+from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.units import size_text
 from qgexec.errors import ModelError
 
@@ -84,6 +85,10 @@ class HTCondorSystem:
                 "Submit from a machine where condor_q works; CONDOR_CONFIG names its configuration."
             )
             raise
+
+    def most_jobs(self, settings: BatchSettings) -> int | None:
+        """Return `None`: DAGMan hands over as many at a time as it is told to."""
+        return None
 
     def write(self, batch_round: Round) -> Sequence[PlannedCall]:
         """Write the DAG and all that belongs to it.

@@ -319,6 +319,7 @@ class Pool:
             if worker.peak_bytes:
                 event = _with_peak(event, worker.peak_bytes)
                 worker.peak_bytes = 0
+            self._watch.heed_end(attempt, event.outcome)
             if worker.sentence is not None and isinstance(event, AttemptFailed):
                 # SIGTERM had it raise, by a handler of its own or through its child: that is not the cause.
                 event = epitaph(worker, attempt, Surroundings())

@@ -67,6 +67,7 @@ class Recorder:
         self._host = socket.gethostname()
         self._pid = os.getpid()
         self._meter = Meter()
+        self._is_idle = True
         with contextlib.ExitStack() as stack:
             path = self._logs / f"{name}.log"
             try:
@@ -76,7 +77,7 @@ class Recorder:
                     f"cannot write the log file {path}: {error.strerror}",
                     hint="Check that the run directory exists and may be written.",
                 ) from error
-            stack.callback(self._log.close)
+            stack.callback(self._close_log)
             logging.getLogger().addHandler(self._log)
             stack.callback(logging.getLogger().removeHandler, self._log)
             if books.log_level is not None:
@@ -86,8 +87,17 @@ class Recorder:
             self._open = stack.pop_all()
 
     def close(self) -> None:
-        """Close the files and leave logging as it was; may be called twice."""
+        """Close the files and leave logging as it was; may be called twice.
+
+        Files that nobody will ask for are removed: a log whose quantum has ended, a segment without details.
+        """
         self._open.close()
+
+    def _close_log(self) -> None:
+        if self._is_idle:
+            self._log.discard()
+        else:
+            self._log.close()
 
     def record(
         self,
@@ -117,11 +127,14 @@ class Recorder:
         qgexec.errors.RunDirError
             The detail or the log cannot be written.
         """
+        self._is_idle = False
         try:
-            return self._record(attempt, execute, outputs)
+            event = self._record(attempt, execute, outputs)
         except QuantumTimeUp:
             self._keep_log(attempt)
             raise
+        self._is_idle = True
+        return event
 
     def _record(
         self,
