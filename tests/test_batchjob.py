@@ -17,6 +17,7 @@ from repos import MockRepository, add_standard_tasks, open_repository, save_grap
 
 from qgexec.api import GraphExecutor
 from qgexec.batch.rounds import last_round
+from qgexec.batch.system import JobEnd, JobState, JobStatus
 from qgexec.clustering.rules import ClusterRules, NamedCluster
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.events import AttemptLost
@@ -110,8 +111,6 @@ class TestLateInputs:
 
     def test_of_an_earlier_round(self, submitted: Submit, system: HandSystem, tmp_path: Path) -> None:
         """What was written before the last submission is waited for as well."""
-        from handsystem import JobEnd, JobState, JobStatus
-
 
         first = submitted(IMPATIENT)
         first.run_well("images")
