@@ -13,7 +13,7 @@ from typing import Any
 from kills import die
 from moods import MoodyTask
 
-from qgexec import linefile
+from qgexec.books import linefile
 from qgexec.books.journal import Journal
 from qgexec.events import Event
 from qgexec.quantum import Attempt

@@ -34,9 +34,10 @@ from qgexec.assembly import (
     policy_of,
     tell_beforehand,
 )
-from qgexec.books.holder import this_process
+from qgexec.books.beginning import begin, find_place
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings, default_run_dir, reopen
+from qgexec.books.rundir import RunDir, default_run_dir, reopen
+from qgexec.books.runsettings import RunSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, UsageError
@@ -44,6 +45,8 @@ from qgexec.events import StopReason
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
+from qgexec.rehearsal import Rehearsal, rehearse
+from qgexec.reports.keeper import keeping_snapshots
 from qgexec.reports.report import read_report
 from qgexec.resume import take_over
 from qgexec.rubin.graphfile import read_output_run
@@ -325,7 +328,8 @@ class GraphExecutor(QuantumGraphExecutor):
         QuantaTimedOutError
             All failures were time-outs; also upstream's `MPTimeoutError`.
         KeyboardInterrupt
-            The run was interrupted; what was done is recorded and ingested.
+            The run was interrupted; what was done is recorded and ingested. What a batch system has in
+            hand goes on (`has_left`).
         qgexec.errors.QgexecError
             The graph, the repository or the model cannot be used; nothing has changed then.
         """
@@ -361,6 +365,28 @@ class GraphExecutor(QuantumGraphExecutor):
         assert self.run_dir is not None
         return self.run_dir
 
+    def rehearse(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Rehearsal:
+        """Write all that `submit` would hand to a batch system, and submit nothing.
+
+        Parameters
+        ----------
+        graph
+            As for `execute`.
+
+        Raises
+        ------
+        qgexec.errors.UsageError
+            The execution model submits nothing.
+        qgexec.errors.QgexecError
+            The graph or the repository cannot be used, or quanta cannot be clustered as asked.
+        """
+        run_dir = RunDir.create(self._wanted_run_dir or default_run_dir(f"{read_output_run(graph)}-dry-run"))
+        try:
+            return rehearse(graph, self._butler, self._client, self._options, run_dir)
+        except BaseException:
+            run_dir.discard()
+            raise
+
     def _check_survival(self) -> None:
         model = make_model(self._client, self._options)
         if not (isinstance(model, ExecutionModel) and model.facts.survives_driver):
@@ -377,28 +403,30 @@ class GraphExecutor(QuantumGraphExecutor):
     ) -> None:
         options = self._options
         model = make_model(client, options)
-        opened = self._open_books(graph)
+        opened, journal = self._open_books(graph)
         elsewhere = isinstance(model, ExecutionModel) and model.facts.orders_itself
         policy = policy_of(options, opened.plan, elsewhere=elsewhere)
         scheduler = Scheduler(opened.plan, policy=policy, serial_labels=_serial(opened, model))
         if not isinstance(model, ExecutionModel):
+            journal.withdraw()  # nobody has it in hand: what this model does is not recorded
             self.run_dir = opened.run_dir.path
             self._report = partial(_upstream_report, opened, scheduler)
             hand_over(model, opened)
             return
         tell_beforehand(options, opened.plan, model, policy)
-        journal = Journal.create(opened.run_dir.journal, writer=this_process())
-        self._drive(
-            opened, make_loop(opened, model, client, options, journal, scheduler), provenance_graph_file
-        )
+        loop = make_loop(opened, model, client, options, journal, scheduler)
+        self._drive(opened, loop, provenance_graph_file)
 
     def _drive(self, opened: OpenRun, loop: Loop, provenance_graph_file: str | None) -> None:
         self.run_dir = opened.run_dir.path
         self._report = partial(_upstream_report, opened, loop.scheduler)
-        loop.execute()
+        with keeping_snapshots(opened.run_dir, len(opened.plan)):
+            loop.execute()
         self.has_left = loop.has_left
         if self.has_left:
-            return
+            if loop.leaves:
+                return
+            raise KeyboardInterrupt
         if provenance_graph_file is not None:
             write_provenance_graph(
                 opened.context.graph_file, opened.context.repository, provenance_graph_file
@@ -417,14 +445,17 @@ class GraphExecutor(QuantumGraphExecutor):
             raise RuntimeError("getReport() called before execute()")
         return self._report()
 
-    def _open_books(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> OpenRun:
-        """Make run directory and registry ready; where that cannot be, no run directory stays behind."""
-        run_dir = RunDir.create(self._wanted_run_dir or default_run_dir(read_output_run(graph)))
+    def _open_books(
+        self, graph: QuantumGraph | PredictedQuantumGraph | str | Path
+    ) -> tuple[OpenRun, Journal]:
+        """Make run directory and registry ready; where nothing was changed no run directory stays behind."""
+        beginning = begin(self._wanted_run_dir or find_place(read_output_run(graph)))
         try:
-            return open_new_run(graph, run_dir, self._butler, self._client, self._options, self._prepare)
+            opened = open_new_run(graph, beginning, self._butler, self._client, self._options, self._prepare)
         except BaseException:
-            run_dir.discard()
+            beginning.give_up()
             raise
+        return opened, beginning.journal
 
 
 def _for_all(resources: ExecutionResources | None, timeout_s: float | None, retries: int | None) -> RunConfig:

@@ -34,6 +34,7 @@ from qgexec.events import (
     RunStarted,
     StopReason,
     StopRequested,
+    WorkerStarted,
 )
 from qgexec.ingestion.base import Ingestion
 from qgexec.interrupts import Interrupts
@@ -170,12 +171,20 @@ class Loop:
             self._drive()
         except KeyboardInterrupt:
             self._stop(StopReason.INTERRUPTED)
+        except BaseException:
+            # What went wrong here is no reason to end what goes on elsewhere; another driver may have it now.
+            self.has_left = self._goes_on_alone()
+            if self.has_left:
+                self.model.close(cancel=False)  # its news may follow from what could not be recorded
+            raise
         finally:
-            self._record_all(self.model.close(cancel=not self.has_left))
-            if not self.has_left:
+            events = self.model.close(cancel=not self.has_left)
+            self.journal.check_held()  # what a later writer has in its books must not come into these too
+            self._record_all(events)
+            if not self.has_left:  # what goes on may be at the next attempt already
                 self._take_back_running()
-            for index in self._left_behind:
-                self.ingestion.discard(index)
+                for index in self._left_behind:
+                    self.ingestion.discard(index)
 
     def _take_back_running(self) -> None:
         """Return attempts that the model has not accounted for: a signal may have come as one ended."""
@@ -207,6 +216,8 @@ class Loop:
             elif scheduler.finished:
                 return
             if events := self._wait():
+                if self.model.facts.survives_driver:
+                    self.journal.check_held()  # a later writer has heard the same, and has put it down
                 self._record_all(events)
             elif not attempts:
                 self._refuse_to_hang()
@@ -266,7 +277,11 @@ class Loop:
         try:
             if self._ingest_error is not None:
                 raise self._ingest_error
-            self._record_all(self.ingestion.drain(_DRAIN_S))
+            is_done = False
+            while not is_done:
+                events = self.ingestion.drain(_DRAIN_S)
+                self._record_all(events)
+                is_done = not any(isinstance(event, WorkerStarted) for event in events)
         except IngestError as error:
             how = f"All outputs are kept; take them in with: qgexec collect {self.run.context.run_dir}"
             error.hint = f"{error.hint}\n{how}" if error.hint else how
@@ -283,17 +298,19 @@ class Loop:
         if self.interrupts.asked:
             self.interrupts.asked = False
             self.tell()
-        if self.interrupts.count and self._goes_on_alone():
-            self.has_left = True
-        elif self.interrupts.count or self._time_is_up():
+        if self._time_is_up():  # first: a run that is to be ended is not left to itself
             self._stop(StopReason.INTERRUPTED)
+        elif self.interrupts.count:
+            self.has_left = self._goes_on_alone()
+            if not self.has_left:
+                self._stop(StopReason.INTERRUPTED)
 
     def _time_is_up(self) -> bool:
         """Return whether nothing more is to be started: by the clock, or for somebody wants the run ended."""
         if self.until is not None and self.clock() >= self.until:
             return True
         now = time.monotonic()
-        if now >= self._cancel_due_at:
+        if now >= self._cancel_due_at or self.interrupts.count:
             self._cancel_due_at = now + _CANCEL_PERIOD_S
             self._is_cancelled = self.cancelled()
         return self._is_cancelled

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qgexec import scripted
-from qgexec.assembly import Client, OpenRun, ingester_opener, make_model
-from qgexec.batch.rounds import last_round
+from qgexec.assembly import Client, OpenRun, ingester_opener, make_model, policy_of
+from qgexec.batch.rounds import Round, last_round, round_folder
 from qgexec.books.history import History
 from qgexec.books.holder import check_free, end_driver
-from qgexec.books.journal import Journal
+from qgexec.books.journal import Journal, has_ended, last_epoch
 from qgexec.books.rundir import RunDir, reopen
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import ModelError, RunHeldError
 from qgexec.ingestion.process import InlineIngestion
 from qgexec.models.batch import BatchModel, remove_round
+from qgexec.reports.report import read_report
 from qgexec.resume import harvest_round, take_over
 from qgexec.rubin.graphfile import prepare_graph
 from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
@@ -98,10 +99,11 @@ def collect(run_dir: Path, *, force: bool = False) -> int:
             _logger.warning("Jobs may be left: %s", error.message)
             return False
 
-    return scripted.collect(books, opened.plan, ingestion, harvest=harvest, force=force)
+    policy = policy_of(options, opened.plan, elsewhere=True)
+    return scripted.collect(books, opened.plan, ingestion, policy=policy, harvest=harvest, force=force)
 
 
-def close_round(run_dir: Path, number: int) -> bool:
+def close_round(run_dir: Path, number: int, *, patience_s: float = _PATIENCE_S) -> bool:
     """Do what the closing job of a round does: record, take in, and submit what is to be tried again.
 
     While a driver watches the run nothing is done: it does all of that itself.
@@ -112,6 +114,8 @@ def close_round(run_dir: Path, number: int) -> bool:
         The run directory.
     number
         Number of the round; all its other jobs have ended.
+    patience_s
+        Time after which whoever still shows signs of life has the run in hand indeed, seconds.
 
     Returns
     -------
@@ -124,42 +128,50 @@ def close_round(run_dir: Path, number: int) -> bool:
         The run directory, the registry or the batch system cannot be used.
     """
     books, settings = reopen(run_dir)
-    if not _is_left_alone(books):
+    if not _is_left_alone(books, patience_s):
+        _logger.warning("A driver watches the run in %s: it closes the books itself.", books.path)
         return True
-    if books.cancel_file.exists():
-        collect(run_dir, force=True)
+    found = read_report(run_dir)
+    if books.cancel_file.exists() or found.stop_reason is not None:
+        collect(run_dir, force=True)  # nothing more is to be submitted
         return False
+    batch_round = Round.open(round_folder(books, number))
+    if batch_round.is_closed and has_ended(books.journal, last_epoch(books.journal)):
+        return found.submitted is not None or found.all_succeeded  # a driver did it all
     client = Client(settings.model, leaves=True)
     options = RunOptions.from_json(settings.options)
     _, loop = take_over(books, settings, client, options, force=True, closing=number)
     loop.execute()
+    if loop.has_left:
+        return True
+    batch_round.close()  # the loop has not even looked, where all was in the books already
     done = (State.SUCCEEDED, State.SKIPPED)
-    counts = loop.scheduler.counts()
-    return loop.has_left or not any(n for state, n in counts.items() if state not in done)
+    return not any(n for state, n in loop.scheduler.counts().items() if state not in done)
 
 
-def _is_left_alone(books: RunDir) -> bool:
+def _is_left_alone(books: RunDir, patience_s: float) -> bool:
     """Wait until nobody has the run in hand; return `False` where somebody keeps it."""
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
-            check_free(books.journal)
-        except RunHeldError as error:
+            check_free(books.journal, silence_is_death=True)
+        except RunHeldError:
             if time.monotonic() > deadline:
-                _logger.warning("%s: it takes in the outputs itself.", error.message)
                 return False
         else:
             return True
         time.sleep(_PAUSE_S)
 
 
-def cancel(run_dir: Path) -> None:
+def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:
     """End a run, wherever it runs, and close its books; what is done is kept.
 
     Parameters
     ----------
     run_dir
         The run directory.
+    patience_s
+        Time that its driver has to end, seconds.
 
     Raises
     ------
@@ -172,11 +184,18 @@ def cancel(run_dir: Path) -> None:
     books.ask_to_cancel()
     end_driver(books.journal)
     options = RunOptions.from_json(settings.options)
-    pending = last_round(books)
-    if pending is not None and not pending.is_closed:
-        model = make_model(Client(pending.model), options)
-        assert isinstance(model, BatchModel)
-        remove_round(model.system, pending)
-    if not _is_left_alone(books):
+    _remove_jobs(books, options)
+    if not _is_left_alone(books, patience_s):
         check_free(books.journal)
+    _remove_jobs(books, options)  # the driver may have been about to submit
     collect(run_dir, force=True)
+
+
+def _remove_jobs(books: RunDir, options: RunOptions) -> None:
+    """Have the batch system remove what it has of a run."""
+    pending = last_round(books)
+    if pending is None or pending.is_closed:
+        return
+    model = make_model(Client(pending.model), options)
+    assert isinstance(model, BatchModel)
+    remove_round(model.system, pending)

@@ -3,7 +3,8 @@
 The order matters, and is that of ``docs/design/0003-crash-rule.md``:
 
 1. nobody else has the run in hand, and no worker of an earlier driver lives;
-2. the journal gets a file of ours, which nobody else can get too;
+2. the journal gets a file of ours, which nobody else can get too, and the registry is made ready for the
+   run, if a driver was killed before it had done that;
 3. attempts that were in the air are settled from what is on disk;
 4. quanta that had succeeded just before a power cut are looked at again;
 5. what had failed is opened again, and what is not in the registry is offered to it.
@@ -22,6 +23,7 @@ from qgexec.assembly import (
     OpenRun,
     bare_run,
     books_of,
+    finish_preparation,
     ingester_opener,
     make_loop,
     make_model,
@@ -34,7 +36,8 @@ from qgexec.batch.rounds import last_round
 from qgexec.books.history import History
 from qgexec.books.holder import has_restarted_since, require_free, this_process
 from qgexec.books.journal import Journal, read_detail
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import JournalError, UsageError
 from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event, RunReopened
@@ -114,14 +117,15 @@ def take_over(
     try:
         # What jobs did while nobody watched; a closing job hears of it as any driver does.
         is_over = closing is None and harvest_round(opened, client, options, history, journal)
-        if not is_over and not isinstance(model, BatchModel):
+        if not is_over and not _has_in_hand(model, opened):
             raise _jobs_are_left(opened)
-        books.cancel_file.unlink(missing_ok=True)
-        books.rewrite_settings(
-            replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
-        )
+        if closing is None:  # whose user has not asked for anything: a mark that was left just now stands
+            books.cancel_file.unlink(missing_ok=True)
+        changed = replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
+        books.rewrite_settings(changed)
         if not strict_versions:
             _take_over_versions(client, context, strict=False)
+        finish_preparation(books, changed)
         before = policy_of(RunOptions.from_json(settings.options), plan)
         opening = _settle(opened, client, options, history, journal.epoch, before) if is_over else []
     except BaseException:
@@ -161,6 +165,12 @@ def harvest_round(
         history.apply(event)
 
     return harvest(model, bare_run(opened, history.scheduler), record)
+
+
+def _has_in_hand(model: ExecutionModel, opened: OpenRun) -> bool:
+    """Return whether the jobs that are left are those of this model."""
+    pending = last_round(opened.run_dir)
+    return isinstance(model, BatchModel) and pending is not None and pending.model == model.system.name
 
 
 def _jobs_are_left(opened: OpenRun) -> UsageError:

@@ -99,6 +99,7 @@ def collect(
     plan: Plan,
     ingestion: Ingestion,
     *,
+    policy: Policy | None = None,
     harvest: Callable[[History, Journal], bool] = lambda _history, _journal: True,
     force: bool = False,
 ) -> int:
@@ -112,6 +113,8 @@ def collect(
         The quanta.
     ingestion
         Takes outputs into the registry; closed at the end.
+    policy
+        What the run does about failures, where jobs may have been lost.
     harvest
         Records what jobs of a batch system did, and returns whether none of them is left.
     force
@@ -127,7 +130,7 @@ def collect(
     qgexec.errors.RunHeldError
         A driver has the run in hand, or may have.
     """
-    history = History.read(run_dir.journal, plan, Policy())
+    history = History.read(run_dir.journal, plan, policy or Policy())
     require_free(run_dir.journal, history, force=force)
     me = this_process()
     with Journal.create(run_dir.journal, after=history.epoch, writer=me) as journal:

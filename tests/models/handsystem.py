@@ -30,13 +30,15 @@ JOB_PATIENCE_S = 120.0
 
 @dataclass
 class HandSystem:
-    """Runs a round's jobs one by one; all models of a process share it, as all drivers share a batch system."""
+    """Runs a round's jobs one by one; all models of a process share it, as all drivers do."""
 
     name: str = "hand"
     runs: Callable[[Round, int], JobStatus] = field(default_factory=lambda: run_as_told)
     """Runs a job, and says what the batch system says of it afterwards."""
     refuses: str = ""
     """Words with which it refuses to take anything."""
+    most: int | None = None
+    """The most jobs that it takes in one round."""
     silent: bool = False
     """It does not answer."""
     pause: bool = False
@@ -52,6 +54,9 @@ class HandSystem:
     def check(self) -> None:
         if self.silent:
             raise ModelError("hand does not answer")
+
+    def most_jobs(self, settings: BatchSettings) -> int | None:
+        return self.most
 
     def write(self, batch_round: Round) -> Sequence[PlannedCall]:
         return [PlannedCall(("hand", batch_round.name), len(batch_round.jobs))]
@@ -129,6 +134,8 @@ def hand_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
     monkeypatch.setattr("qgexec.models.batch._STATUS_S", 0.0)
     monkeypatch.setattr("qgexec.models.batch._JOURNALS_S", 0.01)
     monkeypatch.setattr("qgexec.models.batch._SHARE", 0)
+    monkeypatch.setattr("qgexec.models.batch._SEEN_S", 0.0)
+    monkeypatch.setattr("qgexec.offline._PAUSE_S", 0.01)
     vars(SYSTEM).update(vars(HandSystem()))
     yield SYSTEM
 

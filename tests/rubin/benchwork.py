@@ -17,7 +17,8 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from repos import INPUT_CHAIN, OUTPUT_RUN, MockRepository
 
 from qgexec.books.journal import read_detail
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded
 from qgexec.quantum import Attempt, Outcome, OutcomeStatus, RunContext
 from qgexec.rubin.compat import export_records

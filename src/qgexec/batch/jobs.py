@@ -12,7 +12,12 @@ import numpy.typing as npt
 from qgexec.clustering.clusters import Clusters
 from qgexec.errors import RunDirError
 
-__all__ = ["JobRequest", "Jobs"]
+__all__ = ["OVERHEAD_BYTES", "JobRequest", "Jobs"]
+
+OVERHEAD_BYTES = 384 << 20
+"""Memory of a job's own processes beside the one that executes its quanta: it with the stack loaded, and
+the server that workers are forked from. Where the kernel's accounts are not at hand batch systems add up
+resident sets, and count three times what they share."""
 
 _NO_LIMIT = -1
 """Stands for no limit where an array cannot hold `None`."""
@@ -57,6 +62,10 @@ class Jobs:
     def quanta(self, job: int) -> Sequence[int]:
         """Return the indices of a job's quanta, each after its prerequisites."""
         return self.clusters.quanta(job)
+
+    def all_quanta(self) -> npt.NDArray[np.int64]:
+        """Return the indices of the quanta of all jobs, ascending."""
+        return np.sort(np.asarray([index for job in self for index in self.quanta(job)], dtype=np.int64))
 
     def parents(self, job: int) -> Sequence[int]:
         """Return the jobs that must have ended before this one begins, ascending."""

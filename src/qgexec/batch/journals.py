@@ -2,7 +2,8 @@
 
 Each job keeps a journal of its own, a file for each try (`qgexec.batch.rounds.Round.journal`). Nobody
 promises when a file that one machine wrote is seen on another, so that the journal of a job may be
-seen before those of its parents: what would come too early waits until the next look.
+seen before those of its parents, and that of a try before the end of the one before it: what would come
+too early waits until the next look.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from qgexec.books.journal import Position, read_events
 from qgexec.errors import JournalError
 from qgexec.events import (
     AttemptEvent,
+    AttemptReturned,
     AttemptSkipped,
     AttemptStarted,
     AttemptSucceeded,
@@ -39,8 +41,8 @@ class _JobNews:
     """Read, and not passed on: what they follow from has not been seen yet."""
     is_over: bool = False
     """Its last try has closed its books."""
-    signature: tuple[int, int] = (0, 0)
-    """Number of files and size of the last when it was read."""
+    sizes: tuple[int, ...] = ()
+    """Sizes of its files when they were read, bytes."""
 
 
 class JobJournals:
@@ -71,6 +73,9 @@ class JobJournals:
         self._done = bytearray(b"\1") * len(plan)
         self._attempts: dict[int, int] = {}
         self._running: set[int] = set()
+        self._n_over = 0
+        self.has_moved = False
+        """An attempt in this round has come to an end, other than by being handed back."""
         for job in batch_round.jobs:
             for index in batch_round.jobs.quanta(job):
                 now = state(index)
@@ -84,6 +89,11 @@ class JobJournals:
     def running(self) -> frozenset[int]:
         """Quanta whose attempt has begun and not ended, as far as was read."""
         return frozenset(self._running)
+
+    @property
+    def are_over(self) -> bool:
+        """Whether all jobs have said their last word, as far as was read; one that was killed never does."""
+        return self._n_over == len(self._round.jobs)
 
     def attempts(self, index: int) -> int:
         """Return the number of attempts at a quantum, as far as was read."""
@@ -119,9 +129,15 @@ class JobJournals:
 
     def _read_job(self, job: int, known: _JobNews) -> None:
         folder = self._round.journal(job)
-        signature = _signature(folder)
-        if signature == known.signature:
+        sizes = _sizes(folder)
+        if sizes == known.sizes:
             return
+        n_earlier = max(0, len(known.sizes) - 1)
+        if sizes[:n_earlier] != known.sizes[:n_earlier]:
+            # The end of an earlier try is seen only now: once more, in order; what is known is dropped again.
+            known.positions.clear()
+            known.held_back.clear()
+        was_over = known.is_over
         try:
             for event in read_events(folder, known.positions):
                 if isinstance(event, AttemptEvent):
@@ -129,29 +145,37 @@ class JobJournals:
                 elif isinstance(event, RunStarted | RunEnded):
                     known.is_over = isinstance(event, RunEnded)
         except JournalError:
-            if _signature(folder) != signature:  # its next try has only just begun it
+            if _sizes(folder) != sizes:  # its next try has only just begun it
                 return
             raise
-        known.signature = signature
+        finally:
+            self._n_over += known.is_over - was_over
+        known.sizes = sizes
 
     def _takes(self, event: AttemptEvent, news: list[Event]) -> bool:
         """Add an event to the news, or drop it if it is none; return `False` if it comes too early."""
         index, number = event.index, event.attempt
         n_attempts = self._attempts.get(index, 0)
         if isinstance(event, AttemptStarted):
-            if number <= n_attempts:
+            if number <= n_attempts or self._done[index]:  # a try may not have seen what the one before did
                 return True
-            if not all(self._done[prerequisite] for prerequisite in self._plan.prerequisites(index)):
+            if number > n_attempts + 1 or index in self._running or not self._may_begin(index):
                 return False
             self._attempts[index] = number
             self._running.add(index)
-        elif number != n_attempts or index not in self._running:
-            return True
         else:
+            self.has_moved |= not isinstance(event, AttemptReturned)
+            if number > n_attempts and not self._done[index]:
+                return False
+            if number != n_attempts or index not in self._running:
+                return True
             self._running.discard(index)
             self._done[index] = isinstance(event, AttemptSucceeded | AttemptSkipped)
         news.append(event)
         return True
+
+    def _may_begin(self, index: int) -> bool:
+        return all(self._done[prerequisite] for prerequisite in self._plan.prerequisites(index))
 
 
 def _entries(folder: Path) -> Iterable[Path]:
@@ -161,6 +185,6 @@ def _entries(folder: Path) -> Iterable[Path]:
         return ()
 
 
-def _signature(folder: Path) -> tuple[int, int]:
-    files = [path for path in _entries(folder) if path.suffix == ".jsonl"]
-    return (len(files), files[-1].stat().st_size) if files else (0, 0)
+def _sizes(folder: Path) -> tuple[int, ...]:
+    """Return the sizes of a journal's files in order, bytes."""
+    return tuple(path.stat().st_size for path in _entries(folder) if path.suffix == ".jsonl")

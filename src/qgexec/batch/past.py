@@ -13,7 +13,10 @@ from qgexec.errors import RunDirError
 from qgexec.scheduling.policy import Account, Cause
 from qgexec.scheduling.troubles import Past
 
-__all__ = ["read_pasts", "write_pasts"]
+__all__ = ["PAST_VERSION", "read_pasts", "write_pasts"]
+
+PAST_VERSION = 1
+"""Version of ``past.json``. 1: the first."""
 
 _FORMAT = "qgexec-past"
 
@@ -26,8 +29,8 @@ def write_pasts(path: Path, pasts: Mapping[int, Past]) -> None:
     qgexec.errors.RunDirError
         It cannot be written.
     """
-    values = {"format": _FORMAT, "quanta": {str(index): _to_json(past) for index, past in pasts.items()}}
-    text = json.dumps(values) + "\n"
+    quanta = {str(index): _to_json(past) for index, past in pasts.items()}
+    text = json.dumps({"format": _FORMAT, "version": PAST_VERSION, "quanta": quanta}) + "\n"
     write_aside(path, lambda file: file.write(text.encode("ascii")))
 
 
@@ -37,12 +40,17 @@ def read_pasts(path: Path) -> dict[int, Past]:
     Raises
     ------
     qgexec.errors.RunDirError
-        It is missing or damaged.
+        It is missing, damaged, or of a newer version.
     """
     try:
         values = json.loads(path.read_bytes())
         if values["format"] != _FORMAT:
             raise ValueError(f"its format is {values['format']!r}")
+        if values["version"] > PAST_VERSION:
+            raise RunDirError(
+                f"{path} is of version {values['version']}, but this qgexec reads up to {PAST_VERSION}",
+                hint="Use a newer qgexec.",
+            )
         return {int(index): _from_json(past) for index, past in values["quanta"].items()}
     except OSError as error:
         raise file_error("read", path, error, RunDirError) from error

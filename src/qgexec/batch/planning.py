@@ -9,7 +9,7 @@ import numpy as np
 
 from qgexec.batch.jobs import Jobs
 from qgexec.batch.past import write_pasts
-from qgexec.batch.rounds import Round, rounds
+from qgexec.batch.rounds import Round, round_folder, rounds
 from qgexec.books.linefile import file_error
 from qgexec.books.rundir import RunDir
 from qgexec.clustering.clusters import Clusters
@@ -81,7 +81,7 @@ def make_round(
         It cannot be written.
     """
     number = len(rounds(run_dir)) + 1
-    folder = run_dir.batch / f"{number:04d}"
+    folder = round_folder(run_dir, number)
     try:
         for path in (folder, folder / "logs", folder / "journals"):
             path.mkdir(parents=True, exist_ok=True)  # the unfinished one of whoever died here is of no use

@@ -7,6 +7,7 @@
         ticket.json             what the batch system calls it; written as soon as it is submitted
         closed                  an empty file: nothing of it is left in the batch system, all is in the books
         journals/000/000017/    the journal of job 17: a file for each try
+        memory/000/000017       what memory job 17 has found to need, if more than it was given
         logs/                   what jobs printed
         ...                     the batch system's own files
 
@@ -16,6 +17,8 @@ A round without a ticket may have been submitted by somebody who died then: it i
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +28,12 @@ import numpy as np
 
 from qgexec.batch.jobs import Jobs
 from qgexec.books.linefile import file_error
-from qgexec.books.rundir import OptionValue, RunDir, write_aside
+from qgexec.books.rundir import RunDir, write_aside
+from qgexec.books.runsettings import OptionValue
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError
 
-__all__ = ["ROUND_VERSION", "Round", "Ticket", "last_round", "rounds"]
+__all__ = ["ROUND_VERSION", "Round", "Ticket", "last_round", "round_folder", "rounds"]
 
 ROUND_VERSION = 1
 """Version of ``round.json``. 1: the first."""
@@ -84,6 +88,10 @@ class Round:
         """Folder of a job's journal; there as soon as the job has begun."""
         return self.folder / "journals" / f"{job // 1000:03d}" / f"{job:06d}"
 
+    def memory_file(self, job: int) -> Path:
+        """Where a job notes that it needs more memory than it has, for batch systems that try it again."""
+        return self.folder / "memory" / f"{job // 1000:03d}" / f"{job:06d}"
+
     def job_command(self, job: str) -> tuple[str, ...]:
         """Return how a job is called; ``job`` is its number, or what the batch system replaces by it."""
         return (*self.command, "worker", str(self.run_dir), "--round", str(self.number), "--job", job)
@@ -95,12 +103,16 @@ class Round:
     @property
     def ticket(self) -> Ticket | None:
         """What the batch system calls it; `None` where that was never written down."""
+        path = self.folder / "ticket.json"
         try:
-            return cast("Ticket", json.loads((self.folder / "ticket.json").read_bytes()))
+            ticket = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise RunDirError(f"{self.folder / 'ticket.json'} cannot be read: {error}") from error
+            raise RunDirError(f"{path} cannot be read: {error}", hint="Bring it back from a copy.") from error
+        if not isinstance(ticket, dict):
+            raise RunDirError(f"{path} holds no ticket", hint="Bring it back from a copy.")
+        return cast("Ticket", ticket)
 
     def write_ticket(self, ticket: Ticket) -> None:
         """Keep what the batch system calls it."""
@@ -149,19 +161,19 @@ class Round:
         path = folder / "round.json"
         try:
             values = json.loads(path.read_bytes())
-            if values["format"] != _FORMAT or values["version"] > ROUND_VERSION:
+            if values["format"] != _FORMAT:
+                raise ValueError(f"its format is {values['format']!r}")
+            if values["version"] > ROUND_VERSION:
                 raise RunDirError(
                     f"{path} is of version {values['version']}, but this qgexec reads up to {ROUND_VERSION}",
                     hint="Use a newer qgexec.",
                 )
-            with np.load(folder / "jobs.npz", allow_pickle=False) as arrays:
-                jobs = Jobs.from_arrays(dict(arrays))
             return cls(
                 folder,
                 int(folder.name),
                 str(values["name"]),
                 str(values["model"]),
-                jobs,
+                _read_jobs(folder / "jobs.npz"),
                 BatchSettings.from_json(values["settings"]),
                 tuple(values["command"]),
             )
@@ -169,6 +181,21 @@ class Round:
             raise file_error("read", path, error, RunDirError) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunDirError(f"{path} is damaged: {error}", hint="Bring it back from a copy.") from error
+
+
+def _read_jobs(path: Path) -> Jobs:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Jobs.from_arrays(dict(arrays))
+    except OSError as error:
+        raise file_error("read", path, error, RunDirError) from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise RunDirError(f"{path} is damaged: {error}", hint="Bring it back from a copy.") from error
+
+
+def round_folder(run_dir: RunDir, number: int) -> Path:
+    """Return the folder of a round, from 1."""
+    return run_dir.batch / f"{number:04d}"
 
 
 def rounds(run_dir: RunDir) -> list[Path]:

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Protocol
 
 from qgexec.batch.rounds import Round, Ticket
+from qgexec.config.batchsettings import BatchSettings
 
 __all__ = ["BatchSystem", "JobEnd", "JobState", "JobStatus", "PlannedCall", "RoundStatus"]
 
@@ -113,6 +114,16 @@ class BatchSystem(Protocol):
         ------
         qgexec.errors.ModelError
             Its programs are missing, or it does not answer; says what to do.
+        """
+        ...
+
+    def most_jobs(self, settings: BatchSettings) -> int | None:
+        """Return how many jobs one round may have; `None` for any number.
+
+        Raises
+        ------
+        qgexec.errors.ModelError
+            It does not say.
         """
         ...
 

@@ -131,8 +131,15 @@ def require_free(journal: Path, history: History, *, force: bool = False) -> Non
     await_end_of_workers(history.workers.values())
 
 
-def check_free(journal: Path, *, force: bool = False) -> None:
+def check_free(journal: Path, *, silence_is_death: bool = False) -> None:
     """Check that no driver has a run in hand, from the last lines of its journal alone.
+
+    Parameters
+    ----------
+    journal
+        The run directory's ``journal`` folder.
+    silence_is_death
+        Believe that a driver on another host is gone that has given no sign of life for minutes.
 
     Raises
     ------
@@ -144,9 +151,10 @@ def check_free(journal: Path, *, force: bool = False) -> None:
         return
     file = journal_file(journal, epoch)
     writer, _ = read_writer(journal, epoch)
+    is_silent = _silent_for(file) >= _SILENT_S
     if writer is not None:
-        check_not_held(writer, file, force=force)
-    elif _silent_for(file) < _SILENT_S and not force:
+        check_not_held(writer, file, force=silence_is_death and is_silent)
+    elif not is_silent:
         raise _somebody(file)
 
 

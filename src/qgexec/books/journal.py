@@ -249,6 +249,16 @@ class Journal:
         """
         self._file.close()
 
+    def withdraw(self) -> None:
+        """Close and remove the file, as if nobody had created it; only while there is no event in it.
+
+        Raises
+        ------
+        qgexec.errors.JournalError
+            It cannot be removed.
+        """
+        self._file.discard()
+
     def __enter__(self) -> Self:
         return self
 

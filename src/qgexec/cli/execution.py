@@ -70,7 +70,8 @@ def conclude(executor: GraphExecutor, code: int, broken: QgexecError | None, *, 
         raise KeyboardInterrupt
     if executor.has_left:
         click.echo(
-            f"The run goes on without this process. See how far it is:\n{_status_of(executor.run_dir)}",
+            "The run goes on without this process. To see how far it is, or to end it:\n"
+            f"{_command('status', executor.run_dir)}\n{_command('cancel', executor.run_dir)}",
             err=True,
         )
         return code
@@ -95,8 +96,8 @@ def _write_summary(executor: GraphExecutor, file: str) -> None:
         click.echo(f"--summary {file} could not be written: {error}", err=True)
 
 
-def _status_of(run_dir: Path) -> str:
-    return f"  {shlex.join(['qgexec', 'status', str(run_dir)])}"
+def _command(verb: str, run_dir: Path) -> str:
+    return f"  {shlex.join(['qgexec', verb, str(run_dir)])}"
 
 
 def _how_to_go_on(code: int, run_dir: Path) -> str:
@@ -105,4 +106,4 @@ def _how_to_go_on(code: int, run_dir: Path) -> str:
         EXIT_INTERRUPTED: "Interrupted. What was done is kept. To go on",
         EXIT_BAD_USE: "The run broke off; what was done is kept. To go on",
     }[code]
-    return f"{began}:\n  {shlex.join(['qgexec', 'resume', str(run_dir)])}"
+    return f"{began}:\n{_command('resume', run_dir)}"

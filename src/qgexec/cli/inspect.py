@@ -12,7 +12,7 @@ import click
 
 from qgexec.errors import QgexecError
 
-__all__ = ["RUN_DIR", "models", "print_report", "print_text", "report", "status"]
+__all__ = ["RUN_DIR", "models", "print_report", "print_text", "report", "status", "terminal_width"]
 
 RUN_DIR = click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 """The argument that names a run."""
@@ -28,7 +28,7 @@ def status(*, run_dir: Path) -> None:
     from qgexec.reports.text import format_status
 
     found = read_report(run_dir)
-    print_text(format_status(found, width=_width()))
+    print_text(format_status(found, width=terminal_width()))
     if found.submitted is not None:
         print_text(_batch_status(run_dir))
 
@@ -110,7 +110,7 @@ def print_report(run_dir: Path, *, ended: bool = False) -> bool:
     from qgexec.reports.text import format_report
 
     found = read_report(run_dir, is_alive=(lambda _driver: False) if ended else driver_is_alive)
-    print_text(format_report(found, width=_width()))
+    print_text(format_report(found, width=terminal_width()))
     return found.all_succeeded
 
 
@@ -126,5 +126,6 @@ def print_text(text: str) -> None:
         os.close(sink)
 
 
-def _width() -> int:
+def terminal_width() -> int:
+    """Return how many characters a line of the terminal has; 80 where there is none."""
     return shutil.get_terminal_size((80, 24)).columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,20 @@ _OPTIONS = {
 """Options that can be changed, and their names in `qgexec.config.runoptions.RunOptions`."""
 
 
+_DEFAULT = re.compile(r"; default: [^.]*")
+"""What the help of an option says that a new run has it at."""
+
+
+def _without_defaults(command: click.Command) -> click.Command:
+    """Take the defaults of a new run out of a command's help: here, what is not given stays as it was."""
+    for option in command.params:
+        if isinstance(option, click.Option):
+            option.show_default = False
+            option.help = _DEFAULT.sub("", option.help or "")
+    return command
+
+
+@_without_defaults
 @click.command(
     epilog="Examples:\n\n"
     "\b\n"
@@ -58,8 +73,9 @@ def resume(*, run_dir: Path, force: bool, summary: str | None, **given: Any) -> 
     warm_up(model)
     from qgexec.api import GraphExecutor
     from qgexec.cli.display import Display
+    from qgexec.models.registry import facts_of
 
-    with Display() as display:
+    with Display(survives=facts_of(model).survives_driver) as display:
         executor = GraphExecutor.of_run(
             run_dir,
             model=model,

@@ -14,6 +14,7 @@ import click
 
 from qgexec.cli import options
 from qgexec.cli.execution import conclude, default_model, outcome_of, warm_up
+from qgexec.cli.inspect import print_text, terminal_width
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class _Building:
 @click.option("--init-only", is_flag=True, help="Stop after the registry is up to date.")
 @options.execution
 @options.resources
-def run(*, init_only: bool, **given: Any) -> None:
+@options.dry_run
+def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
     """Execute a quantum graph, or build one and execute it.
 
     Before it runs, the output collections are defined and configs, package
@@ -71,8 +73,10 @@ def run(*, init_only: bool, **given: Any) -> None:
     graph = _graph_of(given, init_only=init_only)
     if init_only:
         _init(graph, given)
-        return
-    sys.exit(_execute(graph, given))
+    elif dry_run:
+        _rehearse(graph, given)
+    else:
+        sys.exit(_execute(graph, given))
 
 
 @click.command(
@@ -88,7 +92,8 @@ def run(*, init_only: bool, **given: Any) -> None:
 @options.run_dir
 @options.execution
 @options.resources
-def submit(**given: Any) -> None:
+@options.dry_run
+def submit(*, dry_run: bool, **given: Any) -> None:
     """Leave a quantum graph to a batch system, and do not wait for it.
 
     The options are those of `qgexec run`. Prints the run directory: qgexec status,
@@ -98,6 +103,9 @@ def submit(**given: Any) -> None:
     Exit codes: 0 submitted, 2 wrong use or bad input; nothing was submitted then.
     """
     graph = _graph_of(given)
+    if dry_run:
+        _rehearse(graph, given)
+        return
     with _executor(given) as executor:
         run_dir = executor.submit(graph)
     if not executor.has_left:
@@ -229,13 +237,32 @@ def _execute(graph: str, given: dict[str, Any]) -> int:
     return conclude(executor, code, broken, summary=given["summary"])
 
 
+def _rehearse(graph: str, given: dict[str, Any]) -> None:
+    """Write what would be submitted, and print what it is."""
+    from qgexec.reports.rehearsal import format_rehearsal
+
+    with _executor(given) as executor:
+        found = executor.rehearse(graph)
+    text = format_rehearsal(
+        found.batch_round,
+        found.calls,
+        found.forecast,
+        n_files=found.n_files,
+        n_bytes=found.n_bytes,
+        remarks=found.remarks,
+        width=terminal_width(),
+    )
+    print_text(text)
+
+
 @contextmanager
 def _executor(given: dict[str, Any]) -> Iterator[GraphExecutor]:
     """Give an executor for these options, and show how far it is until the block ends."""
     from qgexec.api import GraphExecutor
     from qgexec.cli.display import Display
+    from qgexec.models.registry import facts_of
 
-    with Display() as display:
+    with Display(survives=facts_of(given["model"]).survives_driver) as display:
         yield GraphExecutor(
             given["repository"],
             model=given["model"],

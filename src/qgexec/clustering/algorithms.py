@@ -34,7 +34,7 @@ def make_clusters(
     plan
         All quanta.
     indices
-        Those to be clustered, ascending; shape ``(n,)``. What they wait for besides has been done.
+        Those to be clustered; shape ``(n,)``. What they wait for besides has been done.
     rules
         How they are clustered.
     durations
@@ -57,7 +57,7 @@ def make_clusters(
     qgexec.errors.UsageError
         The named clusters do not fit the plan, or wait for each other in a circle.
     """
-    indices = np.asarray(indices, dtype=np.int64)
+    indices = np.sort(np.asarray(indices, dtype=np.int64))
     match rules.effective:
         case Algorithm.AUTO:
             groups = auto_groups(plan, indices, rules, durations or {}, serial_labels, requests or {})

@@ -7,10 +7,10 @@
    a. What depends on one cluster alone is taken into it, if all that depends on this cluster can be:
       one after another instead of side by side costs waiting, and one job's start is saved, so that
       is done only where it costs less (`JOB_START_S`).
-   b. All others of one level that run the same tasks are cut into *chunks*, such that those that the
-      same quantum waits for are together. A chunk lasts no longer than the target, and there are not
-      fewer chunks than machines (`ClusterRules.width`), so that none is idle for lack of jobs; only where a
-      job would take less time than starting it are there fewer.
+   b. All others of one level that run the same tasks are cut into *chunks* of about one size, such that
+      those that the same quantum waits for are together where they can be. A chunk lasts no longer than
+      the target, and there are not fewer chunks than machines (`ClusterRules.width`), so that none is idle
+      for lack of jobs; only where a job would take less time than starting it are there fewer.
 
 What it guarantees, whatever the graph and the run times:
 
@@ -155,18 +155,20 @@ class _Clustering:
     def _cut(self, kind: int, alike: Ints) -> None:
         """Make chunks of units of one level and kind, which ascend."""
         load = self._kinds.loads[kind]
-        most = int(self._kinds.target_s / load.duration_s)
+        most = max(1, int(self._kinds.target_s / load.duration_s))
+        n_chunks = -(-len(alike) // most)
         if not load.is_serial:
             # Fewer chunks than machines only where starting a job would take longer than what is in it.
-            most = min(most, max(len(alike) // self._width, int(JOB_START_S / load.duration_s)))
-        if most <= 1:
+            in_a_start = max(1, int(JOB_START_S / load.duration_s))
+            n_chunks = max(n_chunks, min(self._width, -(-len(alike) // in_a_start)))
+        if n_chunks >= len(alike):
             for unit in alike.tolist():
                 self._open([unit], load)
             return
         families = self._units.families(alike)
         order = np.argsort(families, kind="stable")
         edges = np.flatnonzero(np.diff(families[order])) + 1
-        for chunk in _packed(np.split(alike[order], edges), most):
+        for chunk in _packed(np.split(alike[order], edges), n_chunks, most):
             self._open(chunk, load.times(len(chunk)))
 
     def _open(self, members: Sequence[int], load: Load) -> None:
@@ -176,18 +178,23 @@ class _Clustering:
         self._newest.append(members)
 
 
-def _packed(families: Sequence[Ints], most: int) -> Iterator[list[int]]:
-    """Put whole families together up to so many members; cut larger ones evenly."""
+def _packed(families: Sequence[Ints], n_chunks: int, most: int) -> Iterator[list[int]]:
+    """Put whole families into at least so many chunks of about one size; cut those that are larger.
+
+    A chunk takes no more than its share of what is left, and never more than ``most``.
+    """
+    left, n_left = sum(map(len, families)), n_chunks
     chunk: list[int] = []
     for family in families:
         members = family.tolist()
-        if len(members) > most:
-            n_parts = -(-len(members) // most)
-            edges = [len(members) * n // n_parts for n in range(n_parts + 1)]
-            yield from (members[edges[n] : edges[n + 1]] for n in range(n_parts))
-        elif len(chunk) + len(members) > most:
+        if chunk and len(chunk) + len(members) > min(most, -(-left // n_left)):
             yield chunk
-            chunk = members
+            left, n_left, chunk = left - len(chunk), max(1, n_left - 1), []
+        if len(members) > min(most, -(-left // n_left)):
+            n_parts = max(-(-len(members) // most), -(-len(members) * n_left // left))
+            edges = [len(members) * n // n_parts for n in range(n_parts + 1)]
+            yield from (members[begin:end] for begin, end in pairwise(edges))
+            left, n_left = left - len(members), max(1, n_left - n_parts)
         else:
             chunk += members
     if chunk:

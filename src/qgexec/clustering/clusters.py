@@ -132,6 +132,17 @@ class Clusters:
         """Return the name of a cluster's kind."""
         return self.names[self._codes[cluster]]
 
+    def first(self, n: int) -> Self:
+        """Return the first so many clusters; none of them waits for another that is left out."""
+        offsets, parent_offsets = (
+            np.asarray(self._offsets[: n + 1]),
+            np.asarray(self._parent_offsets[: n + 1]),
+        )
+        members = np.asarray(self._members)[: offsets[n]]
+        parents = np.asarray(self._parents)[: parent_offsets[n]]
+        codes = np.asarray(self._codes)[:n]
+        return type(self)(self.names, codes, (offsets, members), (parent_offsets, parents))
+
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the clusters as arrays of numbers that `from_arrays` reads; they share memory."""
         return {
@@ -177,11 +188,13 @@ def _cycle_error(
     plan: Plan, quanta: Sequence[int], names: Sequence[str], places: Mapping[str, str]
 ) -> UsageError:
     """Say which clusters wait for each other, by one quantum of each."""
+    defined = next((n for n, name in enumerate(names) if places.get(name)), 0)
     shown = [f"{name} (with {plan.describe(index)})" for index, name in zip(quanta, names, strict=True)]
+    shown = shown[defined:] + shown[:defined]
     more = f" -> {len(shown) - 4} more" if len(shown) > 4 else ""
-    place = next((f"{places[name]}: " for name in names if places.get(name)), "")
+    place = places.get(names[defined])
     return UsageError(
-        f"{place}clusters of quanta wait for each other in a circle: "
+        f"{f'{place}: ' if place else ''}clusters of quanta wait for each other in a circle: "
         f"{' -> '.join(shown[:4])}{more} -> {shown[0]}",
         hint="Put the tasks between them into the same cluster, or leave one of them out of it.",
     )

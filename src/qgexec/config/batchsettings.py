@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from qgexec.clustering.rules import ClusterRules
@@ -58,9 +58,27 @@ class BatchSettings:
     clustering: ClusterRules = field(default_factory=ClusterRules)
     """Which quanta go into one job."""
 
+    durations: Mapping[str, float] = field(default_factory=dict)
+    """Mean run time of a quantum by task label, seconds, as earlier runs had it."""
+
+    said: frozenset[str] = frozenset()
+    """Names of the fields above that hold also where they are what they are by default."""
+
+    def __post_init__(self) -> None:
+        told = {f.name for f in fields(self) if f.name != "said" and getattr(self, f.name) != _default(f)}
+        object.__setattr__(self, "said", self.said | told)
+
+    def updated(self, later: BatchSettings) -> BatchSettings:
+        """Return what holds when this is followed by settings that were given later."""
+        values = {name: getattr(later, name) for name in later.said}
+        if later.environment:
+            values["environment"] = {**self.environment, **later.environment}
+        values["clustering"] = self.clustering.updated(later.clustering)
+        return replace(self, **values, said=self.said | later.said)
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings by their names, as JSON can hold them."""
-        return asdict(self)
+        return asdict(self) | {"clustering": self.clustering.to_json(), "said": sorted(self.said)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -69,4 +87,8 @@ class BatchSettings:
         known |= {name: tuple(known[name]) for name in ("setup", "submit_lines") if name in known}
         if "clustering" in known:
             known["clustering"] = ClusterRules.from_json(known["clustering"])
-        return cls(**known)
+        return cls(**known | {"said": frozenset(known.get("said", ()))})
+
+
+def _default(setting: Field[Any]) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()

@@ -19,7 +19,7 @@ import numpy as np
 from qgexec.batch.journals import JobJournals
 from qgexec.batch.planning import make_jobs, make_round
 from qgexec.batch.rounds import Round, Ticket, last_round
-from qgexec.batch.system import BatchSystem, JobEnd, JobState, JobStatus, RoundStatus
+from qgexec.batch.system import BatchSystem, JobEnd, JobState, JobStatus, PlannedCall, RoundStatus
 from qgexec.books.rundir import RunDir
 from qgexec.clustering.algorithms import make_clusters
 from qgexec.config.batchsettings import BatchSettings
@@ -49,6 +49,9 @@ _STATUS_S = 10.0
 _SHARE = 10
 """Nothing that took t seconds is done again before this many times t."""
 
+_SEEN_S = 60.0
+"""Longest wait for the last words of jobs that have ended on other machines, seconds."""
+
 _CANCEL_S = 300.0
 """Longest time that jobs may take to go away after they were told to, seconds."""
 
@@ -76,15 +79,22 @@ def harvest(model: BatchModel, run: Run, record: Callable[[Event], None]) -> boo
         The batch system does not say whether jobs are left.
     """
     model.open(run)
-    while events := model.wait(0.0):
+    timeout_s = 0.0
+    while not model.capacity().cores:
+        events = model.wait(timeout_s)
         for event in events:
             record(event)
-    if not model.capacity().cores and model.status is None:
-        raise ModelError(
-            f"{model.system.name} does not say whether jobs of the run are left",
-            hint="Try again when it answers.",
-        )
-    return bool(model.capacity().cores)
+        if events or model.capacity().cores:
+            continue
+        if model.status is None:
+            raise ModelError(
+                f"{model.system.name} does not say whether jobs of the run are left",
+                hint="Try again when it answers.",
+            )
+        if not model.status.is_over:
+            return False
+        timeout_s = _JOURNALS_S  # all have ended, and some have not said their last word
+    return True
 
 
 def ask(batch_round: Round) -> RoundStatus | None:
@@ -166,7 +176,7 @@ class BatchModel:
         self._clock = clock
         self._run: Run | None = None
         self._watch: _Watch | None = None
-        self._has_news = True
+        self._has_moved = True
         self._is_closed = False
 
     @property
@@ -180,13 +190,18 @@ class BatchModel:
         Raises
         ------
         qgexec.errors.ModelError
-            The batch system cannot be used from here.
+            The batch system cannot be used from here, or another one has jobs of the run.
         """
         self._run = run
         found = last_round(RunDir(Path(run.context.run_dir)))
         if found is None or found.is_closed:
             self.system.check()
             return
+        if found.model != self.system.name:
+            raise ModelError(
+                f"jobs of the run in {run.context.run_dir} are still in the hands of {found.model}",
+                hint=f"Go on with --model {found.model}, or end them: qgexec cancel {run.context.run_dir}",
+            )
         ticket = found.ticket or self.system.find(found)
         if ticket is None:  # whoever wrote it died before it was submitted
             found.close()
@@ -195,7 +210,15 @@ class BatchModel:
             found.write_ticket(ticket)
         self._watch = _Watch(found, ticket, self._ledger, self.system, self._clock)
         if self._closing == found.number:
-            self._watch.status = RoundStatus(is_over=True)
+            self._watch.status = self._last_status(found, ticket)
+
+    def _last_status(self, batch_round: Round, ticket: Ticket) -> RoundStatus:
+        """Return how the jobs of a round have ended, all but this process, as far as is known."""
+        try:
+            return replace(self.system.look(batch_round, ticket), is_over=True)
+        except ModelError as error:
+            _logger.warning("How jobs have ended is not known: %s", error.message)
+            return RoundStatus(is_over=True)
 
     def capacity(self) -> Resources:
         """One core while nothing is in hand, else none."""
@@ -209,22 +232,21 @@ class BatchModel:
         qgexec.errors.ModelError
             It refuses; nothing is left of the round then. Or the last round has done nothing at all.
         """
-        if not self._has_news:
+        if not self._has_moved:
             raise ModelError(
-                f"none of the jobs of the last round has begun any quantum; "
+                f"none of the jobs of the last round has brought any quantum to an end; "
                 f"{len(attempts)} quanta are left that could run",
                 hint=f"See what the jobs printed: {self._opened.context.run_dir}/batch/",
             )
         batch_round = self.plan_round(attempts)
-        self.system.write(batch_round)
         try:
+            self.system.write(batch_round)
             ticket = self.system.submit(batch_round)
         except BaseException:
             batch_round.close()
             raise
         batch_round.write_ticket(ticket)
         self._watch = _Watch(batch_round, ticket, self._ledger, self.system, self._clock)
-        self._has_news = False
 
     def plan_round(self, attempts: Sequence[Attempt]) -> Round:
         """Write a round of these attempts, without submitting it."""
@@ -233,9 +255,14 @@ class BatchModel:
             ledger.plan,
             np.asarray([attempt.index for attempt in attempts], dtype=np.int64),
             self.settings.clustering,
+            durations=self.settings.durations,
             serial_labels=run.serial_labels,
             requests={label: ledger.policy.rules_of(label).request for label in ledger.plan.labels},
         )
+        most = self.system.most_jobs(self.settings)
+        if most is not None and len(clusters) > most:
+            _logger.info("Of %d jobs %d are submitted now, the others after them.", len(clusters), most)
+            clusters = clusters.first(most)
         pasts = {attempt.index: ledger.past(attempt.index) for attempt in attempts if attempt.number > 1}
         return make_round(
             RunDir(Path(run.context.run_dir)),
@@ -246,12 +273,17 @@ class BatchModel:
             pasts,
         )
 
+    def rehearse(self, run: Run, attempts: Sequence[Attempt]) -> tuple[Round, Sequence[PlannedCall]]:
+        """Write all that `start` would submit, and return it with the calls that would submit it."""
+        self._run = run
+        batch_round = self.plan_round(attempts)
+        return batch_round, self.system.write(batch_round)
+
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """Return what jobs have said since the last call; block until one has, or the time is up."""
         deadline = self._clock() + timeout_s
         while True:
             if self._watch is not None and (events := self._news(self._watch)):
-                self._has_news = True
                 return events
             if self._watch is None or (left := deadline - self._clock()) <= 0:
                 return ()
@@ -259,13 +291,20 @@ class BatchModel:
 
     def _news(self, watch: _Watch) -> list[Event]:
         events = watch.read()
-        if not events and watch.is_over():
+        if events or not watch.is_over():
+            return events
+        is_cancelled = self._is_cancelled
+        if is_cancelled or watch.has_heard_all():
             # What was written before its end is seen now, or it is lost.
-            events = watch.read(now=True) or (watch.returned() if self._is_cancelled else watch.losses())
+            events = watch.read(now=True) or (watch.returned() if is_cancelled else watch.losses())
             if not events:
-                watch.batch_round.close()
-                self._watch = None
+                self._close_round(watch)
         return events
+
+    def _close_round(self, watch: _Watch) -> None:
+        watch.batch_round.close()
+        self._has_moved = watch.has_moved
+        self._watch = None
 
     @property
     def _is_cancelled(self) -> bool:
@@ -285,11 +324,11 @@ class BatchModel:
         self._is_closed = True
         if not cancel:
             return watch.read(now=True)
-        remove_round(self.system, watch.batch_round, self._clock)
+        if watch.batch_round.number != self._closing:  # whose only job that is left is this process
+            remove_round(self.system, watch.batch_round, self._clock)
         events = watch.read(now=True)
         events += watch.returned()
-        watch.batch_round.close()
-        self._watch = None
+        self._close_round(watch)
         return events
 
     @property
@@ -327,6 +366,13 @@ class _Watch:
         self._read_due_at = 0.0
         self._ask_due_at = 0.0
         self._is_silent = False
+        self._has_lost = False
+        self._over_since: float | None = None
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether an attempt in this round has come to an end, other than by being handed back."""
+        return self._has_lost or self._journals.has_moved
 
     def read(self, *, now: bool = False) -> list[Event]:
         """Return what jobs have said, unless the last look was a moment ago."""
@@ -368,6 +414,13 @@ class _Watch:
     def _name(self, job: int) -> str:
         return self.batch_round.jobs.name(job)
 
+    def has_heard_all(self) -> bool:
+        """Return whether what has not been seen yet of what jobs wrote before they ended never will be."""
+        now = self._clock()
+        if self._over_since is None:
+            self._over_since = now
+        return self._journals.are_over or now - self._over_since >= _SEEN_S
+
     def returned(self) -> list[Event]:
         """Return what gives back all attempts that have not ended, for their jobs were removed; once."""
         now = time.time()
@@ -392,6 +445,7 @@ class _Watch:
             )
             events.append(replace(event, retried=retried))
             self._journals.forget(index)
+            self._has_lost = True
         return events
 
     def _loss(self, index: int, job: int) -> FailureEvent:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from qgexec.errors import ModelError, WorkerStartError
-from qgexec.events import AttemptFailed, AttemptReturned, Event, WorkerEnded, WorkerStarted
+from qgexec.events import AttemptFailed, AttemptLost, AttemptReturned, Event, WorkerEnded, WorkerStarted
 from qgexec.models.alarms import Alarms
 from qgexec.models.base import ModelFacts, Run
 from qgexec.models.dispatch import Dispatch
@@ -318,6 +318,8 @@ class Pool:
             if worker.peak_bytes:
                 event = with_peak(event, worker.peak_bytes)
                 worker.peak_bytes = 0
+            if not isinstance(event, AttemptLost):
+                self._watch.heed_end(attempt, event.outcome)
             if worker.sentence is not None and isinstance(event, AttemptFailed):
                 # SIGTERM had it raise, by a handler of its own or through its child: that is not the cause.
                 event = epitaph(worker, attempt, Surroundings())

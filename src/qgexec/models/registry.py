@@ -12,7 +12,7 @@ from typing import Any
 from qgexec.errors import ModelError, UsageError
 from qgexec.models.base import ExecutionModel, ModelFacts, SimpleModel
 
-__all__ = ["GROUP", "Model", "ModelEntry", "find_model", "list_models", "takes_setting"]
+__all__ = ["GROUP", "Model", "ModelEntry", "facts_of", "find_model", "list_models", "takes_setting"]
 
 GROUP = "qgexec.execution_models"
 """Entry point group; each entry names a class."""
@@ -77,6 +77,12 @@ def find_model(model: str | type[Model] | Model, **settings: Any) -> Model:
             hint="Give the settings to its constructor, or give the class instead of an instance.",
         )
     return _check(model, type(model).__qualname__)
+
+
+def facts_of(name: str) -> ModelFacts:
+    """Return what a model says of itself, by its name; raises as `find_model`."""
+    facts = getattr(_load(name), "facts", None)
+    return facts if isinstance(facts, ModelFacts) else ModelFacts()
 
 
 def takes_setting(model: str | type[Model] | Model, name: str) -> bool:

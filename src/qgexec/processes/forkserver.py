@@ -33,6 +33,7 @@ from types import ModuleType
 from typing import IO, Any, NoReturn
 
 from qgexec.errors import QgexecError, WorkerStartError
+from qgexec.processes.machine import offer_to_oom_killer
 
 __all__ = ["Channel", "MainModule", "Message", "StartOrder", "importing_main", "process_started_at", "serve"]
 
@@ -58,7 +59,6 @@ UNBORN = b"U"
 """News of a child that could not be forked; the reason follows, UTF-8."""
 
 _PR_SET_PDEATHSIG = 1
-_OOM_SCORE_STEP = 500
 
 
 @cache
@@ -444,10 +444,7 @@ def _die_with(server: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != server:
         os._exit(1)
-    # The kernel must not pick the driver when memory runs out; not every container lets us say so.
-    score = Path("/proc/self/oom_score_adj")
-    with suppress(OSError, ValueError):
-        score.write_text(str(min(1000, int(score.read_text("ascii")) + _OOM_SCORE_STEP)), "ascii")
+    offer_to_oom_killer()
 
 
 def _adopt(order: StartOrder) -> None:
