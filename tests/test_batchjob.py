@@ -20,8 +20,11 @@ from qgexec.batch.rounds import last_round
 from qgexec.batch.system import JobEnd, JobState, JobStatus
 from qgexec.clustering.rules import ClusterRules, NamedCluster
 from qgexec.config.batchsettings import BatchSettings
+from qgexec.config.runconfig import RunConfig
 from qgexec.events import AttemptLost
+from qgexec.rubin.preexec import Preparation
 from tests.batchjobs import PYTHONPATH, Submitted, half_written, hidden, submit, wait_until
+from tests.tellingtask import TOLD, TellingTask
 
 Layer = Callable[[Path], AbstractContextManager[Callable[[], None]]]
 
@@ -262,3 +265,34 @@ def test_job_without_work_leaves_no_segment(submitted: Submit) -> None:
     assert run.run(0).returncode == run.run(0).returncode == 0
     assert len([*run.run_dir.segments.iterdir()]) == 1
     assert run.kinds(0) == ["AttemptStarted", "AttemptSucceeded"]
+
+
+@pytest.mark.parametrize("implicit_threads", [False, True])
+def test_told_the_same_as_locally(
+    submitted: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, implicit_threads: bool
+) -> None:
+    """A quantum of a job is told the cores, memory and threads that it may use as one of the pool is."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    place = MockRepository(tmp_path / "own" / "repo", tmp_path / "own" / "graph.qg", Path())
+    with open_repository(place.root) as repo:
+        add_standard_tasks(repo, task_classes={"isr": TellingTask})
+        save_graph(repo, place.graph, register=False)
+    config = RunConfig({"cores": 2, "memory_bytes": 3 << 20}, batch=SINGLE)
+    run = submitted(of=place, config=config, implicit_threads=implicit_threads)
+    ended = run.run(0, **{TOLD: str(tmp_path / "job")})
+    assert (ended.returncode, ended.stderr) == (0, "")
+    monkeypatch.setenv(TOLD, str(tmp_path / "pool"))
+    GraphExecutor(
+        str(place.root),
+        "pool",
+        processes=2,
+        config=config,
+        implicit_threads=implicit_threads,
+        run_dir=tmp_path / "local",
+        prepare=Preparation(extend_run=True),
+        skip_existing=True,
+    ).execute(place.graph)
+    (job,) = set((tmp_path / "job").read_text().splitlines())
+    (pool,) = set((tmp_path / "pool").read_text().splitlines())
+    threads = "any" if implicit_threads else "1"
+    assert job == pool == f"2 cores, {3 << 20} bytes, {threads} threads"
