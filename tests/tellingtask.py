@@ -26,7 +26,5 @@ class TellingTask(DynamicTestPipelineTask):
         memory_bytes = round(told.max_mem.to_value("byte"))
         threads = os.environ.get("OMP_NUM_THREADS", "any")
         with Path(os.environ[TOLD]).open("a") as file:
-            file.write(
-                f"{told.num_cores} cores, {told.max_mem.to_value('byte'):.0f} bytes, {threads} threads\n"
-            )
+            file.write(f"{told.num_cores} cores, {memory_bytes} bytes, {threads} threads\n")
         super().runQuantum(butlerQC, inputRefs, outputRefs)

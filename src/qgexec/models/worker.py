@@ -62,6 +62,7 @@ OutcomeEvent = AttemptSucceeded | AttemptSkipped | AttemptFailed | AttemptLost
 
 _KINDS = (AttemptSucceeded, AttemptSkipped, AttemptFailed)
 _LOST = len(_KINDS)
+_SAYINGS = (*_KINDS, AttemptLost)
 _STATUSES = tuple(OutcomeStatus)
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -166,7 +167,7 @@ def as_outcome_event(event: object, attempt: Attempt) -> OutcomeEvent:
     qgexec.errors.ModelError
         It is no outcome of this attempt.
     """
-    if not isinstance(event, OutcomeEvent):
+    if not isinstance(event, _SAYINGS):
         raise ModelError(
             f"quantum {attempt.index} ({attempt.task_label}): the bench returned {event!r} "
             "instead of AttemptSucceeded, AttemptSkipped, AttemptFailed or AttemptLost"
