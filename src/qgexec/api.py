@@ -120,6 +120,9 @@ class GraphExecutor(QuantumGraphExecutor):
         What each quantum asks for, and is told that it may use.
     raise_on_partial_outputs
         Count partial outputs as a failure.
+    strict_versions
+        Refuse to execute in batch jobs, or to go on later, with other package versions than those that
+        the RUN says it was made with; otherwise they are named, and the run goes on.
     implicit_threads
         Leave numerical libraries in workers their own threads.
     log_level
@@ -166,6 +169,7 @@ class GraphExecutor(QuantumGraphExecutor):
         clobber_outputs: bool = False,
         resources: ExecutionResources | None = None,
         raise_on_partial_outputs: bool = True,
+        strict_versions: bool = False,
         implicit_threads: bool = False,
         log_level: str | None = None,
         run_dir: str | Path | None = None,
@@ -193,6 +197,7 @@ class GraphExecutor(QuantumGraphExecutor):
             skip_existing=skip_existing,
             clobber_outputs=clobber_outputs,
             raise_on_partial_outputs=raise_on_partial_outputs,
+            strict_versions=strict_versions,
             implicit_threads=implicit_threads,
             log_level=log_level,
             grace_s=grace_s,
@@ -272,7 +277,6 @@ class GraphExecutor(QuantumGraphExecutor):
         self,
         *,
         force: bool = False,
-        strict_versions: bool = False,
         provenance_graph_file: str | None = None,
     ) -> None:
         """Go on with the run that this was made from, to its end; raises as `execute` does.
@@ -283,8 +287,6 @@ class GraphExecutor(QuantumGraphExecutor):
         ----------
         force
             Believe that an earlier driver on another host is gone.
-        strict_versions
-            Refuse to go on with other package versions than before.
         provenance_graph_file
             As for `execute`.
 
@@ -296,7 +298,11 @@ class GraphExecutor(QuantumGraphExecutor):
         if self._reopened is None:
             raise UsageError("there is no run to go on with", hint="Make the executor with of_run(run_dir).")
         opened, loop = take_over(
-            *self._reopened, self._client, self._options, force=force, strict_versions=strict_versions
+            *self._reopened,
+            self._client,
+            self._options,
+            force=force,
+            strict_versions=self._options.strict_versions,
         )
         self._drive(opened, loop, provenance_graph_file)
 

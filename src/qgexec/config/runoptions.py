@@ -40,6 +40,9 @@ class RunOptions:
     implicit_threads: bool = False
     """Leave numerical libraries in workers their own threads."""
 
+    strict_versions: bool = False
+    """Refuse to execute elsewhere, or later, with other package versions than those of the RUN."""
+
     log_level: str | None = None
     """Level of the stack's loggers where quanta run in the caller's process."""
 

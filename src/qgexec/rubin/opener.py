@@ -7,15 +7,18 @@ takes seconds, and ten times the memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from qgexec.config.runoptions import RunOptions
+from qgexec.quantum import SegmentRef
 
 if TYPE_CHECKING:
+    from qgexec.rubin.jobbench import JobBench
     from qgexec.rubin.workbench import Workbench
 
-__all__ = ["Books", "WorkbenchOpener", "WorkbenchOptions"]
+__all__ = ["Books", "JobBenchOpener", "WorkbenchOpener", "WorkbenchOptions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +108,29 @@ class WorkbenchOpener:
         from qgexec.rubin.workbench import Workbench
 
         return Workbench(self, name)
+
+
+@dataclass(frozen=True, slots=True)
+class JobBenchOpener:
+    """Opens the bench of a batch job, to which inputs come from other machines."""
+
+    workbench: WorkbenchOpener
+    """How to execute."""
+
+    producers: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """By index of a quantum of the job: those of its prerequisites that were executed elsewhere."""
+
+    details: Mapping[int, SegmentRef] = field(default_factory=dict)
+    """By index of each of those: where it is said what it wrote."""
+
+    visibility_s: float = 60.0
+    """Longest wait for that to be seen here, seconds."""
+
+    strict_versions: bool = False
+    """Refuse to execute with other package versions than those that the RUN says it was made with."""
+
+    def __call__(self, name: str) -> JobBench:
+        """Open a bench in this process; raises as `WorkbenchOpener` and `qgexec.rubin.jobbench.JobBench`."""
+        from qgexec.rubin.jobbench import JobBench
+
+        return JobBench(self, name)
