@@ -196,12 +196,13 @@ def dag_lines(batch_round: Round) -> Iterator[str]:
             f'memory="{memory}" walltime="{walltime}"'
         )
         yield f"PRIORITY j{job} {priority}"
+        # Not for ALL_NODES: these would be DAGMan's own join nodes too, whose scripts run elsewhere.
+        yield f"RETRY j{job} {_N_RETRIES}"
+        yield f"SCRIPT POST j{job} /bin/sh post.sh $RETURN $RETRY $MAX_RETRIES"
         if parents := tuple(jobs.parents(job)):
             children.setdefault(parents, []).append(job)
     for parents, later in children.items():
         yield f"PARENT {_nodes(parents)} CHILD {_nodes(later)}"
-    yield f"RETRY ALL_NODES {_N_RETRIES}"
-    yield "SCRIPT POST ALL_NODES /bin/sh post.sh $RETURN $RETRY $MAX_RETRIES"
     yield f"FINAL {CLOSING_NODE} closing.sub"
     yield f'VARS {CLOSING_NODE} status="$(DAG_STATUS)"'
 
