@@ -291,7 +291,7 @@ def submit_description(batch_round: Round, largest_mib: int | None = None) -> st
     ]
     lines += [
         "if $(memory)",
-        f"    request_memory = {_at_most(f'$(granted_memory) + {_OVERHEAD_MIB}', largest_mib)}",
+        f"    request_memory = {_request_memory(largest_mib)}",
         "else",
         f"    request_memory = {_DEFAULT_MIB}",
         "endif",
@@ -305,8 +305,15 @@ def submit_description(batch_round: Round, largest_mib: int | None = None) -> st
     return "\n".join(lines) + "\n"
 
 
-def _at_most(amount: str, most: int | None) -> str:
-    return amount if most is None else f"min({{{amount}, {most}}})"
+def _request_memory(largest_mib: int | None) -> str:
+    """Return the expression for the memory of a job whose quanta ask for some.
+
+    A job that was released is known by what it used before it was put on hold, until it is measured
+    again: a slot with less would have it on hold again before it can say a word.
+    """
+    used = "ifThenElse(MemoryUsage =?= undefined, 0, int(1.25 * MemoryUsage))"
+    needed = f"max({{$(granted_memory) + {_OVERHEAD_MIB}, {used}}})"
+    return needed if largest_mib is None else f"min({{{needed}, {largest_mib}}})"
 
 
 def probe_description(batch_round: Round) -> str:
