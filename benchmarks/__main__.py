@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Section]] = {
     "transport": parts.transport,
     "read": parts.read,
     "plan": parts.plan,
+    "submit": parts.submit,
     "where": parts.where,
     "status": status,
     "waves": waves_cost,

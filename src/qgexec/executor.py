@@ -216,6 +216,8 @@ class Loop:
             elif scheduler.finished:
                 return
             if events := self._wait():
+                if self.model.facts.survives_driver:
+                    self.journal.check_held()  # a later writer has heard the same, and has put it down
                 self._record_all(events)
             elif not attempts:
                 self._refuse_to_hang()

@@ -28,6 +28,7 @@ from qgexec.api import GraphExecutor, Preparation, QuantaFailedError
 from qgexec.batch.rounds import Round, last_round
 from qgexec.batch.system import JobEnd, JobState, JobStatus
 from qgexec.books.rundir import RunDir
+from qgexec.cli import EXIT_INTERRUPTED
 from qgexec.cli.batch import EXIT_TRY_AGAIN
 from qgexec.clustering.rules import ClusterRules, NamedCluster
 from qgexec.config.batchsettings import BatchSettings
@@ -59,24 +60,35 @@ def make_moody(folder: Path) -> MockRepository:
 def start_job(batch_round: Round, job: int, fault: Fault = nothing) -> Fork:
     """Begin a try of a job; what it prints is in the round's logs."""
 
+    def act() -> int:
+        replace(batchjob, "_SEEN_S", 0.1)  # a parent that was killed says no last word
+        replace(batchjob, "_PAUSE_S", 0.01)
+        fault()
+        done = batchjob.run_job(batch_round.run_dir, batch_round.number, job)
+        return 0 if done else EXIT_TRY_AGAIN
+
+    return _start(act, batch_round.logs / f"{job}.txt")
+
+
+def _start(act: Callable[[], int], output: Path) -> Fork:
+    """Do something in a fork of this process that starts workers."""
+
     def work() -> int:
-        log = os.open(batch_round.logs / f"{job}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(log, "w"), write_through=True)
-        replace(batchjob, "_SEEN_S", 0.1)  # a parent that was killed says no last word
-        replace(batchjob, "_PAUSE_S", 0.01)
         replace(executor, "_PULSE_S", 0.02)
-        fault()
         replace(forked, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": ForkedServer}))
         try:
-            done = batchjob.run_job(batch_round.run_dir, batch_round.number, job)
+            return act()
         except QgexecError:
             complain()
             return 2
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
         finally:
             forked.shut_down()
-        return 0 if done else EXIT_TRY_AGAIN
 
     return start_fork(work)
 
@@ -128,6 +140,17 @@ def configured(common: TaskSettings | None = None, **tasks: TaskSettings) -> Run
     return RunConfig(common or TaskSettings(), tasks, BatchSettings(clustering=CLUSTERING))
 
 
+def in_first(label: str, mark: Path, act: Callable[[], None]) -> Fault:
+    """Have something done in the first quantum of a task, which then waits until it is ended."""
+
+    def wait() -> None:
+        if is_first(mark):
+            act()
+            signal.pause()
+
+    return in_task(**{label: wait})
+
+
 @dataclass
 class Place:
     """A copy of the repository, the batch system, and a run in between."""
@@ -163,6 +186,21 @@ class Place:
         """Execute the graph; return 1 if quanta failed, else 0."""
         return _code(functools.partial(self.executor(model, **options).execute, str(self.repository.graph)))
 
+    def start(self, fault: Fault = nothing, model: str = "hand", **options: Any) -> Fork:
+        """Begin to execute the graph in a driver of its own; its batch system is a copy of this one."""
+
+        def act() -> int:
+            fault()
+            return self.run(model, **options)
+
+        return _start(act, self.folder / "driver.log")
+
+    def pending(self) -> Round:
+        """Return the last round."""
+        found = last_round(self.books)
+        assert found is not None
+        return found
+
     def submit(self, **options: Any) -> GraphExecutor:
         """Submit the graph, and leave it."""
         driver = self.executor(**options)
@@ -175,13 +213,12 @@ class Place:
         """Go on; return as `run` does."""
         return _code(GraphExecutor.of_run(self.run_dir, model=model, **changes).resume)
 
-    def work_off(self) -> Round:
-        """Have the batch system run all jobs of the last round while nobody watches."""
-        pending = last_round(self.books)
-        assert pending is not None
+    def work_off(self, jobs: Sequence[int] = range(N_JOBS)) -> Round:
+        """Have the batch system run jobs of the last round while nobody watches."""
+        pending = self.pending()
         ended = self.hand.jobs[pending.name]
         for job in pending.jobs:
-            if job not in ended:
+            if job not in ended and job in jobs:
                 ended[job] = self.hand.runs(pending, job)
                 self.hand.tries.append((pending.name, job))
         return pending
