@@ -21,7 +21,7 @@ from tests.sites.slurm import Slurm
 
 __all__ = ["Runs"]
 
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 """Longest wait for something that must happen: reached only where it does not."""
 
 _COMMAND_S = 200.0

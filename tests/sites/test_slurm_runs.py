@@ -18,7 +18,7 @@ from tests.sites.slurmruns import Runs
 
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 
@@ -97,13 +97,26 @@ def test_submitted_and_left(runs: Runs, template: MockRepository, tmp_path: Path
     assert comments == {"0: isr", "1: calibrate", "2: summary", "3: final", "closing"}
 
 
-def test_a_job_is_killed(runs: Runs, moods: Moods) -> None:
-    """With -9 and all that it had: the closing job submits what is left."""
+def test_a_process_is_killed(runs: Runs, moods: Moods) -> None:
+    """With -9: the job goes on with what is left, and those behind it wait."""
     moods.set({"isr 1,3": "wait"})
     runs.call(*runs.new_run())
     (pid,) = moods.wait_for(1).values()
     moods.set({})
     os.kill(runs.job_of(pid), signal.SIGKILL)
+    runs.until(runs.is_closed)
+    _is_whole(runs)
+    assert runs.n_rounds() == 1
+
+
+def test_a_job_is_killed(runs: Runs, moods: Moods, slurm: Slurm) -> None:
+    """With -9 and all that belongs to it: the closing job submits what is left."""
+    moods.set({"isr 1,3": "wait"})
+    runs.call(*runs.new_run())
+    moods.wait_for(1)
+    moods.set({})
+    (job,) = (job for job in runs.left() if job["state"] == "RUNNING" and job["comment"] == "0: isr")
+    slurm.run("scancel", "--signal=KILL", "--full", job["id"])
     runs.until(lambda: runs.n_rounds() == 2)
     runs.until(runs.is_closed)
     _is_whole(runs)

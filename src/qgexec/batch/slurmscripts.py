@@ -31,6 +31,9 @@ CLOSING = "closing"
 _TRIES = 6
 """How often a job that says that another try has something to do is tried in all."""
 
+_RUNS = 3
+"""How often a try of a job begins again after its process was killed."""
+
 _CLOSING_TRIES = 5
 _CLOSING_PAUSE_S = 60
 """The closing job tries again while the registry, or the file system, is not there; seconds in between."""
@@ -86,9 +89,13 @@ find_memory && [ "${{SLURM_MEM_PER_NODE:-0}}" -ge "$wanted" ] && export QGEXEC_J
 # script waits for it, and knows that no time is left for another try.
 is_ended=
 trap 'is_ended=1' TERM
-{run} "$number"
-code=$?
-echo "job $number ended with $code at $(date -u +%FT%TZ)"
+for _ in $(seq {runs}); do
+    {run} "$number"
+    code=$?
+    echo "job $number ended with $code at $(date -u +%FT%TZ)"
+    # Over 128: a signal. Unless Slurm is about to end the job, what is left of it can begin again at once.
+    [ $code -gt 128 ] && [ -z "$is_ended" ] || break
+done
 # 75: another try has something to do. Then this job goes back into the queue, and those that come after
 # it go on waiting for it. Only now can its memory be changed; for a moment, since it is sent SIGTERM, too.
 if [ $code = 75 ] && [ -z "$is_ended" ] && [ $((restarts + 1)) -lt {tries} ] && [ ! -e {cancel} ] &&
@@ -306,6 +313,7 @@ def _job_script(batch_round: Round, largest_mib: int) -> str:
         # The number comes last.
         run=_run(batch_round, batch_round.job_command("")[:-1]),
         tries=_TRIES,
+        runs=_RUNS,
         overhead=_OVERHEAD_MIB,
         largest=largest_mib,
         cancel=shlex.quote(str(RunDir(batch_round.run_dir).cancel_file)),
