@@ -189,12 +189,12 @@ def test_a_round_that_was_given_up(scripts: Scripts) -> None:
     ],
 )
 def test_when_it_will_be_ended(
-    scripts: Scripts, arguments: tuple[str, ...], variables: dict[str, str], left_s: float | None
+    scripts: Scripts, arguments: tuple[str, ...], variables: dict[str, Any], left_s: float | None
 ) -> None:
     """As Slurm says, or by what was asked for, or by the partition's limit."""
     scripts.slurm.answer("squeue", "1970-01-01T00:01:40\n")
     before = time.time()
-    scripts.run(0, *arguments, TZ="UTC", **variables)
+    scripts.run(0, *arguments, **{"TZ": "UTC", **variables})
     (call,) = scripts.calls()
     ends_at = float(call.partition("QGEXEC_JOB_ENDS_AT=")[2].partition("\n")[0])
     if left_s is None:

@@ -19,7 +19,7 @@ from repos import MockRepository
 from tests.cli.commands import CHECKOUT
 from tests.sites.slurm import Slurm
 
-__all__ = ["Runs"]
+__all__ = ["Runs", "job_of", "task_of"]
 
 PATIENCE_S = 400.0
 """Longest wait for something that must happen: reached only where it does not."""
@@ -148,16 +148,24 @@ class Runs:
         """Return the jobs that have not ended."""
         return [job for job in self.jobs() if job["state"] not in _ENDED]
 
-    def job_of(self, pid: int) -> int:
-        """Return the process of the batch job that a process is of: ``qgexec worker``."""
-        while True:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"worker" in command and b"--job" in command:
-                return pid
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
 
 _ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "TIMEOUT"),
 }
+
+
+def job_of(pid: int) -> int:
+    """Return the process of the batch job that a process is of: ``qgexec worker``."""
+    while True:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"worker" in command and b"--job" in command:
+            return pid
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def task_of(pid: int) -> str:
+    """Return the task of a Slurm array that a process is of: ``12_3``."""
+    lines = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    variables = dict(line.split("=", 1) for line in lines if "=" in line)
+    return f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"

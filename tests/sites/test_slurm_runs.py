@@ -14,7 +14,7 @@ from repos import MockRepository, add_standard_tasks, copy_template, open_reposi
 from tests.cli.commands import Moods, datasets
 from tests.cli.moodytask import MoodyTask, moody_config
 from tests.sites.slurm import Slurm, missing
-from tests.sites.slurmruns import Runs
+from tests.sites.slurmruns import Runs, job_of, task_of
 
 pytestmark = [
     pytest.mark.slurm,
@@ -103,7 +103,7 @@ def test_a_process_is_killed(runs: Runs, moods: Moods) -> None:
     runs.call(*runs.new_run())
     (pid,) = moods.wait_for(1).values()
     moods.set({})
-    os.kill(runs.job_of(pid), signal.SIGKILL)
+    os.kill(job_of(pid), signal.SIGKILL)
     runs.until(runs.is_closed)
     _is_whole(runs)
     assert runs.n_rounds() == 1
@@ -113,10 +113,9 @@ def test_a_job_is_killed(runs: Runs, moods: Moods, slurm: Slurm) -> None:
     """With -9 and all that belongs to it: the closing job submits what is left."""
     moods.set({"isr 1,3": "wait"})
     runs.call(*runs.new_run())
-    moods.wait_for(1)
+    (pid,) = moods.wait_for(1).values()
     moods.set({})
-    (job,) = (job for job in runs.left() if job["state"] == "RUNNING" and job["comment"] == "0: isr")
-    slurm.run("scancel", "--signal=KILL", "--full", job["id"])
+    slurm.run("scancel", "--signal=KILL", "--full", task_of(pid))
     runs.until(lambda: runs.n_rounds() == 2)
     runs.until(runs.is_closed)
     _is_whole(runs)
@@ -151,12 +150,12 @@ def test_over_its_time(runs: Runs, moods: Moods, slurm: Slurm) -> None:
     """Slurm ends the job, which hands back what it was at."""
     moods.set({"isr 1,3": "wait"})
     runs.call(*runs.new_run())
-    moods.wait_for(1)
+    (pid,) = moods.wait_for(1).values()
     moods.set({})
-    (job,) = (job for job in runs.left() if job["state"] == "RUNNING" and job["comment"] == "0: isr")
-    slurm.run("scontrol", "update", f"JobId={job['id']}", "TimeLimit=1")
+    task = task_of(pid)
+    slurm.run("scontrol", "update", f"JobId={task}", "TimeLimit=1")
     runs.until(lambda: runs.n_rounds() == 2)
-    assert [each["state"] for each in runs.jobs() if each["id"] == job["id"]] == ["TIMEOUT"]
+    assert [job["state"] for job in runs.jobs() if job["id"] == task] == ["TIMEOUT"]
     runs.until(runs.is_closed)
     _is_whole(runs)
 
