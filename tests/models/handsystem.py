@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from qgexec.batch.rounds import Round, Ticket
@@ -60,6 +62,9 @@ class HandSystem:
 
     def write(self, batch_round: Round) -> Sequence[PlannedCall]:
         return [PlannedCall(("hand", batch_round.name), len(batch_round.jobs))]
+
+    def least_s(self, batch_round: Round, seconds: npt.NDArray[np.float64]) -> float:
+        return float(seconds.sum())
 
     def submit(self, batch_round: Round) -> Ticket:
         if self.refuses:
