@@ -17,6 +17,7 @@ from handsystem import Hand, HandSystem
 from hypothesis import HealthCheck, given
 from hypothesis import settings as tuned
 from hypothesis import strategies as st
+from roundwork import BEGAN, ENDED, failed, returned, started, succeeded, write
 
 from qgexec.batch.rounds import Round, last_round
 from qgexec.batch.system import JobEnd, JobState, JobStatus
@@ -41,7 +42,6 @@ from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.testing import plan_of
-from tests.batch.roundwork import BEGAN, ENDED, failed, returned, started, succeeded, write
 
 Maker = Callable[[], ExecutionModel]
 

@@ -75,7 +75,14 @@ def _reduce_twice(call: Call, folder: Path, model: str) -> tuple[dict[str, str],
         "repo": ["--model", model, "--resources", folder / "site.yaml"],
     }
     for repo, options in ways.items():
-        graph = ["-b", folder / repo, "-g", folder / "demo.qg", "--run-dir", folder / f"run-{repo}"]
+        graph: list[str | Path] = [
+            "-b",
+            folder / repo,
+            "-g",
+            folder / "demo.qg",
+            "--run-dir",
+            folder / f"run-{repo}",
+        ]
         call(["python3", "-m", "qgexec", "run", *graph, "--register-dataset-types", *options])
         shown: dict[str, str] = json.loads(call(["python3", "-c", _SHOW, folder / repo]))
         found.append(shown)
