@@ -13,6 +13,7 @@ from qgexec.errors import QgexecError
 from qgexec.events import StopReason
 from qgexec.reports.report import read_report
 from qgexec.rubin.qgfile import QgFile
+from qgexec.rubin.upstream_report import make_upstream_report
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import State
 
