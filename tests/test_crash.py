@@ -37,7 +37,6 @@ from tests.crashes import (
 from tests.crashforks import KILLED
 from tests.crashstarts import STARTS
 
-
 # The first test of a group plays all of its cases; each of these has limits of its own.
 pytestmark = pytest.mark.timeout(1500)
 
