@@ -23,7 +23,8 @@ from benchmarks.mockgraph import MockShape
 from benchmarks.synthetic import synthetic_id
 from benchmarks.tables import Section, Table
 from qgexec.books.journal import Journal, SegmentWriter, segment_path
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.cli.main import main as qgexec
 from qgexec.events import (
     AttemptFailed,
@@ -40,7 +41,8 @@ from qgexec.events import (
 from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus, RunContext, SegmentRef
 from qgexec.reports.keeper import LINES_BETWEEN
 from qgexec.reports.snapshot import SnapshotReader
-from qgexec.scheduling.plan import DataIds, Plan
+from qgexec.scheduling.dataids import DataIds
+from qgexec.scheduling.plan import Plan
 
 __all__ = ["make_books", "status"]
 

@@ -30,7 +30,7 @@ def snapshot_of(scheduler: Scheduler) -> object:
         list(scheduler._missing),
         scheduler.counts(),
         scheduler.counts_by_label(),
-        {index: dict(trouble.charged) for index, trouble in scheduler._troubles.items()},
+        [scheduler.past(index) for index in indices],
         scheduler.running(),
         scheduler.finished,
         scheduler.stopping,

@@ -26,7 +26,9 @@ from qgexec.events import (
     StopReason,
     StopRequested,
 )
-from qgexec.executor import Ingestion, Interrupts, Loop, NoIngestion
+from qgexec.executor import Loop
+from qgexec.ingestion.base import Ingestion, NoIngestion
+from qgexec.interrupts import Interrupts
 from qgexec.models.base import ModelFacts, Run
 from qgexec.quantum import Attempt, Outcome, OutcomeStatus, Resources, RunContext, SegmentRef
 from qgexec.scheduling.plan import Plan

@@ -219,7 +219,7 @@ def _states(scheduler: Scheduler) -> object:
 
 def _snapshot(scheduler: Scheduler) -> object:
     """Return all there is to know about a scheduler."""
-    troubles = {i: (t.charged, t.n_out_of_memory) for i, t in scheduler._troubles.items()}
+    troubles = [scheduler.past(index) for index in range(len(scheduler.plan))]
     chosen = [scheduler.select(capacity) for capacity in (Resources(1000), Resources(3, 6))]
     return _states(scheduler), scheduler.wants_stop(), troubles, chosen
 

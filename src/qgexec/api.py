@@ -29,13 +29,15 @@ from qgexec.assembly import (
     hand_over,
     make_loop,
     make_model,
+    model_name,
     open_new_run,
     policy_of,
     tell_beforehand,
 )
 from qgexec.books.beginning import begin, find_place
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir, default_run_dir, reopen
+from qgexec.books.runsettings import RunSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, UsageError
@@ -43,9 +45,10 @@ from qgexec.events import StopReason
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
+from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.keeper import keeping_snapshots
 from qgexec.reports.report import read_report
-from qgexec.resume import reopen, take_over
+from qgexec.resume import take_over
 from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
@@ -206,6 +209,8 @@ class GraphExecutor(QuantumGraphExecutor):
         self._reopened: tuple[RunDir, RunSettings] | None = None
         self.run_dir: Path | None = None
         """Where the last run keeps its books; `None` before `execute`."""
+        self.has_left = False
+        """The run goes on without this process: a batch system has what was left."""
         self._report: Callable[[], Report] | None = None
 
     @classmethod
@@ -317,7 +322,8 @@ class GraphExecutor(QuantumGraphExecutor):
         QuantaTimedOutError
             All failures were time-outs; also upstream's `MPTimeoutError`.
         KeyboardInterrupt
-            The run was interrupted; what was done is recorded and ingested.
+            The run was interrupted; what was done is recorded and ingested. What a batch system has in
+            hand goes on (`has_left`).
         qgexec.errors.QgexecError
             The graph, the repository or the model cannot be used; nothing has changed then.
         """
@@ -326,10 +332,74 @@ class GraphExecutor(QuantumGraphExecutor):
                 "A provenance graph is made from the outputs, but there is no butler to read them with.",
                 hint="Give the repository as butler=.",
             )
-        client, options = self._client, self._options
+        self._execute(graph, self._client, provenance_graph_file)
+
+    def submit(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Path:
+        """Leave a graph to a batch system, and do not wait for it.
+
+        Parameters
+        ----------
+        graph
+            As for `execute`.
+
+        Returns
+        -------
+        run_dir
+            The run directory: all that ``qgexec status``, ``report``, ``cancel`` and ``resume`` need.
+
+        Raises
+        ------
+        qgexec.errors.UsageError
+            The execution model does not go on without a driver.
+        qgexec.errors.QgexecError
+            The graph, the repository or the batch system cannot be used; nothing was submitted then.
+        """
+        self._check_survival()
+        self._execute(graph, replace(self._client, leaves=True), None)
+        assert self.run_dir is not None
+        return self.run_dir
+
+    def rehearse(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Rehearsal:
+        """Write all that `submit` would hand to a batch system, and submit nothing.
+
+        Parameters
+        ----------
+        graph
+            As for `execute`.
+
+        Raises
+        ------
+        qgexec.errors.UsageError
+            The execution model submits nothing.
+        qgexec.errors.QgexecError
+            The graph or the repository cannot be used, or quanta cannot be clustered as asked.
+        """
+        run_dir = RunDir.create(self._wanted_run_dir or default_run_dir(f"{read_output_run(graph)}-dry-run"))
+        try:
+            return rehearse(graph, self._butler, self._client, self._options, run_dir)
+        except BaseException:
+            run_dir.discard()
+            raise
+
+    def _check_survival(self) -> None:
+        model = make_model(self._client, self._options)
+        if not (isinstance(model, ExecutionModel) and model.facts.survives_driver):
+            raise UsageError(
+                f"{model_name(self._client.model)} needs a driver as long as it runs: it cannot be submitted",
+                hint="Name a batch system, as with --model slurm, or run it: qgexec run.",
+            )
+
+    def _execute(
+        self,
+        graph: QuantumGraph | PredictedQuantumGraph | str | Path,
+        client: Client,
+        provenance_graph_file: str | None,
+    ) -> None:
+        options = self._options
         model = make_model(client, options)
         opened, journal = self._open_books(graph)
-        policy = policy_of(options, opened.plan)
+        elsewhere = isinstance(model, ExecutionModel) and model.facts.orders_itself
+        policy = policy_of(options, opened.plan, elsewhere=elsewhere)
         scheduler = Scheduler(opened.plan, policy=policy, serial_labels=_serial(opened, model))
         if not isinstance(model, ExecutionModel):
             journal.withdraw()  # nobody has it in hand: what this model does is not recorded
@@ -338,15 +408,19 @@ class GraphExecutor(QuantumGraphExecutor):
             hand_over(model, opened)
             return
         tell_beforehand(options, opened.plan, model, policy)
-        self._drive(
-            opened, make_loop(opened, model, client, options, journal, scheduler), provenance_graph_file
-        )
+        loop = make_loop(opened, model, client, options, journal, scheduler)
+        self._drive(opened, loop, provenance_graph_file)
 
     def _drive(self, opened: OpenRun, loop: Loop, provenance_graph_file: str | None) -> None:
         self.run_dir = opened.run_dir.path
         self._report = partial(_upstream_report, opened, loop.scheduler)
         with keeping_snapshots(opened.run_dir, len(opened.plan)):
             loop.execute()
+        self.has_left = loop.has_left
+        if self.has_left:
+            if loop.leaves:
+                return
+            raise KeyboardInterrupt
         if provenance_graph_file is not None:
             write_provenance_graph(
                 opened.context.graph_file, opened.context.repository, provenance_graph_file

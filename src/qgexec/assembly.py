@@ -12,18 +12,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qgexec.books.beginning import Beginning
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings
-from qgexec.config.runconfig import make_policy, remarks
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
+from qgexec.clustering.algorithms import cluster_remarks
+from qgexec.config.runconfig import remarks
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import QgexecError, RunDirError
+from qgexec.errors import QgexecError, RunDirError, UsageError
 from qgexec.events import Event
-from qgexec.executor import Ingestion, Interrupts, Loop, NoIngestion
+from qgexec.executor import Loop
+from qgexec.ingestion.base import Ingestion, NoIngestion
 from qgexec.ingestion.process import IngestionProcess, InlineIngestion
-from qgexec.models.base import BenchOpener, ExecutionModel, Run, SimpleModel
+from qgexec.interrupts import Interrupts
+from qgexec.models.base import Bench, BenchOpener, ExecutionModel, Run, SimpleModel
 from qgexec.models.pool import Pool
-from qgexec.models.registry import Model, find_model
+from qgexec.models.registry import Model, find_model, takes_setting
 from qgexec.processes.machine import machine_memory_bytes
 from qgexec.quantum import QuantumNode, RunContext, SegmentRef
 from qgexec.rubin import PRELOAD
@@ -36,10 +42,10 @@ from qgexec.rubin.graphfile import (
     serial_labels,
 )
 from qgexec.rubin.ingest import IngesterOpener
+from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
 from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
-from qgexec.rubin.recorder import Books
 from qgexec.rubin.repository import locate, open_butler
-from qgexec.rubin.workbench import ExecutorBenchOpener, WorkbenchOpener, WorkbenchOptions
+from qgexec.rubin.workbench import ExecutorBenchOpener
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler, State
@@ -49,6 +55,7 @@ __all__ = [
     "Observe",
     "Observer",
     "OpenRun",
+    "bare_run",
     "books_of",
     "finish_preparation",
     "hand_over",
@@ -92,6 +99,9 @@ class Client:
 
     tell: Callable[[], None] = lambda: None
     """Called when somebody asked by SIGUSR1 how far the run is."""
+
+    leaves: bool = False
+    """Go away as soon as all that is left is in the hands of a batch system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,15 +275,36 @@ def _run_settings(
     )
 
 
-def make_model(client: Client, options: RunOptions) -> Model:
-    """Return the execution model, ready to be opened; raises as `qgexec.models.registry.find_model`."""
+def make_model(client: Client, options: RunOptions, *, closing: int | None = None) -> Model:
+    """Return the execution model, ready to be opened; raises as `qgexec.models.registry.find_model`.
+
+    Parameters
+    ----------
+    client, options
+        What the run is told.
+    closing
+        For the closing job of a batch system: the number of its round.
+    """
     model = client.model
+    if takes_setting(model, "settings"):
+        found = find_model(model, settings=options.config.batch, closing=closing)
     # Only the pool has a number of processes; whoever gives a class or an instance sets it up.
-    if model not in ("pool", Pool):
-        return find_model(model)
-    # As many processes as were asked for, each with as many cores as were asked for.
-    cores = options.processes * (options.config.common.get("cores") or 1)
-    return find_model(model, processes=options.processes, cores=cores)
+    elif model not in ("pool", Pool):
+        found = find_model(model)
+    else:
+        # As many processes as were asked for, each with as many cores as were asked for.
+        cores = options.processes * (options.config.common.get("cores") or 1)
+        found = find_model(model, processes=options.processes, cores=cores)
+    if (
+        client.quantum_executor is not None
+        and isinstance(found, ExecutionModel)
+        and found.facts.orders_itself
+    ):
+        raise UsageError(
+            f"{model_name(model)} cannot take a quantum_executor: its jobs execute as upstream's own does",
+            hint="Leave it out, or name a model that runs here.",
+        )
+    return found
 
 
 def model_name(model: str | type[Model] | Model) -> str:
@@ -283,15 +314,17 @@ def model_name(model: str | type[Model] | Model) -> str:
     return (model if isinstance(model, type) else type(model)).__name__.lower()
 
 
-def policy_of(options: RunOptions, plan: Plan) -> Policy:
-    """Return what the options mean for this plan on this machine."""
-    return make_policy(
-        options.config,
-        plan.labels,
-        fail_fast=options.fail_fast,
-        max_failures=options.most_failures(len(plan)),
-        machine_memory_bytes=machine_memory_bytes(),
-    )
+def policy_of(options: RunOptions, plan: Plan, *, elsewhere: bool = False) -> Policy:
+    """Return what the options mean for this plan.
+
+    Parameters
+    ----------
+    options, plan
+        The run's.
+    elsewhere
+        Quanta do not run on this machine, whose memory is no bound for them then.
+    """
+    return options.policy(plan, machine_memory_bytes=None if elsewhere else machine_memory_bytes())
 
 
 def tell_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, policy: Policy) -> None:
@@ -303,6 +336,9 @@ def tell_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, poli
         warnings.append(f"Execution model {name} cannot end quanta here: the time limit has no effect.")
     if not model.facts.enforces_memory and any(rule.enforce_memory for rule in rules):
         warnings.append(f"Execution model {name} cannot watch memory: its limits have no effect (see -j).")
+    if model.facts.orders_itself:
+        batch = options.config.batch
+        warnings += cluster_remarks(plan, np.arange(len(plan)), batch.clustering, durations=batch.durations)
     for warning in warnings:
         _logger.warning("%s", warning)
 
@@ -339,6 +375,7 @@ def make_loop(
         preload=PRELOAD,
         serial_labels=opened.serial_labels,
         implicit_threads=options.implicit_threads,
+        ledger=scheduler,
     )
     return Loop(
         scheduler=scheduler,
@@ -353,7 +390,18 @@ def make_loop(
         observers=(client.observe(opened.plan, scheduler.counts_by_label()),) if client.observe else (),
         interrupts=Interrupts(client.interrupted, grace_s=options.grace_s),
         tell=client.tell,
+        cancelled=opened.run_dir.cancel_file.exists,
+        leaves=client.leaves,
     )
+
+
+def bare_run(opened: OpenRun, scheduler: Scheduler) -> Run:
+    """Return what a model is opened with that is only to tell what became of its jobs."""
+
+    def no_bench(_name: str) -> Bench:
+        raise AssertionError("nothing is executed here")
+
+    return Run(opened.context, no_bench, opened.run_dir.logs, ledger=scheduler)
 
 
 def _make_bench(
@@ -395,13 +443,8 @@ def books_of(opened: OpenRun, options: RunOptions, epoch: int, *, own_process: b
 
 def workbench_opener(opened: OpenRun, options: RunOptions, books: Books) -> WorkbenchOpener:
     """Return the opener of benches that execute as upstream's own executor does."""
-    bench_options = WorkbenchOptions(
-        run_is_new=opened.run_is_new,
-        run_began_at=opened.began_at,
-        skip_existing=options.skip_existing,
-        clobber_outputs=options.clobber_outputs,
-        raise_on_partial_outputs=options.raise_on_partial_outputs,
-        implicit_threads=options.implicit_threads,
+    bench_options = WorkbenchOptions.of_run(
+        options, run_is_new=opened.run_is_new, run_began_at=opened.began_at
     )
     return WorkbenchOpener(opened.context.repository, opened.context.graph_file, books, bench_options)
 

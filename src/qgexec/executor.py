@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Protocol, cast
+from typing import cast
 
 from qgexec.books.holder import HEARTBEAT_S, Heartbeat
 from qgexec.books.journal import Journal
@@ -40,12 +36,14 @@ from qgexec.events import (
     StopRequested,
     WorkerStarted,
 )
+from qgexec.ingestion.base import Ingestion
+from qgexec.interrupts import Interrupts
 from qgexec.models.base import ExecutionModel, Run
 from qgexec.processes.forked import process_started_at
-from qgexec.quantum import Outcome, SegmentRef
+from qgexec.quantum import Attempt, Outcome, SegmentRef
 from qgexec.scheduling.scheduler import Scheduler
 
-__all__ = ["Ingestion", "Interrupts", "Loop", "NoIngestion"]
+__all__ = ["Loop"]
 
 _logger = logging.getLogger(__name__)
 
@@ -54,129 +52,11 @@ _PULSE_S = 0.25
 
 _FAILURES = frozenset({AttemptFailed, AttemptLost, AttemptTimedOut, AttemptOutOfMemory})
 
+_CANCEL_PERIOD_S = 1.0
+"""Time between two looks at whether somebody wants the run ended, seconds."""
+
 _DRAIN_S = 3600.0
 """Longest time that the registry may take, at the end, for what is left to ingest."""
-
-
-class Ingestion(Protocol):
-    """Takes the outputs of quanta that have ended for good into the registry."""
-
-    def offer(self, index: int, detail: SegmentRef) -> None:
-        """Hand over one quantum's outputs; returns at once."""
-        ...
-
-    def discard(self, index: int) -> None:
-        """Have removed what attempts of a quantum left that came to no end of their own; returns at once."""
-        ...
-
-    def collect(self) -> Sequence[Event]:
-        """Return what has been taken in since the last call; returns at once."""
-        ...
-
-    def drain(self, timeout_s: float) -> Sequence[Event]:
-        """Take in and remove all that was handed over.
-
-        It returns early, to be called once more, where a process began that is to be on record before it
-        is given anything: then there is a `WorkerStarted` among the events.
-        """
-        ...
-
-    def close(self) -> Sequence[Event]:
-        """End it; may be called twice."""
-        ...
-
-
-class NoIngestion:
-    """For a client's own executor: what it writes is its own affair."""
-
-    def offer(self, index: int, detail: SegmentRef) -> None:
-        """Ignore it."""
-
-    def discard(self, index: int) -> None:
-        """Ignore it."""
-
-    def collect(self) -> Sequence[Event]:
-        """Return nothing."""
-        return ()
-
-    def drain(self, timeout_s: float) -> Sequence[Event]:
-        """Return nothing."""
-        return ()
-
-    def close(self) -> Sequence[Event]:
-        """Return nothing."""
-        return ()
-
-
-class Interrupts:
-    """Counts Ctrl-C and SIGTERM, and notes SIGUSR1.
-
-    The first Ctrl-C or SIGTERM lets running quanta finish, the second ends them; SIGUSR1 asks how far it is.
-
-    Parameters
-    ----------
-    notice
-        Called from the signal handler with the count so far, to tell the
-        user what happens now.
-    grace_s
-        Time that running quanta have to finish after the first, seconds; `None` for as long as they take.
-    """
-
-    def __init__(
-        self, notice: Callable[[int], None] = lambda _count: None, *, grace_s: float | None = None
-    ) -> None:
-        self.count = 0
-        self.asked = False
-        """SIGUSR1 came since this was last set to `False`."""
-        self._notice = notice
-        self._grace_s = grace_s
-        self._first_at = 0.0
-        self._may_raise = False
-
-    @property
-    def patience_over(self) -> bool:
-        """What runs is to be ended: a second signal came, or the time to finish is over."""
-        if self.count == 1 and self._grace_s is not None:
-            return time.monotonic() >= self._first_at + self._grace_s
-        return self.count > 1
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Take the signals while the block runs; only the main thread can, in others this does nothing."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        handlers = {signal.SIGINT: self._handle, signal.SIGTERM: self._handle, signal.SIGUSR1: self._ask}
-        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def raising(self) -> Iterator[None]:
-        """Raise `KeyboardInterrupt` at a second signal while the block runs.
-
-        Quanta run in this thread then, and only an exception ends one. Nowhere else may one come out of a
-        signal handler: between the journal and the scheduler it would make them disagree.
-        """
-        self._may_raise = True
-        try:
-            yield
-        finally:
-            self._may_raise = False
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        if self.count == 1:
-            self._first_at = time.monotonic()
-        self._notice(self.count)
-        if self.count > 1 and self._may_raise:
-            raise KeyboardInterrupt
 
 
 @dataclass(slots=True)
@@ -205,6 +85,14 @@ class Loop:
         Ctrl-C, SIGTERM and SIGUSR1.
     tell
         Called when somebody asked, by SIGUSR1, how far the run is.
+    cancelled
+        Asked now and then: whether somebody, anywhere, wants the run ended.
+    leaves
+        Go away as soon as the model has all that is left in hand, if that goes on without a driver.
+    hands_back
+        Leave what does not fit this machine to another try elsewhere, rather than break off.
+    until
+        When to start nothing more, UNIX seconds; `None` for never.
     clock
         Gives UNIX seconds.
     """
@@ -221,9 +109,17 @@ class Loop:
     observers: Sequence[Callable[[Event], None]] = ()
     interrupts: Interrupts = field(default_factory=Interrupts)
     tell: Callable[[], None] = lambda: None
+    cancelled: Callable[[], bool] = lambda: False
+    leaves: bool = False
+    hands_back: bool = False
+    until: float | None = None
     clock: Callable[[], float] = time.time
     _ingestion_due_at: float = field(default=0.0, init=False)
     _check_due_at: float = field(default=0.0, init=False)
+    _cancel_due_at: float = field(default=0.0, init=False)
+    _is_cancelled: bool = field(default=False, init=False)
+    has_left: bool = field(default=False, init=False)
+    """It went away, and what the model has in hand goes on."""
     _ingest_error: IngestError | None = field(default=None, init=False)
     _left_behind: set[int] = field(default_factory=set, init=False)
 
@@ -233,7 +129,7 @@ class Loop:
         Returns
         -------
         reason
-            COMPLETED or STOPPED. How each quantum ended is the scheduler's.
+            COMPLETED or STOPPED (also if it has left). How each quantum ended is the scheduler's.
 
         Raises
         ------
@@ -250,7 +146,8 @@ class Loop:
                 if not self.scheduler.finished:
                     self._run_model()
                 self._finish_ingestion()
-            reason = EndReason.COMPLETED if self.scheduler.stopping is None else EndReason.STOPPED
+            went_on = self.scheduler.stopping is None and not self.has_left
+            reason = EndReason.COMPLETED if went_on else EndReason.STOPPED
         finally:
             last_events = self.ingestion.close()
             self._close_books(reason, last_events)
@@ -269,15 +166,25 @@ class Loop:
     def _run_model(self) -> None:
         try:
             self.model.open(self.run)
-            self.scheduler.limit_cores(max(1, self.model.capacity().cores))
+            if not self.model.facts.orders_itself:
+                self.scheduler.limit_cores(max(1, self.model.capacity().cores))
             self._drive()
         except KeyboardInterrupt:
             self._stop(StopReason.INTERRUPTED)
+        except BaseException:
+            # What went wrong here is no reason to end what goes on elsewhere; another driver may have it now.
+            self.has_left = self._goes_on_alone()
+            if self.has_left:
+                self.model.close(cancel=False)  # its news may follow from what could not be recorded
+            raise
         finally:
-            self._record_all(self.model.close(cancel=True))
-            self._take_back_running()
-            for index in self._left_behind:
-                self.ingestion.discard(index)
+            events = self.model.close(cancel=not self.has_left)
+            self.journal.check_held()  # what a later writer has in its books must not come into these too
+            self._record_all(events)
+            if not self.has_left:  # what goes on may be at the next attempt already
+                self._take_back_running()
+                for index in self._left_behind:
+                    self.ingestion.discard(index)
 
     def _take_back_running(self) -> None:
         """Return attempts that the model has not accounted for: a signal may have come as one ended."""
@@ -298,23 +205,42 @@ class Loop:
             _logger.warning("The end of the run could not be recorded: %s", error.message)
 
     def _drive(self) -> None:
-        scheduler, model = self.scheduler, self.model
+        scheduler = self.scheduler
         while True:
             self._heed_interrupts()
-            attempts = scheduler.select(model.capacity())
+            if self.has_left:
+                return
+            attempts = self._select()
             if attempts:
-                now = self.clock()
-                self._record_all([AttemptStarted(now, a.index, a.number) for a in attempts])
-                model.start(attempts)
+                self._start(attempts)
             elif scheduler.finished:
                 return
             if events := self._wait():
+                if self.model.facts.survives_driver:
+                    self.journal.check_held()  # a later writer has heard the same, and has put it down
                 self._record_all(events)
             elif not attempts:
                 self._refuse_to_hang()
+                self.has_left = self.leaves and self._goes_on_alone()
             self._heed_ingestion()
             if scheduler.stopping is not None and not self._lets_running_finish():
                 return
+
+    def _select(self) -> Sequence[Attempt]:
+        capacity = self.model.capacity()
+        if self.model.facts.orders_itself:
+            return self.scheduler.left() if capacity.cores else ()
+        return self.scheduler.select(capacity)
+
+    def _start(self, attempts: Sequence[Attempt]) -> None:
+        if not self.model.facts.orders_itself:
+            now = self.clock()
+            self._record_all([AttemptStarted(now, each.index, each.number) for each in attempts])
+        self.model.start(attempts)
+
+    def _goes_on_alone(self) -> bool:
+        """Return whether the model has something in hand that needs no driver."""
+        return self.model.facts.survives_driver and not self.model.capacity().cores
 
     def _wait(self) -> Sequence[Event]:
         if self.model.facts.parallel:
@@ -363,15 +289,31 @@ class Loop:
 
     def _lets_running_finish(self) -> bool:
         # fail_fast and an invalid quantum stop at once, as upstream does; the others wait for what runs.
+        # A model that orders the work itself would start more and more of it.
         waits = self.scheduler.stopping in (StopReason.INTERRUPTED, StopReason.TOO_MANY_FAILURES)
-        return waits and not self.interrupts.patience_over
+        over = self._is_cancelled or self.interrupts.patience_over or self.model.facts.orders_itself
+        return waits and not over
 
     def _heed_interrupts(self) -> None:
         if self.interrupts.asked:
             self.interrupts.asked = False
             self.tell()
-        if self.interrupts.count and self.scheduler.stopping is None:
+        if self._time_is_up():  # first: a run that is to be ended is not left to itself
             self._stop(StopReason.INTERRUPTED)
+        elif self.interrupts.count:
+            self.has_left = self._goes_on_alone()
+            if not self.has_left:
+                self._stop(StopReason.INTERRUPTED)
+
+    def _time_is_up(self) -> bool:
+        """Return whether nothing more is to be started: by the clock, or for somebody wants the run ended."""
+        if self.until is not None and self.clock() >= self.until:
+            return True
+        now = time.monotonic()
+        if now >= self._cancel_due_at or self.interrupts.count:
+            self._cancel_due_at = now + _CANCEL_PERIOD_S
+            self._is_cancelled = self.cancelled()
+        return self._is_cancelled
 
     def _stop(self, reason: StopReason) -> None:
         if self.scheduler.stopping is None:
@@ -379,7 +321,12 @@ class Loop:
 
     def _refuse_to_hang(self) -> None:
         """Nothing runs, nothing starts, and something is ready: say so instead of waiting for ever."""
+        if self.model.facts.orders_itself:
+            return
         if (why := self.scheduler.stuck(self.model.capacity())) is not None:
+            if self.hands_back:
+                self._stop(StopReason.INTERRUPTED)
+                return
             raise ModelError(
                 why, hint="Lower the request, or give the run more cores and memory; then run it again."
             )
@@ -390,7 +337,7 @@ class Loop:
 
     def _record(self, event: Event) -> None:
         """Check that the event is legal, put it on disk, apply it, then act on it."""
-        if type(event) in _FAILURES:
+        if type(event) in _FAILURES and not self.model.facts.orders_itself:
             event = self.scheduler.judge(cast("FailureEvent", event))
         self._put_down(event)
         match event:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from qgexec import batch
-from qgexec.books.rundir import RunDir
+from qgexec import scripted
+from qgexec.assembly import Client, OpenRun, ingester_opener, make_model, policy_of
+from qgexec.batch.rounds import Round, last_round, round_folder
+from qgexec.books.history import History
+from qgexec.books.holder import check_free, end_driver
+from qgexec.books.journal import Journal, has_ended, last_epoch
+from qgexec.books.rundir import RunDir, reopen
+from qgexec.config.runoptions import RunOptions
+from qgexec.errors import ModelError, RunHeldError
 from qgexec.ingestion.process import InlineIngestion
+from qgexec.models.batch import BatchModel, remove_round
+from qgexec.reports.report import read_report
+from qgexec.resume import harvest_round, take_over
 from qgexec.rubin.graphfile import prepare_graph
-from qgexec.rubin.ingest import IngesterOpener
+from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
 from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
-from qgexec.rubin.recorder import Books
-from qgexec.rubin.workbench import WorkbenchOpener, WorkbenchOptions
+from qgexec.scheduling.states import State
 
-__all__ = ["collect", "execute_quanta", "prepare"]
+__all__ = ["cancel", "close_round", "collect", "execute_quanta", "prepare"]
+
+_logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 180.0
+"""Time after which whoever still shows signs of life has the run in hand indeed, seconds."""
+
+_PAUSE_S = 2.0
 
 
 def prepare(repository: str, graph: str | Path, preparation: Preparation) -> Prepared:
@@ -54,7 +71,7 @@ def execute_quanta(run_dir: Path, indices: Sequence[int]) -> bool:
         # Quanta may be tried again by whatever runs the scripts.
         WorkbenchOptions(run_is_new=False, skip_existing=True, clobber_outputs=True),
     )
-    return batch.execute_quanta(books, books.load_plan(), indices, opener)
+    return scripted.execute_quanta(books, books.load_plan(), indices, opener)
 
 
 def collect(run_dir: Path, *, force: bool = False) -> int:
@@ -70,13 +87,115 @@ def collect(run_dir: Path, *, force: bool = False) -> int:
     qgexec.errors.QgexecError
         The run directory or the registry cannot be used.
     """
-    books = RunDir.open(run_dir)
-    settings = books.read_settings()
-    context = settings.context
-    ingester = IngesterOpener(
-        context.repository,
-        context.output_run,
-        run_dir=str(books.path),
-        run_began_at=-math.inf if settings.run_is_new else settings.created_at,
-    )
-    return batch.collect(books, books.load_plan(), InlineIngestion(ingester, books.segments), force=force)
+    books, settings = reopen(run_dir)
+    opened = OpenRun(books, settings.context, books.load_plan(), settings.run_is_new, settings.created_at)
+    ingestion = InlineIngestion(ingester_opener(opened), books.segments)
+    options = RunOptions.from_json(settings.options)
+
+    def harvest(history: History, journal: Journal) -> bool:
+        try:
+            return harvest_round(opened, Client(settings.model), options, history, journal)
+        except ModelError as error:
+            _logger.warning("Jobs may be left: %s", error.message)
+            return False
+
+    policy = policy_of(options, opened.plan, elsewhere=True)
+    return scripted.collect(books, opened.plan, ingestion, policy=policy, harvest=harvest, force=force)
+
+
+def close_round(run_dir: Path, number: int, *, patience_s: float = _PATIENCE_S) -> bool:
+    """Do what the closing job of a round does: record, take in, and submit what is to be tried again.
+
+    While a driver watches the run nothing is done: it does all of that itself.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+    number
+        Number of the round; all its other jobs have ended.
+    patience_s
+        Time after which whoever still shows signs of life has the run in hand indeed, seconds.
+
+    Returns
+    -------
+    is_well
+        No quantum has failed, or is left without being in another round; or a driver sees to it.
+
+    Raises
+    ------
+    qgexec.errors.QgexecError
+        The run directory, the registry or the batch system cannot be used.
+    """
+    books, settings = reopen(run_dir)
+    if not _is_left_alone(books, patience_s):
+        _logger.warning("A driver watches the run in %s: it closes the books itself.", books.path)
+        return True
+    found = read_report(run_dir)
+    if books.cancel_file.exists() or found.stop_reason is not None:
+        collect(run_dir, force=True)  # nothing more is to be submitted
+        return False
+    batch_round = Round.open(round_folder(books, number))
+    if batch_round.is_closed and has_ended(books.journal, last_epoch(books.journal)):
+        return found.submitted is not None or found.all_succeeded  # a driver did it all
+    client = Client(settings.model, leaves=True)
+    options = RunOptions.from_json(settings.options)
+    _, loop = take_over(books, settings, client, options, force=True, closing=number)
+    loop.execute()
+    if loop.has_left:
+        return True
+    batch_round.close()  # the loop has not even looked, where all was in the books already
+    done = (State.SUCCEEDED, State.SKIPPED)
+    return not any(n for state, n in loop.scheduler.counts().items() if state not in done)
+
+
+def _is_left_alone(books: RunDir, patience_s: float) -> bool:
+    """Wait until nobody has the run in hand; return `False` where somebody keeps it."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            check_free(books.journal, silence_is_death=True)
+        except RunHeldError:
+            if time.monotonic() > deadline:
+                return False
+        else:
+            return True
+        time.sleep(_PAUSE_S)
+
+
+def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:
+    """End a run, wherever it runs, and close its books; what is done is kept.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+    patience_s
+        Time that its driver has to end, seconds.
+
+    Raises
+    ------
+    qgexec.errors.ModelError
+        The batch system does not answer, or jobs do not go away.
+    qgexec.errors.RunHeldError
+        Its driver does not end.
+    """
+    books, settings = reopen(run_dir)
+    books.ask_to_cancel()
+    end_driver(books.journal)
+    options = RunOptions.from_json(settings.options)
+    _remove_jobs(books, options)
+    if not _is_left_alone(books, patience_s):
+        check_free(books.journal)
+    _remove_jobs(books, options)  # the driver may have been about to submit
+    collect(run_dir, force=True)
+
+
+def _remove_jobs(books: RunDir, options: RunOptions) -> None:
+    """Have the batch system remove what it has of a run."""
+    pending = last_round(books)
+    if pending is None or pending.is_closed:
+        return
+    model = make_model(Client(pending.model), options)
+    assert isinstance(model, BatchModel)
+    remove_round(model.system, pending)

@@ -135,6 +135,16 @@ class Resources:
     memory_bytes: int | None = None
     """Memory; `None` where it is not limited."""
 
+    def fits_memory(self, memory_bytes: int | None) -> bool:
+        """Return whether so much memory is enough for it."""
+        return memory_bytes is None or (self.memory_bytes or 0) <= memory_bytes
+
+    def __str__(self) -> str:
+        cores = f"{self.cores} core{'' if self.cores == 1 else 's'}"
+        if self.memory_bytes is None:
+            return cores
+        return f"{cores} and {self.memory_bytes / 2**30:.3g} GiB of memory"
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

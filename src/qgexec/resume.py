@@ -21,6 +21,7 @@ from pathlib import Path
 from qgexec.assembly import (
     Client,
     OpenRun,
+    bare_run,
     books_of,
     finish_preparation,
     ingester_opener,
@@ -31,49 +32,28 @@ from qgexec.assembly import (
     tell_beforehand,
     workbench_opener,
 )
+from qgexec.batch.rounds import last_round
 from qgexec.books.history import History
 from qgexec.books.holder import has_restarted_since, require_free, this_process
 from qgexec.books.journal import Journal, read_detail
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import GraphError, JournalError, UsageError
+from qgexec.errors import JournalError, UsageError
 from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event, RunReopened
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
+from qgexec.models.batch import BatchModel, harvest
 from qgexec.quantum import RunContext, SegmentRef
 from qgexec.reports.attemptlog import keep_streamed_logs
+from qgexec.rubin.opener import WorkbenchOpener
 from qgexec.rubin.settle import InTheAir, missing_outputs, settle
 from qgexec.rubin.versions import update_versions
-from qgexec.rubin.workbench import WorkbenchOpener
 from qgexec.scheduling.policy import Policy
 
-__all__ = ["reopen", "take_over"]
+__all__ = ["harvest_round", "take_over"]
 
 _logger = logging.getLogger(__name__)
-
-
-def reopen(run_dir: Path) -> tuple[RunDir, RunSettings]:
-    """Open a run directory to go on with its run.
-
-    Raises
-    ------
-    qgexec.errors.RunDirError
-        It is none, or cannot be read.
-    qgexec.errors.GraphError
-        The graph that the run was started from is not there any more.
-    """
-    books = RunDir.open(run_dir)
-    settings = books.read_settings()
-    # A run directory that was moved keeps its own files with it.
-    if not Path(settings.context.graph_file).exists():
-        moved = books.path / Path(settings.context.graph_file).name
-        if Path(settings.context.graph_file).parent != Path(settings.context.run_dir) or not moved.exists():
-            raise GraphError(
-                f"the graph {settings.context.graph_file} of the run in {books.path} is not there any more",
-                hint="Bring it back to that place: workers read their quanta from it.",
-            )
-        settings = replace(settings, context=replace(settings.context, graph_file=str(moved)))
-    return books, replace(settings, context=replace(settings.context, run_dir=str(books.path)))
 
 
 def take_over(
@@ -84,6 +64,7 @@ def take_over(
     *,
     force: bool = False,
     strict_versions: bool = False,
+    closing: int | None = None,
 ) -> tuple[OpenRun, Loop]:
     """Take a run in hand and return the loop that brings it to its end.
 
@@ -97,6 +78,9 @@ def take_over(
         Believe that an earlier driver on another host is gone.
     strict_versions
         Refuse to go on with other package versions than before.
+    closing
+        Number of the round of a batch system whose closing job this is: its other jobs have ended. Then
+        what has failed for good stays so.
 
     Raises
     ------
@@ -115,7 +99,7 @@ def take_over(
         settings.created_at,
         frozenset(settings.serial_labels),
     )
-    model = make_model(client, options)
+    model = make_model(client, options, closing=closing)
     if not isinstance(model, ExecutionModel):
         raise UsageError(
             f"{model_name(client.model)} takes all quanta at once and keeps no books: "
@@ -123,7 +107,7 @@ def take_over(
             hint=f"Name a model that runs quanta one by one, or collect: qgexec collect {books.path}",
         )
     parallel = model.facts.parallel
-    policy = policy_of(options, plan)
+    policy = policy_of(options, plan, elsewhere=model.facts.orders_itself)
     history = History.read(books.journal, plan, policy, opened.serial_labels if parallel else ())
     require_free(books.journal, history, force=force)
     if strict_versions:
@@ -131,13 +115,19 @@ def take_over(
     tell_beforehand(options, plan, model, policy)
     journal = Journal.create(books.journal, after=history.epoch, writer=this_process())
     try:
+        # What jobs did while nobody watched; a closing job hears of it as any driver does.
+        is_over = closing is None and harvest_round(opened, client, options, history, journal)
+        if not is_over and not _has_in_hand(model, opened):
+            raise _jobs_are_left(opened)
+        if closing is None:  # whose user has not asked for anything: a mark that was left just now stands
+            books.cancel_file.unlink(missing_ok=True)
         changed = replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
         books.rewrite_settings(changed)
         if not strict_versions:
             _take_over_versions(client, context, strict=False)
         finish_preparation(books, changed)
         before = policy_of(RunOptions.from_json(settings.options), plan)
-        opening = _settle(opened, client, options, history, journal.epoch, before)
+        opening = _settle(opened, client, options, history, journal.epoch, before) if is_over else []
     except BaseException:
         journal.close()
         raise
@@ -150,6 +140,46 @@ def take_over(
         history.scheduler,
         opening=opening,
         offers=_offers(history, opening),
+    )
+
+
+def harvest_round(
+    opened: OpenRun, client: Client, options: RunOptions, history: History, journal: Journal
+) -> bool:
+    """Record what jobs of a batch system did that nobody has recorded; return whether none is left there.
+
+    Raises
+    ------
+    qgexec.errors.ModelError
+        The batch system does not say.
+    """
+    pending = last_round(opened.run_dir)
+    if pending is None or pending.is_closed:
+        return True
+    model = make_model(replace(client, model=pending.model), options)
+    assert isinstance(model, BatchModel)
+
+    def record(event: Event) -> None:
+        history.scheduler.check(event)
+        journal.append(event)
+        history.apply(event)
+
+    return harvest(model, bare_run(opened, history.scheduler), record)
+
+
+def _has_in_hand(model: ExecutionModel, opened: OpenRun) -> bool:
+    """Return whether the jobs that are left are those of this model."""
+    pending = last_round(opened.run_dir)
+    return isinstance(model, BatchModel) and pending is not None and pending.model == model.system.name
+
+
+def _jobs_are_left(opened: OpenRun) -> UsageError:
+    pending = last_round(opened.run_dir)
+    assert pending is not None
+    return UsageError(
+        f"jobs of the run in {opened.run_dir.path} are still in the hands of {pending.model}",
+        hint=f"Let them end (qgexec status), end them (qgexec cancel {opened.run_dir.path}), "
+        f"or go on with --model {pending.model}.",
     )
 
 

@@ -32,7 +32,8 @@ from qgexec.events import (
 )
 from qgexec.models.base import ExecutionModel, ModelFacts, Run
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus, Resources, SegmentRef
-from qgexec.scheduling.plan import DataIds, Plan
+from qgexec.scheduling.dataids import DataIds
+from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import INVALID_QUANTUM_EXIT_CODE, REPEATABLE_QUANTUM_EXIT_CODE
 from qgexec.scheduling.scheduler import Scheduler
 

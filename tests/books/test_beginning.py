@@ -12,7 +12,8 @@ from qgexec.books import beginning
 from qgexec.books.beginning import Beginning, begin, find_place
 from qgexec.books.holder import this_process
 from qgexec.books.journal import Journal, last_epoch, read_writer
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.errors import RunDirError, RunHeldError
 from qgexec.quantum import RunContext
 from qgexec.testing import make_plan

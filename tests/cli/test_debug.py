@@ -18,7 +18,8 @@ from benchwork import Site, prepare_outputs
 from repos import OUTPUT_RUN, MockRepository
 
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError

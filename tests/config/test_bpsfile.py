@@ -98,14 +98,13 @@ def test_production_file(tmp_path: Path) -> None:
         ("retries: {exitCodes: {3: 1}}", {"exit_codes": {3: 1}}),
         ("retries: {signals: {SIGSEGV: 0, 7: 1}}", {"signals": {11: 0, 7: 1}}),
         ("retries: {signals: null}", {"signals": None}),
-        ("queue: long\nrequestDisk: 5\nsite: {x: {class: y}}\npayload: {butlerConfig: r}", {}),
-        ("cluster: {all: {pipetasks: 'a,b', requestMemory: x}}\nfinalJob: {requestMemory: 5}", {}),
+        ("requestDisk: 5\nsite: {x: {class: y, retries: 1}}\npayload: {butlerConfig: r}", {}),
     ],
 )
 def test_values(tmp_path: Path, text: str, settings: TaskSettings) -> None:
     """Each key means the same at top level and under a label."""
     assert _config(tmp_path, text) == RunConfig(settings)
-    if "site:" not in text and "cluster:" not in text:
+    if "site:" not in text:
         below = "".join(f"\n    {line}" for line in text.splitlines())
         assert _config(tmp_path, f"pipetask:\n  a:{below}") == RunConfig({}, {"a": settings})
 

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from benches import Ears
+from handsystem import HandSystem, hand_system
+from repos import MockRepository
 
 from qgexec.processes import forked
+
+if TYPE_CHECKING:
+    from jobforks import Place
+
+
+@pytest.fixture
+def hand(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
+    """The model ``hand``, with a batch system that has nothing in hand."""
+    with hand_system(monkeypatch) as system:
+        yield system
+
+
+@pytest.fixture(scope="session")
+def moody(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
+    """The small repository of `jobforks`; tests must not write to it."""
+    from jobforks import make_moody
+
+    return make_moody(tmp_path_factory.mktemp("moody"))
+
+
+@pytest.fixture
+def place(moody: MockRepository, hand: HandSystem, tmp_path: Path) -> Place:
+    """A copy of it, and a batch system that runs jobs in forks of this process."""
+    from jobforks import Jobs, make_place
+
+    hand.runs = Jobs()
+    return make_place(moody, hand, tmp_path)
 
 
 @pytest.fixture
@@ -35,4 +66,5 @@ def _children() -> str:
 
 
 def _n_open_files() -> int:
+    gc.collect()  # what earlier tests have left in cycles may hold files, and be collected at any moment
     return len(list(Path("/proc/self/fd").iterdir()))

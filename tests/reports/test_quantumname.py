@@ -9,7 +9,8 @@ import pytest
 
 from qgexec.errors import UsageError
 from qgexec.reports.quantumname import find_quantum
-from qgexec.scheduling.plan import DataIds, Plan
+from qgexec.scheduling.dataids import DataIds
+from qgexec.scheduling.plan import Plan
 
 DATA_IDS = [("Cam", v, d, "r") for v in (10, 11) for d in (1, 2, 3)]
 IDS = [uuid.UUID(int=1000 + i) for i in range(8)]

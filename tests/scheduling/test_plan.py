@@ -12,7 +12,8 @@ import pytest
 
 from qgexec.errors import GraphError
 from qgexec.quantum import QuantumNode
-from qgexec.scheduling.plan import DataIds, Plan, find_quanta
+from qgexec.scheduling.dataids import DataIds
+from qgexec.scheduling.plan import Plan, find_quanta
 from qgexec.testing import make_plan, plan_of
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from qgexec.books.holder import check_not_held, this_process
 from qgexec.books.journal import Journal, journal_file, last_epoch, read_writer
-from qgexec.books.rundir import RunDir, RunSettings, default_run_dir
+from qgexec.books.rundir import RunDir, default_run_dir
+from qgexec.books.runsettings import RunSettings
 from qgexec.errors import JournalError, RunHeldError
 
 __all__ = ["Beginning", "begin", "find_place"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from qgexec.books.history import History, writer_of
-from qgexec.books.journal import Writer, journal_file
+from qgexec.books.journal import Writer, has_ended, journal_file, last_epoch, read_writer
 from qgexec.errors import RunHeldError
 from qgexec.events import RunStarted, WorkerStarted
 from qgexec.processes.forkserver import process_started_at
@@ -29,8 +29,10 @@ __all__ = [
     "HEARTBEAT_S",
     "Heartbeat",
     "await_end_of_workers",
+    "check_free",
     "check_not_held",
     "driver_is_alive",
+    "end_driver",
     "has_restarted_since",
     "require_free",
     "this_process",
@@ -47,6 +49,8 @@ _WORKERS_END_S = 30.0
 
 _KILL_S = 10.0
 _PAUSE_S = 0.05
+
+_BETWEEN_SIGNALS_S = 0.5
 
 
 class Heartbeat:
@@ -123,11 +127,53 @@ def require_free(journal: Path, history: History, *, force: bool = False) -> Non
     if writer is not None:
         check_not_held(writer, file, force=force)
     elif _silent_for(file) < _SILENT_S and not force:
-        raise RunHeldError(
-            f"somebody took the run in {journal.parent} in hand a moment ago, and has not said who",
-            hint="Wait a minute and try again; or, if you know that nobody does, go on with --force.",
-        )
+        raise _somebody(file)
     await_end_of_workers(history.workers.values())
+
+
+def check_free(journal: Path, *, silence_is_death: bool = False) -> None:
+    """Check that no driver has a run in hand, from the last lines of its journal alone.
+
+    Parameters
+    ----------
+    journal
+        The run directory's ``journal`` folder.
+    silence_is_death
+        Believe that a driver on another host is gone that has given no sign of life for minutes.
+
+    Raises
+    ------
+    qgexec.errors.RunHeldError
+        One has, or may have.
+    """
+    epoch = last_epoch(journal)
+    if not epoch or has_ended(journal, epoch):
+        return
+    file = journal_file(journal, epoch)
+    writer, _ = read_writer(journal, epoch)
+    is_silent = _silent_for(file) >= _SILENT_S
+    if writer is not None:
+        check_not_held(writer, file, force=silence_is_death and is_silent)
+    elif not is_silent:
+        raise _somebody(file)
+
+
+def _somebody(file: Path) -> RunHeldError:
+    return RunHeldError(
+        f"somebody took the run in {file.parent.parent} in hand a moment ago, and has not said who",
+        hint="Wait a minute and try again; or, if you know that nobody does, go on with --force.",
+    )
+
+
+def end_driver(journal: Path) -> None:
+    """Tell the driver of a run to end, if it is a process of this host; elsewhere it looks for the mark."""
+    epoch = last_epoch(journal)
+    writer = read_writer(journal, epoch)[0] if epoch and not has_ended(journal, epoch) else None
+    if writer is None or not _lives(writer):
+        return
+    for _ in range(2):  # the first lets what runs finish, the second ends it
+        _send(writer, signal.SIGTERM)
+        time.sleep(_BETWEEN_SIGNALS_S)
 
 
 def this_process() -> Writer:
@@ -235,11 +281,16 @@ def await_end_of_workers(workers: Iterable[WorkerStarted], timeout_s: float = _W
 
 
 def _kill(worker: WorkerStarted) -> None:
-    """Kill a worker and nobody else: the descriptor names that process for good."""
+    """Kill a worker."""
+    _send(Writer(worker.host, worker.pid, worker.pid_started_at), signal.SIGKILL)
+
+
+def _send(process: Writer, number: signal.Signals) -> None:
+    """Send a signal to a process and nobody else: the descriptor names that process for good."""
     with contextlib.suppress(OSError):
-        descriptor = os.pidfd_open(worker.pid)
+        descriptor = os.pidfd_open(process.pid)
         try:
-            if _is_there(worker.pid, worker.pid_started_at):
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            if _is_there(process.pid, process.pid_started_at):
+                signal.pidfd_send_signal(descriptor, number)
         finally:
             os.close(descriptor)

@@ -16,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +24,7 @@ from typing import Any, Self
 from qgexec.books.codec import JOURNAL_VERSION, decode, encode
 from qgexec.books.linefile import LineFile, check_header, file_error, json_line
 from qgexec.errors import JournalError, RunHeldError
-from qgexec.events import Event
+from qgexec.events import Event, RunEnded
 from qgexec.quantum import SegmentRef
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Position",
     "SegmentWriter",
     "Writer",
+    "has_ended",
     "journal_file",
     "last_epoch",
     "read_detail",
@@ -120,6 +122,27 @@ def read_writer(folder: Path, epoch: int) -> tuple[Writer | None, bool]:
         return None, False
     writer = check_header(line, _JOURNAL_FORMAT, JOURNAL_VERSION, path).get("writer")
     return Writer(*writer) if writer is not None else None, True
+
+
+def has_ended(folder: Path, epoch: int) -> bool:
+    """Return whether the last whole line of a journal's file says that its driver closed the books.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        The file cannot be read.
+    """
+    path = journal_file(folder, epoch)
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _HEADER_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError as err:
+        raise file_error("read", path, err, JournalError) from err
+    try:
+        return len(lines) > 1 and isinstance(decode(lines[-2] + b"\n"), RunEnded)
+    except ValueError:  # a longer line, cut: none that this asks for
+        return False
 
 
 class Journal:
@@ -327,6 +350,7 @@ class SegmentWriter:
 
     def __init__(self, path: Path) -> None:
         self._file = LineFile(path, {"format": _SEGMENT_FORMAT, "version": SEGMENT_VERSION})
+        self._is_empty = True
 
     def append(self, detail: Mapping[str, object]) -> SegmentRef:
         """Add a detail (a JSON object) and return where it lies; the kernel has it then.
@@ -341,11 +365,15 @@ class SegmentWriter:
         except (TypeError, ValueError) as err:
             raise JournalError(f"cannot write a detail to {self._file.path}: {err}") from err
         self._file.write(line)
+        self._is_empty = False
         return SegmentRef(self._file.path.name, self._file.end() - len(line), len(line))
 
     def close(self) -> None:
-        """Force everything to the disk and close; may be called twice."""
+        """Force everything to the disk and close; a file without details is removed. May be called twice."""
         self._file.close()
+        if self._is_empty:
+            with suppress(OSError):
+                self._file.path.unlink(missing_ok=True)
 
 
 def read_detail(folder: Path, ref: SegmentRef) -> dict[str, Any]:

@@ -7,6 +7,7 @@
     snapshot.npz        what readers made of them; may be missing, and may be removed at any time
     segments/           tracebacks, outputs and datastore records: a file for each process
     logs/               what workers printed, and the logs and stacks of attempts that ended badly
+    batch/              what was submitted to batch systems: a folder for each round
 
 ``run.json`` and ``plan.npz`` are written aside, forced to the disk and renamed: each is there whole or not at
 all. Everything is made with the user's umask.
@@ -15,108 +16,34 @@ all. Everything is made with the user's umask.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import shutil
-import socket
-import time
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 
-from qgexec import __version__
 from qgexec.books.linefile import file_error, sync_folder
+from qgexec.books.runsettings import RUN_FORMAT, RUN_VERSION, RunSettings, user_name
 from qgexec.errors import GraphError, RunDirError
-from qgexec.quantum import RunContext
 from qgexec.scheduling.plan import Plan
 
-__all__ = ["RUN_VERSION", "OptionValue", "RunDir", "RunSettings", "default_run_dir"]
-
-RUN_VERSION = 3
-"""Version of ``run.json``. 1: the first. 2: ``run_is_new``. 3: ``preparation``."""
-
-_FORMAT = "qgexec-run"
+__all__ = [
+    "RunDir",
+    "default_run_dir",
+    "reopen",
+    "write_aside",
+]
 
 _BEFORE_SETTINGS = ("plan.npz", "graph.qg", "butler.yaml")
 """Files that may be there before ``run.json`` is."""
 
 _ASIDE = (".run.json.*.tmp", ".plan.npz.*.tmp", ".*-graph.qg", ".again-*")
 """What is left of one of them whose writer was killed."""
-
-OptionValue = str | int | float | bool | None | list["OptionValue"] | dict[str, "OptionValue"]
-"""What an option may be: whatever JSON can hold."""
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user need not be in its password file
-        return str(os.getuid())
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """What a run is: all that later commands need besides plan and journal."""
-
-    context: RunContext
-    """Repository, graph file, collections and run directory."""
-
-    model: str
-    """Name of the execution model."""
-
-    options: Mapping[str, OptionValue] = field(default_factory=dict)
-    """Options as they were given, by their name in Python."""
-
-    run_is_new: bool = False
-    """The output RUN did not exist before this run."""
-
-    labels: tuple[str, ...] = ()
-    """Task labels, in the order of the pipeline."""
-
-    serial_labels: tuple[str, ...] = ()
-    """Those of which only one quantum may run at a time."""
-
-    qgexec_version: str = __version__
-    """Version of qgexec that made the run directory."""
-
-    preparation: Mapping[str, OptionValue] | None = None
-    """What is to be done to the registry, while it may not have been done in full; else `None`."""
-
-    created_at: float = field(default_factory=time.time)
-    """UNIX seconds."""
-
-    user: str = field(default_factory=_user)
-    """Who made it."""
-
-    host: str = field(default_factory=socket.gethostname)
-    """Where it was made."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what ``run.json`` holds: ``format``, ``version``, and the attributes by their names."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {"context": asdict(self.context), "options": dict(self.options)}
-        return {"format": _FORMAT, "version": RUN_VERSION, **values}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings of a ``run.json``; KeyError or TypeError where it holds something else."""
-        context = values["context"]
-        return cls(
-            context=RunContext(**{**context, "inputs": tuple(context["inputs"])}),
-            labels=tuple(values["labels"]),
-            serial_labels=tuple(values["serial_labels"]),
-            run_is_new=bool(values.get("run_is_new", False)),
-            preparation=values.get("preparation"),
-            **{f.name: values[f.name] for f in fields(cls) if f.name not in _CONVERTED},
-        )
-
-
-_CONVERTED = frozenset({"context", "labels", "serial_labels", "run_is_new", "preparation"})
 
 
 class RunDir:
@@ -247,6 +174,16 @@ class RunDir:
         return self.path / "logs"
 
     @property
+    def cancel_file(self) -> Path:
+        """A file that is there while somebody wants the run ended: whoever runs it looks for it."""
+        return self.path / "cancel"
+
+    @property
+    def batch(self) -> Path:
+        """Folder of what was submitted to batch systems; there only if something was."""
+        return self.path / "batch"
+
+    @property
     def graph_file(self) -> Path:
         """Where the graph is kept when it must be."""
         return self.path / "graph.qg"
@@ -298,7 +235,7 @@ class RunDir:
             text = json.dumps(settings.to_json(), indent=1, allow_nan=False) + "\n"
         except (TypeError, ValueError) as err:
             raise RunDirError(f"the run's settings cannot be written as JSON: {err}") from err
-        _write_aside(self.settings_file, lambda file: file.write(text.encode("ascii")))
+        write_aside(self.settings_file, lambda file: file.write(text.encode("ascii")))
 
     def read_settings(self) -> RunSettings:
         """Read ``run.json``.
@@ -311,7 +248,7 @@ class RunDir:
         path = self.settings_file
         try:
             values = json.loads(path.read_bytes())
-            if values["format"] != _FORMAT:
+            if values["format"] != RUN_FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             if values["version"] > RUN_VERSION:
                 raise RunDirError(
@@ -350,7 +287,7 @@ class RunDir:
             It cannot be written; nothing has changed then.
         """
         arrays = plan.to_arrays()
-        _write_aside(self.plan_file, lambda file: np.savez(file, **cast("dict[str, Any]", arrays)))
+        write_aside(self.plan_file, lambda file: np.savez(file, **cast("dict[str, Any]", arrays)))
 
     def load_plan(self) -> Plan:
         """Read ``plan.npz``.
@@ -372,6 +309,16 @@ class RunDir:
                 f"{path} is damaged: {err}", hint="Bring it back from a copy, or start the run anew."
             ) from err
 
+    def ask_to_cancel(self) -> None:
+        """Leave the mark by which whoever runs anything of the run ends it.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It cannot be written.
+        """
+        write_aside(self.cancel_file, lambda file: file.write(f"{user_name()}\n".encode()))
+
     def discard(self) -> None:
         """Take away what `create` made, if the run's preparation failed; a finished run directory is kept."""
         if self._made and not _exists(self.settings_file):
@@ -387,6 +334,30 @@ class RunDir:
                     shutil.rmtree(folder)
                 else:
                     folder.rmdir()
+
+
+def reopen(run_dir: Path) -> tuple[RunDir, RunSettings]:
+    """Open a run directory to go on with its run.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        It is none, or cannot be read.
+    qgexec.errors.GraphError
+        The graph that the run was started from is not there any more.
+    """
+    books = RunDir.open(run_dir)
+    settings = books.read_settings()
+    # A run directory that was moved keeps its own files with it.
+    if not Path(settings.context.graph_file).exists():
+        moved = books.path / Path(settings.context.graph_file).name
+        if Path(settings.context.graph_file).parent != Path(settings.context.run_dir) or not moved.exists():
+            raise GraphError(
+                f"the graph {settings.context.graph_file} of the run in {books.path} is not there any more",
+                hint="Bring it back to that place: workers read their quanta from it.",
+            )
+        settings = replace(settings, context=replace(settings.context, graph_file=str(moved)))
+    return books, replace(settings, context=replace(settings.context, run_dir=str(books.path)))
 
 
 def default_run_dir(
@@ -444,7 +415,14 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside its place, force it to the disk and rename it: it is there whole or not at all.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        It cannot be written; what was there before is untouched.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:

@@ -1,4 +1,4 @@
-"""`qgexec worker` and `qgexec collect`: for scripts and jobs that run quanta without a driver."""
+"""`qgexec cancel`, `worker` and `collect`: runs whose quanta are executed elsewhere, and what does."""
 
 from __future__ import annotations
 
@@ -6,37 +6,93 @@ from pathlib import Path
 
 import click
 
-__all__ = ["collect", "worker"]
+from qgexec.cli.inspect import RUN_DIR, print_report
+from qgexec.errors import UsageError
+
+__all__ = ["cancel", "collect", "worker"]
+
+EXIT_TRY_AGAIN = 75
+"""Another try of a batch job has something to do: ``EX_TEMPFAIL`` of sysexits.h."""
 
 
-@click.command(epilog="Example:  qgexec worker qgexec-runs/u/me/test --quantum 17")
-@click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.command(epilog="Example:  qgexec cancel qgexec-runs/u/me/test")
+@RUN_DIR
+def cancel(*, run_dir: Path) -> None:
+    """End a run, whatever runs it: a driver here or elsewhere, or the jobs of a batch system.
+
+    Returns when nothing of the run is left there. What has succeeded is kept and
+    taken into the registry; qgexec resume goes on with the rest.
+    """
+    from qgexec.offline import cancel as cancel_run
+
+    cancel_run(run_dir)
+    click.echo("Nothing of the run is left in any queue. What was done is kept.", err=True)
+    print_report(run_dir)
+
+
+@click.command(
+    epilog="Examples:\n\n"
+    "\b\n"
+    "  qgexec worker qgexec-runs/u/me/test --quantum 17\n"
+    "  qgexec worker qgexec-runs/u/me/test --round 1 --job 17"
+)
+@RUN_DIR
 @click.option(
     "--quantum",
     "indices",
     metavar="INDEX",
     type=click.IntRange(min=0),
     multiple=True,
-    required=True,
-    help="Index of the quantum in the plan; repeat for several, each after its prerequisites.",
+    help="Index of a quantum in the plan; repeat for several, each after its prerequisites.",
 )
-def worker(*, run_dir: Path, indices: tuple[int, ...]) -> None:
-    """Execute single quanta of a run whose graph was handed to scripts of your own.
+@click.option(
+    "--job", metavar="N", type=click.IntRange(min=0), help="Execute the quanta of this batch job, from 0."
+)
+@click.option(
+    "--round",
+    "round_number",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Submission that the job is of, from 1.",
+)
+def worker(*, run_dir: Path, indices: tuple[int, ...], job: int | None, round_number: int) -> None:
+    """Execute quanta of a run where no driver is: this is what batch jobs and scripts call.
 
     The outputs are written to the repository's files at once, and to its
-    registry by `qgexec collect`. Exit codes: 0 succeeded, 1 failed.
+    registry by a driver, or `qgexec collect`. Exit codes: 0 done, 1 a quantum
+    named by --quantum failed, 75 another try of the job has something to do.
     """
-    from qgexec.offline import execute_quanta
+    if bool(indices) == (job is not None):
+        raise UsageError("Nothing to execute is named.", hint="Give --quantum INDEX or --job N, one of them.")
+    if job is None:
+        from qgexec.offline import execute_quanta
 
-    if not execute_quanta(run_dir, indices):
-        raise SystemExit(1)
+        raise SystemExit(0 if execute_quanta(run_dir, indices) else 1)
+    from qgexec.batchjob import run_job
+
+    raise SystemExit(0 if run_job(run_dir, round_number, job) else EXIT_TRY_AGAIN)
 
 
 @click.command(epilog="Example:  qgexec collect qgexec-runs/u/me/test")
-@click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
+@RUN_DIR
 @click.option("--force", is_flag=True, help="Take over although an earlier driver elsewhere may still run.")
-def collect(*, run_dir: Path, force: bool) -> None:
-    """Take the outputs of all finished quanta of a run into the registry; again and again does no harm."""
+@click.option(
+    "--round",
+    "round_number",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="As the closing job of this submission: also submit what is to be tried again.",
+)
+def collect(*, run_dir: Path, force: bool, round_number: int | None) -> None:
+    """Take the outputs of all finished quanta of a run into the registry; again and again does no harm.
+
+    With --round, exit code 1 says that quanta have failed or are left.
+    """
+    from qgexec.offline import close_round
     from qgexec.offline import collect as collect_outputs
 
+    if round_number is not None:
+        raise SystemExit(0 if close_round(run_dir, round_number) else 1)
     click.echo(f"{collect_outputs(run_dir, force=force)} datasets were taken into the registry.")

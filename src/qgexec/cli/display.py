@@ -30,9 +30,12 @@ class Display:
     ----------
     on_terminal
         Draw a moving bar; `None` asks stderr.
+    survives
+        What the execution model has in hand goes on without this process.
     """
 
-    def __init__(self, *, on_terminal: bool | None = None) -> None:
+    def __init__(self, *, on_terminal: bool | None = None, survives: bool = False) -> None:
+        self._survives = survives
         moving = sys.stderr.isatty() if on_terminal is None else on_terminal
         self._face: _Face = _Bar() if moving else _Lines()
         self._observer: _Observer | None = None
@@ -56,7 +59,10 @@ class Display:
 
     def interrupted(self, count: int) -> None:
         """Say what a Ctrl-C does; called from the signal handler."""
-        if count == 1:
+        if self._survives:
+            if count == 1:
+                self._face.say("Interrupted: leaving; what was submitted goes on without this process.")
+        elif count == 1:
             self._face.say(
                 "Interrupted: waiting for the quanta that run; press Ctrl-C again to end them now."
             )

@@ -68,6 +68,13 @@ def conclude(executor: GraphExecutor, code: int, broken: QgexecError | None, *, 
         if broken is not None:
             raise broken
         raise KeyboardInterrupt
+    if executor.has_left:
+        click.echo(
+            "The run goes on without this process. To see how far it is, or to end it:\n"
+            f"{_command('status', executor.run_dir)}\n{_command('cancel', executor.run_dir)}",
+            err=True,
+        )
+        return code
     if summary:
         _write_summary(executor, summary)
     print_report(executor.run_dir, ended=True)
@@ -89,10 +96,14 @@ def _write_summary(executor: GraphExecutor, file: str) -> None:
         click.echo(f"--summary {file} could not be written: {error}", err=True)
 
 
+def _command(verb: str, run_dir: Path) -> str:
+    return f"  {shlex.join(['qgexec', verb, str(run_dir)])}"
+
+
 def _how_to_go_on(code: int, run_dir: Path) -> str:
     began = {
         EXIT_FAILED: "What succeeded is kept. To run the rest again",
         EXIT_INTERRUPTED: "Interrupted. What was done is kept. To go on",
         EXIT_BAD_USE: "The run broke off; what was done is kept. To go on",
     }[code]
-    return f"{began}:\n  {shlex.join(['qgexec', 'resume', str(run_dir)])}"
+    return f"{began}:\n{_command('resume', run_dir)}"

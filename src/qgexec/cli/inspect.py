@@ -10,10 +10,14 @@ from pathlib import Path
 
 import click
 
-__all__ = ["RUN_DIR", "models", "print_report", "print_text", "report", "status"]
+from qgexec.errors import QgexecError
+
+__all__ = ["RUN_DIR", "models", "print_report", "print_text", "report", "status", "terminal_width"]
 
 RUN_DIR = click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 """The argument that names a run."""
+
+_HELD_SHOWN = 10
 
 
 @click.command(epilog="Example:  qgexec status qgexec-runs/u/me/test")
@@ -23,7 +27,43 @@ def status(*, run_dir: Path) -> None:
     from qgexec.reports.report import read_report
     from qgexec.reports.text import format_status
 
-    print_text(format_status(read_report(run_dir), width=_width()))
+    found = read_report(run_dir)
+    print_text(format_status(found, width=terminal_width()))
+    if found.submitted is not None:
+        print_text(_batch_status(run_dir))
+
+
+def _batch_status(run_dir: Path) -> str:
+    """Ask the batch system what it has of a run, and say it in a few lines."""
+    from qgexec.batch.rounds import last_round
+    from qgexec.batch.system import JobState
+    from qgexec.books.rundir import RunDir
+    from qgexec.models.batch import ask
+    from qgexec.reports.table import printable
+
+    pending = last_round(RunDir.open(run_dir))
+    if pending is None:
+        return ""
+    try:
+        found = ask(pending)
+    except QgexecError as error:
+        return f"Jobs           not known: {error.message}"
+    if found is None:
+        return "Jobs           none: the round was never submitted; go on with qgexec resume"
+    counts = ", ".join(
+        f"{found.counts[state]} {state.value}" for state in JobState if found.counts.get(state)
+    )
+    lines = [f"Jobs           {counts or 'none left'}"]
+    held = [(job, status) for job, status in found.jobs.items() if status.state is JobState.HELD]
+    lines += [
+        f"Held           job {job} ({pending.jobs.name(job)}): {printable(status.reason)}"
+        for job, status in held[:_HELD_SHOWN]
+    ]
+    if len(held) > _HELD_SHOWN:
+        lines.append(f"               and {len(held) - _HELD_SHOWN} more")
+    if found.reason:
+        lines.append(f"               {printable(found.reason)}")
+    return "\n".join(lines)
 
 
 @click.command(epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
@@ -70,7 +110,7 @@ def print_report(run_dir: Path, *, ended: bool = False) -> bool:
     from qgexec.reports.text import format_report
 
     found = read_report(run_dir, is_alive=(lambda _driver: False) if ended else driver_is_alive)
-    print_text(format_report(found, width=_width()))
+    print_text(format_report(found, width=terminal_width()))
     return found.all_succeeded
 
 
@@ -86,5 +126,6 @@ def print_text(text: str) -> None:
         os.close(sink)
 
 
-def _width() -> int:
+def terminal_width() -> int:
+    """Return how many characters a line of the terminal has; 80 where there is none."""
     return shutil.get_terminal_size((80, 24)).columns

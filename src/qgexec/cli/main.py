@@ -26,6 +26,7 @@ _IRRELEVANT_LOGGERS = ("lsst.utils.packages", "lsst.daf.butler._storage_class")
 
 _COMMANDS = {
     "run": ("qgexec.cli.run", "run", "Execute a quantum graph, or build one and execute it."),
+    "submit": ("qgexec.cli.run", "submit", "Leave a quantum graph to a batch system, and do not wait."),
     "resume": ("qgexec.cli.resume", "resume", "Go on with a run that was interrupted or has failures."),
     "init": (
         "qgexec.cli.run",
@@ -34,11 +35,12 @@ _COMMANDS = {
     ),
     "status": ("qgexec.cli.inspect", "status", "Say how far a run is."),
     "report": ("qgexec.cli.inspect", "report", "Say what became of a run, and what failed."),
+    "cancel": ("qgexec.cli.batch", "cancel", "End a run, wherever it runs."),
     "log": ("qgexec.cli.debug", "log", "Print the log of one attempt at a quantum."),
     "debug": ("qgexec.cli.debug", "debug", "Execute one quantum again, under a debugger."),
     "models": ("qgexec.cli.inspect", "models", "List the execution models."),
     "demo": ("qgexec.cli.demo", "demo", "Make a small sky survey, reduce it, and compare with the truth."),
-    "worker": ("qgexec.cli.batch", "worker", "Execute single quanta of a run (for scripts)."),
+    "worker": ("qgexec.cli.batch", "worker", "Execute quanta of a run (for batch jobs and scripts)."),
     "collect": ("qgexec.cli.batch", "collect", "Take the outputs of finished quanta into the registry."),
 }
 

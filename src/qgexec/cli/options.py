@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
 
+from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 
 __all__ = [
     "building",
+    "dry_run",
     "execution",
     "graph_and_collections",
     "initialization",
@@ -321,6 +324,24 @@ resources = _stack(
         type=_seconds_or_0,
         help="After Ctrl-C, end what still runs after S seconds; default: wait for it.",
     ),
+    click.option(
+        "--compute-site",
+        metavar="NAME",
+        type=_filled,
+        help="Site whose section of the --resources files holds for batch jobs.",
+    ),
+    click.option(
+        "--run-times",
+        metavar="RUN_DIR",
+        type=click.Path(file_okay=False),
+        multiple=True,
+        help="Run directory of an earlier run, whose run times batch jobs are sized by; repeatable.",
+    ),
+)
+
+
+dry_run = click.option(
+    "--dry-run", is_flag=True, help="Write what would be submitted, print what it asks for, submit nothing."
 )
 
 
@@ -343,12 +364,22 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     if source is ParameterSource.DEFAULT:
         told["cores"] = None
     said = {name: value for name, value in told.items() if value is not None}
-    config = RunConfig(cast("TaskSettings", said))
-    if not files:
+    batch = BatchSettings(durations=_run_times(given.pop("run_times")))
+    config = RunConfig(cast("TaskSettings", said), batch=batch)
+    site = given.pop("compute_site")
+    if not files and site is None:
         return config
     from qgexec.config.bpsfile import read_config
 
-    return read_config(files).updated(config)
+    return read_config(files, site=site).updated(config)
+
+
+def _run_times(run_dirs: Iterable[str]) -> dict[str, float]:
+    """Return the mean run times of tasks in earlier runs; of two runs that have a task the later counts."""
+    from qgexec.reports.report import read_report
+
+    tasks = [task for run_dir in run_dirs for task in read_report(Path(run_dir)).tasks]
+    return {task.label: task.quantum_s / ended for task in tasks if (ended := task.succeeded + task.failed)}
 
 
 _SETTINGS = {

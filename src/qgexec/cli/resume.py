@@ -73,8 +73,9 @@ def resume(*, run_dir: Path, force: bool, strict_versions: bool, summary: str | 
     warm_up(model)
     from qgexec.api import GraphExecutor
     from qgexec.cli.display import Display
+    from qgexec.models.registry import facts_of
 
-    with Display() as display:
+    with Display(survives=facts_of(model).survives_driver) as display:
         executor = GraphExecutor.of_run(
             run_dir,
             model=model,

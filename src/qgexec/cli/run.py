@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,13 @@ import click
 
 from qgexec.cli import options
 from qgexec.cli.execution import conclude, default_model, outcome_of, warm_up
+from qgexec.cli.inspect import print_text, terminal_width
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
-    from qgexec.api import Preparation
+    from qgexec.api import GraphExecutor, Preparation
 
-__all__ = ["init", "run"]
+__all__ = ["init", "run", "submit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,8 @@ class _Building:
 @click.option("--init-only", is_flag=True, help="Stop after the registry is up to date.")
 @options.execution
 @options.resources
-def run(
-    *, graph: str | None, pipeline: str | None, summary: str | None, init_only: bool, **given: Any
-) -> None:
+@options.dry_run
+def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
     """Execute a quantum graph, or build one and execute it.
 
     Before it runs, the output collections are defined and configs, package
@@ -69,22 +70,62 @@ def run(
     Exit codes: 0 all succeeded, 1 some quanta failed or were blocked, 2 wrong
     use or bad input, 130 interrupted.
     """
-    building = _Building(
-        pipeline,
-        *(given.pop(name) for name in ("data_query", "config", "config_file", "save_qgraph")),
-    )
-    _check_use(graph, building, given | {"summary": summary}, init_only=init_only)
-    _check_files({"--summary": summary, "--save-qgraph": building.save_qgraph})
-    config = options.run_config(given)
-    model = given.pop("model") or default_model(given["processes"])
-    if not init_only:
-        warm_up(model, implicit_threads=given["enable_implicit_threading"])
-    graph = graph or _build(building, given)
+    graph = _graph_of(given, init_only=init_only)
     if init_only:
         _init(graph, given)
+    elif dry_run:
+        _rehearse(graph, given)
+    else:
+        sys.exit(_execute(graph, given))
+
+
+@click.command(
+    epilog="Examples:\n\n"
+    "\b\n"
+    "  qgexec submit -b REPO -g graph.qg --model slurm --resources site.yaml\n"
+    "  qgexec status qgexec-runs/RUN    (from any machine that sees it)"
+)
+@options.repository
+@options.graph_and_collections
+@options.building
+@options.initialization
+@options.run_dir
+@options.execution
+@options.resources
+@options.dry_run
+def submit(*, dry_run: bool, **given: Any) -> None:
+    """Leave a quantum graph to a batch system, and do not wait for it.
+
+    The options are those of `qgexec run`. Prints the run directory: qgexec status,
+    report, log, cancel and resume take it from there. The last job takes the
+    outputs into the registry.
+
+    Exit codes: 0 submitted, 2 wrong use or bad input; nothing was submitted then.
+    """
+    graph = _graph_of(given)
+    if dry_run:
+        _rehearse(graph, given)
         return
-    given |= {"model": model, "summary": summary, "config": config}
-    sys.exit(_execute(graph, given))
+    with _executor(given) as executor:
+        run_dir = executor.submit(graph)
+    if not executor.has_left:
+        sys.exit(conclude(executor, 0, None, summary=given["summary"]))
+    click.echo(run_dir)
+
+
+def _graph_of(given: dict[str, Any], *, init_only: bool = False) -> str:
+    """Check the options, leave in ``given`` what executing takes, and return the graph, built if need be."""
+    graph: str | None = given.pop("graph")
+    building = _Building(
+        *(given.pop(name) for name in ("pipeline", "data_query", "config", "config_file", "save_qgraph"))
+    )
+    _check_use(graph, building, given, init_only=init_only)
+    _check_files({"--summary": given["summary"], "--save-qgraph": building.save_qgraph})
+    given["config"] = options.run_config(given)
+    given["model"] = given["model"] or default_model(given["processes"])
+    if not init_only:
+        warm_up(given["model"], implicit_threads=given["enable_implicit_threading"])
+    return graph or _build(building, given)
 
 
 @click.command(epilog="Example:  qgexec init -b REPO -g graph.qg --register-dataset-types")
@@ -191,11 +232,38 @@ def _init(graph: str, given: dict[str, Any]) -> None:
 
 def _execute(graph: str, given: dict[str, Any]) -> int:
     """Execute a graph, say what became of it, and return the exit code."""
+    with _executor(given) as executor:
+        code, broken = outcome_of(lambda: executor.execute(graph))
+    return conclude(executor, code, broken, summary=given["summary"])
+
+
+def _rehearse(graph: str, given: dict[str, Any]) -> None:
+    """Write what would be submitted, and print what it is."""
+    from qgexec.reports.rehearsal import format_rehearsal
+
+    with _executor(given) as executor:
+        found = executor.rehearse(graph)
+    text = format_rehearsal(
+        found.batch_round,
+        found.calls,
+        found.forecast,
+        n_files=found.n_files,
+        n_bytes=found.n_bytes,
+        remarks=found.remarks,
+        width=terminal_width(),
+    )
+    print_text(text)
+
+
+@contextmanager
+def _executor(given: dict[str, Any]) -> Iterator[GraphExecutor]:
+    """Give an executor for these options, and show how far it is until the block ends."""
     from qgexec.api import GraphExecutor
     from qgexec.cli.display import Display
+    from qgexec.models.registry import facts_of
 
-    with Display() as display:
-        executor = GraphExecutor(
+    with Display(survives=facts_of(given["model"]).survives_driver) as display:
+        yield GraphExecutor(
             given["repository"],
             model=given["model"],
             processes=given["processes"],
@@ -214,5 +282,3 @@ def _execute(graph: str, given: dict[str, Any]) -> int:
             interrupted=display.interrupted,
             tell=display.show_now,
         )
-        code, broken = outcome_of(lambda: executor.execute(graph))
-    return conclude(executor, code, broken, summary=given["summary"])

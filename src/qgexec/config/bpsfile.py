@@ -8,36 +8,33 @@ BPS's own defaults are not read: only what is written in a file is a request.
 from __future__ import annotations
 
 import math
-import re
 import shlex
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
+from qgexec.config.batchfile import CLUSTER_KEYS, JOB_KEYS, JOB_KEYS_OF_TASKS, read_batch
 from qgexec.config.bpskeys import BATCH_KEYS
 from qgexec.config.runconfig import RunConfig, TaskSettings
-from qgexec.config.yamlfile import Node, Place, Scalar, merged, read_yaml, resolve, variables_in
+from qgexec.config.values import Layers, Reader, Value, first, listed, mebibytes, one, seconds, section_of
+from qgexec.config.yamlfile import Node, Place, merged, read_yaml, resolve, variables_in
 from qgexec.errors import UsageError
 
 __all__ = ["read_config"]
 
-_MIB = 2**20
-"""Bytes in what BPS calls a MB: its 2048 are documented as 2 GiB, and HTCondor counts so."""
 
-_Layers = Sequence[Mapping[str, Node]]
-"""Sections in which a key is looked for, the first that has it counts."""
-
-
-def read_config(paths: Iterable[str | Path]) -> RunConfig:
-    """Read files with resources and retries, as BPS has them.
+def read_config(paths: Iterable[str | Path], *, site: str | None = None) -> RunConfig:
+    """Read files with resources, retries and what batch jobs are given, as BPS has them.
 
     Parameters
     ----------
     paths
         The files; where two say the same thing the later one counts.
+    site
+        The section below ``site:`` that holds, whatever they say of ``computeSite``.
 
     Returns
     -------
@@ -47,69 +44,44 @@ def read_config(paths: Iterable[str | Path]) -> RunConfig:
     Raises
     ------
     qgexec.errors.UsageError
-        A file cannot be read, or a value makes no sense: the message begins with file and line.
+        A file cannot be read, or a value makes no sense: the message begins with file and line. Or
+        there is no such site.
     """
     roots = [read_yaml(path) for path in paths]
-    if not roots:
+    if not roots and site is None:
         return RunConfig()
+    roots = roots or [Node({}, Place("", 0))]
     root = roots[0]
     for later in roots[1:]:
         root = merged(root, later)
-    return _interpret(root)
+    return _interpret(root if site is None else _at_site(root, site))
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """A value that is read: where it stands, by which name, and its text with all variables replaced."""
-
-    name: str
-    node: Node
-    scalar: Scalar
-
-    def refused(self, expected: str, example: str) -> UsageError:
-        """Return the error to raise."""
-        return UsageError(
-            f"{self.node.place}: {self.name} is {self.scalar!r}, which is not {expected}",
-            hint=f"Write for example `{self.name.rpartition(': ')[2]}: {example}`.",
-        )
-
-    def number(self) -> float:
-        """Return it as a number; not a number where it is none."""
-        if isinstance(self.scalar, bool) or self.scalar is None:
-            return math.nan
-        try:
-            return float(self.scalar)
-        except (ValueError, OverflowError):
-            return math.nan
-
-    def whole(self, least: int, expected: str, example: str) -> int:
-        """Return it as a whole number."""
-        number = self.number()
-        if not (least <= number < math.inf and number == int(number)):
-            raise self.refused(expected, example)
-        return int(number)
+def _at_site(root: Node, site: str) -> Node:
+    """Return the configuration with another site chosen."""
+    known = sorted(section_of(root.section, "site"))
+    if site not in known:
+        there = f"Known are: {', '.join(known)}." if known else "No file has a section `site`."
+        raise UsageError(f"there is no site {site!r} in the configuration", hint=there)
+    return replace(root, content={**root.section, "computeSite": Node(site, root.place)})
 
 
-def _cores(value: _Value) -> int:
+def _cores(value: Value) -> int:
     return value.whole(1, "a number of cores", "4")
 
 
-def _mebibytes(value: _Value) -> int:
-    return _MIB * value.whole(1, "a whole number of MB (1 MB is 1024 * 1024 bytes here, as in BPS)", "4096")
-
-
-def _times(value: _Value) -> int:
+def _times(value: Value) -> int:
     return value.whole(0, "a number of retries", "2")
 
 
-def _factor(value: _Value) -> float:
+def _factor(value: Value) -> float:
     number = value.number()
     if not 0 < number < math.inf:
         raise value.refused("a factor (1 for no growth)", "2")
     return number
 
 
-def _yes_or_no(value: _Value) -> bool:
+def _yes_or_no(value: Value) -> bool:
     known = {"true": True, "false": False}
     answer = known.get(str(value.scalar).lower())
     if answer is None:
@@ -117,34 +89,10 @@ def _yes_or_no(value: _Value) -> bool:
     return answer
 
 
-def _seconds(value: _Value) -> float:
-    number = value.number()
-    if isinstance(value.scalar, str) and re.fullmatch(r"\d+(:[0-5]?\d){1,2}", value.scalar):
-        number = 0.0
-        for part in value.scalar.split(":"):
-            number = 60 * number + int(part)
-    if not 0 < number < math.inf:
-        raise value.refused("a time in seconds (or hours:minutes:seconds)", "3600")
-    return number
-
-
-_Reader = Callable[[str, Node, _Layers], Any]
-"""Reads what stands under a key, for which it is given the key's name and where to look for variables."""
-
-
-def _one(read: Callable[[_Value], Any]) -> _Reader:
-    """Return the reader of a key with one value."""
-
-    def reader(name: str, node: Node, layers: _Layers) -> Any:
-        return None if node.content is None else read(_Value(name, node, resolve(node, layers)))
-
-    return reader
-
-
-def _table(read_key: Callable[[str], str | int | None], expected: str) -> _Reader:
+def _table(read_key: Callable[[str], str | int | None], expected: str) -> Reader:
     """Return the reader of a key with a table of retries."""
 
-    def reader(name: str, node: Node, layers: _Layers) -> Any:
+    def reader(name: str, node: Node, layers: Layers) -> Any:
         if node.content is None:
             return None
         table = {}
@@ -152,19 +100,17 @@ def _table(read_key: Callable[[str], str | int | None], expected: str) -> _Reade
             key = read_key(text)
             if key is None:
                 raise UsageError(f"{number.place}: {name}: {text} is not {expected}")
-            table[key] = _times(_Value(f"{name}: {text}", number, resolve(number, layers)))
+            table[key] = _times(Value(f"{name}: {text}", number, resolve(number, layers)))
         return table
 
     return reader
 
 
-def _exit_codes(name: str, node: Node, layers: _Layers) -> list[int] | None:
+def _exit_codes(name: str, node: Node, layers: Layers) -> list[int] | None:
     """Read one exit code, or a list of them."""
     if node.content is None:
         return None
-    several = isinstance(node.content, Sequence) and not isinstance(node.content, str)
-    codes = cast("Sequence[Node]", node.content) if several else [node]
-    values = [_Value(name, code, resolve(code, layers)) for code in codes]
+    values = [Value(name, code, resolve(code, layers)) for code in listed(node)]
     return [value.whole(0, "an exit code or a list of them", "[1, 2]") for value in values]
 
 
@@ -182,25 +128,25 @@ def _signal(text: str) -> int | None:
     return next((int(known) for known in signal.Signals if known.name == text), None)
 
 
-_READERS: dict[str, tuple[str, _Reader]] = {
-    "requestCpus": ("cores", _one(_cores)),
-    "requestMemory": ("memory_bytes", _one(_mebibytes)),
-    "requestMemoryMax": ("memory_max_bytes", _one(_mebibytes)),
-    "memoryLimit": ("memory_limit_bytes", _one(_mebibytes)),
-    "memoryMultiplier": ("memory_multiplier", _one(_factor)),
-    "enforceMemory": ("enforce_memory", _one(_yes_or_no)),
-    "requestWalltime": ("timeout_s", _one(_seconds)),
-    "numberOfRetries": ("n_retries", _one(_times)),
+_READERS: dict[str, tuple[str, Reader]] = {
+    "requestCpus": ("cores", one(_cores)),
+    "requestMemory": ("memory_bytes", one(mebibytes)),
+    "requestMemoryMax": ("memory_max_bytes", one(mebibytes)),
+    "memoryLimit": ("memory_limit_bytes", one(mebibytes)),
+    "memoryMultiplier": ("memory_multiplier", one(_factor)),
+    "enforceMemory": ("enforce_memory", one(_yes_or_no)),
+    "requestWalltime": ("timeout_s", one(seconds)),
+    "numberOfRetries": ("n_retries", one(_times)),
     "retryUnlessExit": ("retry_unless_exit", _exit_codes),
 }
 """Keys that mean something here: their names in `TaskSettings`, and what reads them."""
 
 _RETRIES = "retries"
 
-_RETRY_READERS: dict[str, tuple[str, _Reader]] = {
-    "lost": ("lost", _one(_times)),
-    "outOfMemory": ("out_of_memory", _one(_times)),
-    "timeLimit": ("timed_out", _one(_times)),
+_RETRY_READERS: dict[str, tuple[str, Reader]] = {
+    "lost": ("lost", one(_times)),
+    "outOfMemory": ("out_of_memory", one(_times)),
+    "timeLimit": ("timed_out", one(_times)),
     "exceptions": ("exceptions", _table(_exception, "the name of an exception, as OSError")),
     "exitCodes": ("exit_codes", _table(_exit_code, "an exit code from 0 to 255")),
     "signals": ("signals", _table(_signal, "the name of a signal, as SIGSEGV, or its number")),
@@ -213,11 +159,11 @@ _OUR_KEYS = frozenset({*_READERS, _RETRIES, _TASK_OPTIONS})
 
 
 def _interpret(root: Node) -> RunConfig:
-    top, payload = root.section, _section(root.section, "payload")
+    top, payload = root.section, section_of(root.section, "payload")
     general = [_part(top, "site", "computeSite"), _part(top, "cloud", "computeCloud"), top]
     common = _said([payload, *general])
     tasks = {}
-    for label, node in _section(top, "pipetask").items():
+    for label, node in section_of(top, "pipetask").items():
         own = node.section
         layers = [payload, own, *general]
         # What stands elsewhere is another value for this task if a variable in it is the task's own.
@@ -227,22 +173,25 @@ def _interpret(root: Node) -> RunConfig:
     return RunConfig(
         cast("TaskSettings", common),
         {label: cast("TaskSettings", said) for label, said in tasks.items()},
+        read_batch(top, [payload, *general]),
         tuple(_unknown(root)),
     )
-
-
-def _section(of: Mapping[str, Node], key: str) -> Mapping[str, Node]:
-    return of[key].section if key in of else {}
 
 
 def _part(top: Mapping[str, Node], key: str, chooser: str) -> Mapping[str, Node]:
     """Return the section of the site or cloud that the file chooses."""
     if key not in top or chooser not in top:
         return {}
-    return _section(top[key].section, str(resolve(top[chooser], [top])))
+    section = section_of(top[key].section, str(resolve(top[chooser], [top])))
+    # The sites of BPS's Parsl plug-in have single values under these names, which mean something else.
+    return {
+        name: node
+        for name, node in section.items()
+        if name not in (_RETRIES, "environment") or node.content is None or isinstance(node.content, Mapping)
+    }
 
 
-def _said(sections: _Layers, layers: _Layers | None = None) -> dict[str, Any]:
+def _said(sections: Layers, layers: Layers | None = None) -> dict[str, Any]:
     """Return what these sections say, by the names in `TaskSettings`.
 
     Parameters
@@ -255,19 +204,15 @@ def _said(sections: _Layers, layers: _Layers | None = None) -> dict[str, Any]:
     layers = sections if layers is None else layers
     said: dict[str, Any] = {}
     for key, (name, read) in _READERS.items():
-        if (node := _first(sections, key)) is not None:
+        if (node := first(sections, key)) is not None:
             said[name] = read(key, node, layers)
-    retries = [_section(section, _RETRIES) for section in sections]
+    retries = [section_of(section, _RETRIES) for section in sections]
     for key, (name, read) in _RETRY_READERS.items():
-        if (node := _first(retries, key)) is not None:
+        if (node := first(retries, key)) is not None:
             said[name] = read(f"{_RETRIES}: {key}", node, layers)
-    if (node := _first(sections, _TASK_OPTIONS)) is not None:
+    if (node := first(sections, _TASK_OPTIONS)) is not None:
         said["other_options"] = _not_taken(node, said.get("cores"))
     return said
-
-
-def _first(sections: _Layers, key: str) -> Node | None:
-    return next((section[key] for section in sections if key in section), None)
 
 
 def _not_taken(node: Node, cores: int | None) -> str | None:
@@ -292,17 +237,38 @@ def _unknown(root: Node) -> Iterator[str]:
     """Yield the name of each key that means nothing, and where it is."""
     used = variables_in(root)
     top = root.section
-    tasks = [node for node in _section(top, "pipetask").values() if isinstance(node.content, Mapping)]
-    for node in (root, *tasks):
-        for key, value in node.section.items():
-            if key not in BATCH_KEYS | _OUR_KEYS | used:
-                yield _described(key, value.place, BATCH_KEYS | _OUR_KEYS)
-        for key, value in _section(node.section, _RETRIES).items():
+    tasks = _sections_in(top, "pipetask")
+    known, known_of_task = (BATCH_KEYS | _OUR_KEYS | keys for keys in (JOB_KEYS, JOB_KEYS_OF_TASKS))
+    site = _part(top, "site", "computeSite")
+    places = [(top, known), (site if "class" not in site else {}, known)]
+    for section, keys in (*places, *((node.section, known_of_task) for node in tasks)):
+        for key, value in section.items():
+            if key in JOB_KEYS - keys:
+                yield f"{key} ({value.place}; not taken for a single task)"
+            elif key not in keys | used:
+                yield _described(key, value.place, keys)
+        for key, value in section_of(section, _RETRIES).items():
             if key not in _RETRY_READERS:
                 yield _described(key, value.place, _RETRY_READERS)
-    for node in (root, *tasks, *(top[key] for key in ("pipetask",) if key in top)):
+    clusters = _sections_in(top, "cluster")
+    for node in clusters:
+        yield from _unknown_of_cluster(node.section, used)
+    sections = (top[key] for key in ("pipetask", "cluster") if key in top)
+    for node in (root, *tasks, *clusters, *sections):
         for key, place in node.repeated:
             yield f"{key} ({place}; it stood there before, this one counts)"
+
+
+def _unknown_of_cluster(section: Mapping[str, Node], used: Collection[str]) -> Iterator[str]:
+    for key, value in section.items():
+        if key in BATCH_KEYS | _OUR_KEYS | JOB_KEYS:
+            yield f"{key} ({value.place}; not taken for a cluster: its jobs are given what their quanta are)"
+        elif key not in CLUSTER_KEYS and key not in used:
+            yield _described(key, value.place, CLUSTER_KEYS)
+
+
+def _sections_in(top: Mapping[str, Node], key: str) -> list[Node]:
+    return [node for node in section_of(top, key).values() if isinstance(node.content, Mapping)]
 
 
 def _described(key: str, place: Place, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Names of BPS's own keys that say nothing about what a quantum may use: nobody is warned of them."""
+"""Names of BPS's own keys that mean nothing here: nobody is warned of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["BATCH_KEYS"]
 
 _BY_PURPOSE = {
     "sections": """
-        payload pipetask cluster site cloud finalJob customJob executionButler environment ordering
+        payload pipetask site cloud customJob executionButler ordering
         bps_defined bps_cmdline parsl provisioning profile attrs current
     """,
     "what is run, on which data, under which name": """
@@ -28,9 +28,9 @@ _BY_PURPOSE = {
         saveClusteredQgraph validateClusteredQgraph overwriteJobFiles workflowName workflowPath
     """,
     "jobs, sites and queues": """
-        wmsServiceClass wmsConfig wmsAttemptNum computeSite computeCloud computingCloud queue priority
-        category accountingGroup accountingUser mailTo whenToMail concurrencyLimit preemptible nodeset
-        requestDisk executeMachinesPattern releaseExpr abortOnValue abortReturnValue clusterAlgorithm
+        wmsServiceClass wmsConfig wmsAttemptNum computeCloud computingCloud priority
+        category mailTo whenToMail concurrencyLimit preemptible nodeset
+        requestDisk executeMachinesPattern releaseExpr abortOnValue abortReturnValue
     """,
     "HTCondor": """
         provisionResources provisioningNodeCount provisioningMaxWallTime provisioningMaxIdleTime

@@ -1,4 +1,4 @@
-"""Owns what was said about tasks' resources and retries, and what it means for a run; reads no file.
+"""Owns what was said about resources, retries and batch jobs, and what it means for a run; reads no file.
 
 What is said about one task wins over what is said about all; of two that say the same
 thing the later one counts, key by key.
@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict, cast
 
+from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.units import size_text
 from qgexec.quantum import Resources
 from qgexec.scheduling.policy import Policy, Retries, TaskRules
@@ -63,13 +64,16 @@ _BY_NUMBER = ("exit_codes", "signals")
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """What was said about resources and retries, in files and options."""
+    """What was said about resources, retries and batch jobs, in files and options."""
 
     common: TaskSettings = field(default_factory=TaskSettings)
     """For all tasks."""
 
     tasks: Mapping[str, TaskSettings] = field(default_factory=dict)
     """By task label; labels that are in no graph do no harm."""
+
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    """For batch jobs."""
 
     unknown: tuple[str, ...] = field(default=(), compare=False)
     """What files said that means nothing: name and place. Not kept with the run: it has been told then."""
@@ -86,20 +90,30 @@ class RunConfig:
         tasks = dict(self.tasks)
         for label, settings in later.tasks.items():
             tasks[label] = _over(tasks.get(label, {}), settings)
-        return RunConfig(_over(self.common, later.common), tasks, self.unknown + later.unknown)
+        return RunConfig(
+            _over(self.common, later.common),
+            tasks,
+            self.batch.updated(later.batch),
+            self.unknown + later.unknown,
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``common`` and ``tasks`` as JSON can hold them."""
+        """Return ``common``, ``tasks`` and ``batch`` as JSON can hold them."""
         return {
             "common": _to_json(self.common),
             "tasks": {label: _to_json(settings) for label, settings in self.tasks.items()},
+            "batch": self.batch.to_json(),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return what `to_json` gave; KeyError, TypeError or ValueError where it is something else."""
+        """Return what `to_json` gave; KeyError, TypeError or ValueError where it is something else.
+
+        Runs of before there were batch systems say nothing about them.
+        """
         tasks = {str(label): _from_json(settings) for label, settings in dict(values["tasks"]).items()}
-        return cls(_from_json(values["common"]), tasks)
+        batch = BatchSettings.from_json(values.get("batch", {}))
+        return cls(_from_json(values["common"]), tasks, batch=batch)
 
 
 def make_policy(

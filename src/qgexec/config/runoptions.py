@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from qgexec.config.runconfig import RunConfig
+from qgexec.config.runconfig import RunConfig, make_policy
 from qgexec.errors import UsageError
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.policy import Policy
 
 __all__ = ["RunOptions"]
 
@@ -76,6 +78,24 @@ class RunOptions:
                 hint="Give for example 20 or 5%.",
             )
         return max(1, math.ceil(value / 100 * n_quanta)) if percent else int(value)
+
+    def policy(self, plan: Plan, *, machine_memory_bytes: int | None) -> Policy:
+        """Return what the options mean for a plan.
+
+        Parameters
+        ----------
+        plan
+            The run's.
+        machine_memory_bytes
+            The most that one quantum can get; `None` where that is not known.
+        """
+        return make_policy(
+            self.config,
+            plan.labels,
+            fail_fast=self.fail_fast,
+            max_failures=self.most_failures(len(plan)),
+            machine_memory_bytes=machine_memory_bytes,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the options by their names, as JSON can hold them."""

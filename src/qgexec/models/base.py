@@ -16,8 +16,12 @@ from typing import Protocol, runtime_checkable
 
 from qgexec.events import Event
 from qgexec.quantum import Attempt, Quanta, Resources, RunContext
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.policy import Policy
+from qgexec.scheduling.states import State
+from qgexec.scheduling.troubles import Past
 
-__all__ = ["Bench", "BenchOpener", "ExecutionModel", "ModelFacts", "Run", "SimpleModel"]
+__all__ = ["Bench", "BenchOpener", "ExecutionModel", "Ledger", "ModelFacts", "Run", "SimpleModel"]
 
 
 class Bench(Protocol):
@@ -56,6 +60,41 @@ class ModelFacts:
     enforces_memory: bool = False
     """Attempts over their memory limit are ended, with `AttemptOutOfMemory`."""
 
+    orders_itself: bool = False
+    """It is given all quanta that are left at once, and starts each as its prerequisites have ended: it tells
+    of `AttemptStarted` itself, and its events say whether another attempt follows. Its capacity is not
+    0 only while it has nothing in hand."""
+
+    survives_driver: bool = False
+    """What it has in hand goes on when it is closed without ``cancel``, or its driver dies; the next driver
+    that opens it is told what became of that."""
+
+
+class Ledger(Protocol):
+    """What the loop knows of the quanta, to be read by models that order the work themselves."""
+
+    @property
+    def plan(self) -> Plan:
+        """The quanta."""
+        ...
+
+    @property
+    def policy(self) -> Policy:
+        """What quanta may use, and what is done about failures."""
+        ...
+
+    def state(self, index: int) -> State:
+        """Return the state of a quantum."""
+        ...
+
+    def attempts(self, index: int) -> int:
+        """Return the number of attempts at a quantum so far, the running one included."""
+        ...
+
+    def past(self, index: int) -> Past:
+        """Return what earlier attempts at a quantum have cost."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -78,6 +117,12 @@ class Run:
 
     implicit_threads: bool = False
     """Leave numerical libraries their own threads."""
+
+    worker_prefix: str = ""
+    """What the names of workers begin with, where several drivers share the folder of logs."""
+
+    ledger: Ledger | None = None
+    """What the loop knows of the quanta, for models that order the work themselves; to be read only."""
 
     def open_bench(self) -> Bench:
         """Open a bench in this process."""

@@ -388,7 +388,7 @@ class Pool:
     def _start_worker(self, label: str | None) -> Worker:
         run = self._opened()
         number = self._last_number + 1
-        name = f"worker-{number:04d}"
+        name = f"{run.worker_prefix}worker-{number:04d}"
         rules = WorkRules(str(stack_file(run.logs, name)), self.settings.growth_bytes)
         process = start_process(
             work,

@@ -12,7 +12,7 @@ from typing import Any
 from qgexec.errors import ModelError, UsageError
 from qgexec.models.base import ExecutionModel, ModelFacts, SimpleModel
 
-__all__ = ["GROUP", "Model", "ModelEntry", "find_model", "list_models"]
+__all__ = ["GROUP", "Model", "ModelEntry", "facts_of", "find_model", "list_models", "takes_setting"]
 
 GROUP = "qgexec.execution_models"
 """Entry point group; each entry names a class."""
@@ -77,6 +77,18 @@ def find_model(model: str | type[Model] | Model, **settings: Any) -> Model:
             hint="Give the settings to its constructor, or give the class instead of an instance.",
         )
     return _check(model, type(model).__qualname__)
+
+
+def facts_of(name: str) -> ModelFacts:
+    """Return what a model says of itself, by its name; raises as `find_model`."""
+    facts = getattr(_load(name), "facts", None)
+    return facts if isinstance(facts, ModelFacts) else ModelFacts()
+
+
+def takes_setting(model: str | type[Model] | Model, name: str) -> bool:
+    """Return whether a model that is still to be made has a setting of this name; raises as `find_model`."""
+    cls = _load(model) if isinstance(model, str) else model
+    return isinstance(cls, type) and name in _settings(cls)
 
 
 def _entries() -> Mapping[str, EntryPoint]:

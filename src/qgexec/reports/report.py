@@ -7,29 +7,34 @@ neither the graph nor the stack.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from qgexec.batch.journals import JobJournals
+from qgexec.batch.rounds import last_round
 from qgexec.books.holder import driver_is_alive
 from qgexec.books.journal import read_detail
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.errors import JournalError
 from qgexec.events import EndReason, RunStarted, StopReason
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum, group_failures
 from qgexec.reports.fold import Fold, TaskReport, total_of
 from qgexec.reports.snapshot import read_fold
+from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.states import State
 
-__all__ = ["REPORT_VERSION", "RunReport", "RunState", "read_report"]
+__all__ = ["REPORT_VERSION", "RunReport", "RunState", "Submission", "read_report"]
 
 REPORT_VERSION = 2
 """Version of `RunReport.to_json`.
 
 1: the first.
 2: ``causes``, ``retried``; each failure has its ``attempts`` instead of what was known of the last one.
+   Since then ``submitted`` has come in, and the state "submitted".
 """
 
 _LONGEST_STACK = 100_000
@@ -57,6 +62,9 @@ class RunState(Enum):
     STOPPED = "stopped"
     """It was told to stop; quanta that could run are left."""
 
+    SUBMITTED = "submitted"
+    """A batch system has what was left, and needs no driver."""
+
     BROKEN = "broken"
     """The execution model, the registry or the disk failed under it."""
 
@@ -66,6 +74,21 @@ _ENDED_STATES = {
     EndReason.STOPPED: RunState.STOPPED,
     EndReason.BROKEN: RunState.BROKEN,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A round of batch jobs that is not yet closed."""
+
+    model: str
+    """Name of the execution model."""
+    number: int
+    """Number of the round, from 1."""
+    name: str
+    """What it is called in the batch system."""
+    n_jobs: int
+    ticket: Mapping[str, Any] | None
+    """What the batch system finds it by; `None` while that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +110,8 @@ class RunReport:
     """In the order of the plan's labels."""
     total: TaskReport
     """All tasks together."""
+    submitted: Submission | None
+    """What a batch system has in hand; `None` where nothing was submitted, or all of it is in the books."""
     failures: tuple[TroubledQuantum, ...]
     """Quanta that failed, in the order of their indices."""
     retried: tuple[TroubledQuantum, ...]
@@ -134,6 +159,7 @@ class RunReport:
             - ``state`` (value of `RunState`), ``stop_reason`` (value of `StopReason` or null),
               ``all_succeeded``, ``last_event_at``, ``wall_s``;
             - ``driver``: null, or ``at``, ``host``, ``pid``, ``pid_started_at``, ``model``, ``n_quanta``;
+            - ``submitted``: null, or the attributes of `Submission`;
             - ``tasks`` (a list) and ``total``: the attributes of `TaskReport`;
             - ``causes``: a list of ``ended``, ``exception_type``, ``where``, ``exit_code``, ``message``
               (see `qgexec.reports.failures.FailureGroup`), ``n_quanta``, ``n_blocked``, ``quanta`` (indices)
@@ -157,6 +183,7 @@ class RunReport:
             "last_event_at": self.last_event_at,
             "wall_s": self.wall_s,
             "driver": self.driver and asdict(self.driver),
+            "submitted": self.submitted and asdict(self.submitted),
             "tasks": [asdict(task) for task in self.tasks],
             "total": asdict(self.total),
             "causes": [_group_to_json(group) for group in self.causes()],
@@ -214,28 +241,46 @@ def read_report(
     """
     found = RunDir.open(run_dir)
     settings = found.read_settings()
-    fold = read_fold(found.journal, found.load_plan(), found.snapshot_file)
+    plan = found.load_plan()
+    fold = read_fold(found.journal, plan, found.snapshot_file)
+    submitted = _add_jobs(found, plan, fold)
     tasks = fold.tasks()
     troubled = fold.troubled(_Kept(found))
     return RunReport(
         run_dir=found,
         settings=settings,
-        state=_state(fold, is_alive),
+        state=_state(fold, is_alive, submitted),
         stop_reason=fold.stop_reason,
         driver=fold.driver,
         last_event_at=fold.last_event_at,
         wall_s=fold.wall_s,
         tasks=tasks,
         total=total_of(tasks),
+        submitted=submitted,
         failures=tuple(quantum for quantum in troubled if quantum.state is State.FAILED),
         retried=tuple(quantum for quantum in troubled if quantum.state is not State.FAILED),
     )
 
 
-def _state(fold: Fold, is_alive: Callable[[RunStarted], bool | None]) -> RunState:
+def _add_jobs(run_dir: RunDir, plan: Plan, fold: Fold) -> Submission | None:
+    """Fold in what batch jobs have said that no driver has recorded yet; return what they belong to."""
+    pending = last_round(run_dir)
+    if pending is None or pending.is_closed:
+        return None
+    journals = JobJournals(pending, plan, fold.scheduler.state, fold.scheduler.attempts)
+    for event in journals.read():
+        fold.apply(event)
+    return Submission(pending.model, pending.number, pending.name, len(pending.jobs), pending.ticket)
+
+
+def _state(
+    fold: Fold, is_alive: Callable[[RunStarted], bool | None], submitted: Submission | None
+) -> RunState:
     if fold.driver is None:
         return RunState.NOT_STARTED
     if fold.end is not None:
+        if submitted is not None:
+            return RunState.SUBMITTED
         return _ENDED_STATES[fold.end]
     match is_alive(fold.driver):
         case True:

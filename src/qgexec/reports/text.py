@@ -86,6 +86,10 @@ def _head(report: RunReport) -> list[str]:
             f"Model          {printable(f'{driver.model}, process {driver.pid} on {driver.host}')}",
             f"Began          {datetime.fromtimestamp(driver.at, UTC):%Y-%m-%d %H:%M:%S} UTC",
         ]
+    if (submitted := report.submitted) is not None:
+        ids = ", ".join(f"{key} {value}" for key, value in (submitted.ticket or {}).items())
+        where = f"{submitted.model}, {submitted.n_jobs} jobs as {submitted.name}"
+        lines.append(f"Submitted to   {printable(where)}{printable(f' ({ids})' if ids else '')}")
     wall, inside = duration_text(report.wall_s), duration_text(report.total.quantum_s)
     return [*lines, f"Time           {wall} wall, {inside} in quanta"]
 

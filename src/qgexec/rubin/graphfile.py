@@ -32,7 +32,8 @@ from qgexec.rubin.inputrecords import attach_records, check_known, look_for_reco
 from qgexec.rubin.qgfile import QgFile
 from qgexec.rubin.repository import open_butler
 from qgexec.rubin.thingraph import ThinGraph, parse_thin_graph
-from qgexec.scheduling.plan import DataIds, Plan, find_quanta
+from qgexec.scheduling.dataids import DataIds
+from qgexec.scheduling.plan import Plan, find_quanta
 
 __all__ = [
     "GraphFile",

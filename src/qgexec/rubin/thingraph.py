@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qgexec.scheduling.plan import DataIds
+from qgexec.scheduling.dataids import DataIds
 
 __all__ = ["ThinGraph", "parse_thin_graph"]
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from qgexec.errors import GraphError
 from qgexec.quantum import DataIdValue, QuantumNode, QuantumSource
+from qgexec.scheduling.dataids import DataIds
 from qgexec.scheduling.topology import (
     Edges,
     Ints,
@@ -30,7 +31,7 @@ from qgexec.scheduling.topology import (
     unique_edges,
 )
 
-__all__ = ["DataIds", "Plan", "find_quanta"]
+__all__ = ["Plan", "find_quanta"]
 
 _FORMAT = "qgexec-plan"
 
@@ -41,55 +42,6 @@ _VERSION = 1
 """
 
 _LONGEST_CYCLE_SHOWN = 8
-
-
-class DataIds:
-    """The data IDs of many quanta, without dimension names, in one piece of memory.
-
-    Parameters
-    ----------
-    text
-        The values of each quantum as a JSON array, one after another, ASCII:
-        ``["LSSTCam",4]["LSSTCam",5]``.
-    offsets
-        Where each array begins in ``text``, and at the end where the last one
-        ends; shape ``(n + 1,)``.
-
-    Raises
-    ------
-    qgexec.errors.GraphError
-        The text is larger than 4 GiB.
-    """
-
-    __slots__ = ("offsets", "text")
-
-    def __init__(self, text: bytes, offsets: npt.ArrayLike) -> None:
-        self.text = text
-        self.offsets = int_array("I", np.asarray(offsets))
-
-    @classmethod
-    def pack(cls, data_ids: Iterable[Sequence[DataIdValue]]) -> DataIds:
-        """Pack data-ID values, in the order of the dimensions of each quantum's task; about 2 us each."""
-        encode = json.JSONEncoder(separators=(",", ":")).encode
-        texts = [encode(list(values)).encode("ascii") for values in data_ids]
-        return cls(b"".join(texts), np.cumsum([0, *map(len, texts)], dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, position: int) -> list[DataIdValue]:
-        offsets = self.offsets
-        values: list[DataIdValue] = json.loads(
-            self.text[offsets[position] : offsets[position + 1]].decode("ascii")
-        )
-        return values
-
-    def taken(self, order: Ints) -> DataIds:
-        """Return the data IDs at these positions."""
-        text, offsets = self.text, self.offsets
-        lengths = np.diff(np.asarray(offsets, dtype=np.int64))[order]
-        pieces = b"".join([text[offsets[i] : offsets[i + 1]] for i in order.tolist()])
-        return DataIds(pieces, np.concatenate(([0], np.cumsum(lengths))))
 
 
 class Plan:
@@ -349,6 +301,29 @@ class Plan:
             predecessors=np.concatenate((predecessors, added[:, 0])),
             successors=np.concatenate((successors, added[:, 1])),
             source=self._source,
+        )
+
+    def part(self, indices: Ints) -> Plan:
+        """Return a plan of some quanta alone, numbered from 0, with the edges between them.
+
+        Parameters
+        ----------
+        indices
+            Which, ascending; shape ``(k,)``.
+        """
+        place = np.full(len(self), -1, dtype=np.int64)
+        place[indices] = np.arange(len(indices))
+        rows = [self.successors(index) for index in indices.tolist()]
+        predecessors = np.repeat(np.arange(len(indices)), [len(row) for row in rows])
+        successors = place[np.asarray([target for row in rows for target in row], dtype=np.int64)]
+        inside = successors >= 0
+        return Plan(
+            dict(zip(self.labels, self._dimensions, strict=True)),
+            np.asarray(self.label_codes)[indices],
+            b"".join([self._ids[16 * i : 16 * i + 16] for i in indices.tolist()]),
+            self._data_ids.taken(indices),
+            (predecessors[inside], successors[inside]),
+            self._source,
         )
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:

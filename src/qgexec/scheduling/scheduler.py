@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heapreplace
 from typing import cast
@@ -34,17 +34,20 @@ from qgexec.events import (
 )
 from qgexec.quantum import Attempt, Resources
 from qgexec.scheduling.plan import Plan
-from qgexec.scheduling.policy import Account, Policy
+from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.readyqueue import ReadyQueue, keys_of
 from qgexec.scheduling.states import (
     FINAL_STATES,
+    ILLEGAL,
     REOPENED,
     RETRIED,
     REVOKED,
     TRANSITIONS,
     State,
+    compile_moves,
     state_diagram,
 )
+from qgexec.scheduling.troubles import Past, Troubles
 
 __all__ = ["FINAL_STATES", "TRANSITIONS", "Scheduler", "State", "state_diagram"]
 
@@ -56,33 +59,13 @@ _EVENTS_OF_THE_RUN = frozenset(
 # A state in a bytearray is its position in State; an illegal move is a number that is no position.
 _STATES = tuple(State)
 _N_STATES = len(_STATES)
-_ILLEGAL = _N_STATES
 _WAITING, _READY, _RUNNING, _SUCCEEDED, _SKIPPED, _FAILED, _BLOCKED = range(_N_STATES)
 
 
-def _compile_moves(table: Mapping[tuple[State, type[AttemptEvent]], State]) -> dict[type[Event], bytes]:
-    """Return for each type of event the code of the next state at the code of each state."""
-    moves: dict[type[Event], bytes] = {}
-    for kind in dict.fromkeys(kind for _, kind in table):
-        following = (table.get((state, kind)) for state in _STATES)
-        moves[kind] = bytes(_ILLEGAL if state is None else _STATES.index(state) for state in following)
-    return moves
-
-
-_MOVES = _compile_moves(TRANSITIONS)
-_RETRY_MOVES = _compile_moves(RETRIED)
+_MOVES = compile_moves(TRANSITIONS)
+_RETRY_MOVES = compile_moves(RETRIED)
 _NOT_BEGUN = (_WAITING, _READY)
 _REOPENED = [_STATES.index(state) for state in REOPENED]
-
-
-class _Trouble:
-    """What a quantum that had an attempt end badly has cost."""
-
-    __slots__ = ("charged", "n_out_of_memory")
-
-    def __init__(self) -> None:
-        self.charged: dict[Account, int] = {}
-        self.n_out_of_memory = 0
 
 
 class Scheduler:
@@ -122,8 +105,8 @@ class Scheduler:
         self._checked_state: int | None = None
         self._n_failed = 0
         self._all_cores = sys.maxsize
-        self._troubles: dict[int, _Trouble] = {}
-        self._grown: dict[int, Resources] = {}
+        self._troubles = Troubles(plan, policy)
+        self._grown = self._troubles.grown
         self._rules = [policy.rules_of(label) for label in plan.labels]
         self._shared: dict[Resources, ReadyQueue] = {}
         self._queues = [
@@ -171,6 +154,27 @@ class Scheduler:
         """Return the number of attempts at a quantum so far, the running one included."""
         return self._attempts[index]
 
+    @property
+    def plan(self) -> Plan:
+        """The quanta."""
+        return self._plan
+
+    @property
+    def policy(self) -> Policy:
+        """What they may use, and what is done about failures."""
+        return self._policy
+
+    def past(self, index: int) -> Past:
+        """Return what is behind a quantum."""
+        return self._troubles.past(index, self._attempts[index])
+
+    def take_up(self, index: int, past: Past) -> None:
+        """Begin with what is behind a quantum; before any event about it."""
+        self._attempts[index] = past.n_attempts
+        self._troubles.take_up(index, past)
+        if self._states[index] == _READY:
+            self._queue_of(index).add(self._keys[index])  # where it stands now it is not seen any more
+
     def running(self) -> list[int]:
         """Return the indices of all running quanta, ascending; a fast scan of one byte per quantum."""
         return list(self._indices_in(_RUNNING))
@@ -206,9 +210,7 @@ class Scheduler:
             As `check` does.
         """
         self._next_state(event)
-        label = self._plan.label(event.index)
-        trouble = self._troubles.get(event.index) or _Trouble()
-        retried = self._policy.wants_retry(event, label, trouble.charged, trouble.n_out_of_memory)
+        retried = self._troubles.wants_retry(event)
         return event if retried == event.retried else replace(event, retried=retried)
 
     def check(self, event: Event) -> None:
@@ -247,7 +249,7 @@ class Scheduler:
         self._n_running -= 1
         if following == _READY:
             if type(event) is not AttemptReturned:
-                self._charge(cast("FailureEvent", event))
+                self._troubles.charge(cast("FailureEvent", event))
             self._make_ready(index)
             return
         self._move(index, following)
@@ -265,19 +267,8 @@ class Scheduler:
             case RunReopened(revoked=revoked):
                 self._reopen(revoked)
 
-    def _charge(self, event: FailureEvent) -> None:
-        """Note what an attempt that ended badly has cost its quantum."""
-        index = event.index
-        code = self._label_codes[index]
-        trouble = self._troubles.setdefault(index, _Trouble())
-        account, _ = self._policy.account(event, self._plan.labels[code])
-        trouble.charged[account] = trouble.charged.get(account, 0) + 1
-        if self._rules[code].ran_out_of_memory(event, trouble.n_out_of_memory):
-            trouble.n_out_of_memory += 1
-            self._grown[index] = self._rules[code].request_after(trouble.n_out_of_memory)
-
     def _fail(self, event: FailureEvent) -> None:
-        self._charge(event)
+        self._troubles.charge(event)
         self._n_failed += 1
         self._block_descendants(event.index)
         if self._wanted_stop is None:
@@ -298,8 +289,7 @@ class Scheduler:
             if not self._missing[index]:
                 self._make_ready(index)
         self._n_failed, self._wanted_stop = 0, None
-        for trouble in self._troubles.values():
-            trouble.charged.clear()  # but what is known about its memory is true of the next attempt, too
+        self._troubles.forgive()
 
     def select(self, capacity: Resources) -> list[Attempt]:
         """Choose what to start now.
@@ -363,6 +353,19 @@ class Scheduler:
                 heapreplace(heads, (following // n_quanta, less_memory, following, place))
         return attempts
 
+    def left(self) -> list[Attempt]:
+        """Return the next attempt at each quantum that has not ended and is not running, ascending.
+
+        For models that order the work themselves: quanta that wait are among them. Changes no state.
+        """
+        if self._stopping is not None:
+            return []
+        waiting = np.isin(np.frombuffer(self._states, dtype=np.uint8), _NOT_BEGUN)
+        return [
+            self._attempt(self._keys[index], self._rules[self._label_codes[index]].request)
+            for index in np.flatnonzero(waiting).tolist()
+        ]
+
     def stuck(self, capacity: Resources) -> str | None:
         """Say which quanta could never start, because one of them asks for more than the whole machine.
 
@@ -379,16 +382,16 @@ class Scheduler:
         """
         if self._n_running:
             return None
-        for code, n_left, request in self._left():
+        for code, n_left, request in self._left_by_request():
             needed = 0 if self._queues[code].alone else min(request.cores, self._all_cores)
-            if needed > capacity.cores or not _fits(request, capacity.memory_bytes):
+            if needed > capacity.cores or not request.fits_memory(capacity.memory_bytes):
                 return (
                     f"each of the {n_left} quanta of task {self._plan.labels[code]} that are left asks for "
-                    f"{_in_words(request)}, but there is no more than {_in_words(capacity)}"
+                    f"{request}, but there is no more than {capacity}"
                 )
         return None
 
-    def _left(self) -> Iterator[tuple[int, int, Resources]]:
+    def _left_by_request(self) -> Iterator[tuple[int, int, Resources]]:
         """Yield label codes, and how many of such quanta that have not begun ask for how much."""
         for code, rules in enumerate(self._rules):
             row = _N_STATES * code
@@ -413,7 +416,7 @@ class Scheduler:
             following = moves[states[index]]
             if following == _FAILED and event.retried:  # type: ignore[union-attr]
                 following = _RETRY_MOVES[type(event)][states[index]]
-            if following != _ILLEGAL:
+            if following != ILLEGAL:
                 expected = self._attempts[index] + (following == _RUNNING)
                 if event.attempt == expected:  # type: ignore[union-attr]
                     return following
@@ -456,11 +459,13 @@ class Scheduler:
     def _make_ready(self, index: int) -> None:
         self._move(index, _READY)
         self._n_ready += 1
-        code = self._label_codes[index]
-        queue = self._queues[code]
+        self._queue_of(index).add(self._keys[index])
+
+    def _queue_of(self, index: int) -> ReadyQueue:
+        queue = self._queues[self._label_codes[index]]
         if self._grown and index in self._grown and not queue.alone:
-            queue = self._shared_queue(self._grown[index])
-        queue.add(self._keys[index])
+            return self._shared_queue(self._grown[index])
+        return queue
 
     def _release_successors(self, index: int) -> None:
         missing, states = self._missing, self._states
@@ -494,14 +499,3 @@ class Scheduler:
             rules.timeout_s,
             request.memory_bytes if rules.enforce_memory else None,
         )
-
-
-def _fits(request: Resources, memory_bytes: int | None) -> bool:
-    return memory_bytes is None or (request.memory_bytes or 0) <= memory_bytes
-
-
-def _in_words(resources: Resources) -> str:
-    cores = f"{resources.cores} core{'' if resources.cores == 1 else 's'}"
-    if resources.memory_bytes is None:
-        return cores
-    return f"{cores} and {resources.memory_bytes / 2**30:.3g} GiB of memory"

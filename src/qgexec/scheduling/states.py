@@ -22,17 +22,20 @@ from qgexec.events import (
     AttemptStarted,
     AttemptSucceeded,
     AttemptTimedOut,
+    Event,
     RunReopened,
 )
 
 __all__ = [
     "CONSEQUENCES",
     "FINAL_STATES",
+    "ILLEGAL",
     "REOPENED",
     "RETRIED",
     "REVOKED",
     "TRANSITIONS",
     "State",
+    "compile_moves",
     "state_diagram",
     "states_page",
 ]
@@ -92,6 +95,23 @@ CONSEQUENCES: Mapping[tuple[State, State], str] = {
     (State.READY, State.WAITING): "a prerequisite revoked",
 }
 """What becomes of the successors of a quantum, at once and without an event of their own."""
+
+
+ILLEGAL = len(State)
+"""In what `compile_moves` returns, the code of no state."""
+
+
+def compile_moves(table: Mapping[tuple[State, type[AttemptEvent]], State]) -> dict[type[Event], bytes]:
+    """Return for each type of event the code of the next state at the code of each state.
+
+    The code of a state is its position in `State`; a bytearray of them is all there is of a million quanta.
+    """
+    states = tuple(State)
+    moves: dict[type[Event], bytes] = {}
+    for kind in dict.fromkeys(kind for _, kind in table):
+        following = (table.get((state, kind)) for state in states)
+        moves[kind] = bytes(ILLEGAL if state is None else states.index(state) for state in following)
+    return moves
 
 
 def state_diagram() -> str:

@@ -29,7 +29,7 @@ from qgexec.events import (
     RunEnded,
     RunStarted,
 )
-from qgexec.executor import Ingestion
+from qgexec.ingestion.base import Ingestion
 from qgexec.models.base import BenchOpener
 from qgexec.quantum import Attempt
 from qgexec.scheduling.plan import Plan
@@ -94,7 +94,15 @@ def _execute_one(folder: Path, plan: Plan, index: int, execute: Callable[[Attemp
     return isinstance(ended, AttemptSucceeded | AttemptSkipped)
 
 
-def collect(run_dir: RunDir, plan: Plan, ingestion: Ingestion, *, force: bool = False) -> int:
+def collect(
+    run_dir: RunDir,
+    plan: Plan,
+    ingestion: Ingestion,
+    *,
+    policy: Policy | None = None,
+    harvest: Callable[[History, Journal], bool] = lambda _history, _journal: True,
+    force: bool = False,
+) -> int:
     """Bring outcome files into the journal, and outputs that are not there yet into the registry.
 
     Parameters
@@ -105,6 +113,10 @@ def collect(run_dir: RunDir, plan: Plan, ingestion: Ingestion, *, force: bool = 
         The quanta.
     ingestion
         Takes outputs into the registry; closed at the end.
+    policy
+        What the run does about failures, where jobs may have been lost.
+    harvest
+        Records what jobs of a batch system did, and returns whether none of them is left.
     force
         Believe that a driver on another host, which has not closed its books, is gone.
 
@@ -118,7 +130,7 @@ def collect(run_dir: RunDir, plan: Plan, ingestion: Ingestion, *, force: bool = 
     qgexec.errors.RunHeldError
         A driver has the run in hand, or may have.
     """
-    history = History.read(run_dir.journal, plan, Policy())
+    history = History.read(run_dir.journal, plan, policy or Policy())
     require_free(run_dir.journal, history, force=force)
     me = this_process()
     with Journal.create(run_dir.journal, after=history.epoch, writer=me) as journal:
@@ -132,9 +144,11 @@ def collect(run_dir: RunDir, plan: Plan, ingestion: Ingestion, *, force: bool = 
         try:
             for event in _new_events(run_dir.path / _FOLDER, history.scheduler):
                 record(event)
+            none_left = harvest(history, journal)
             for index, ref in history.awaiting_ingest.items():
                 ingestion.offer(index, ref)
-            for index in sorted(history.left_behind):
+            # A job that is left may be at the next attempt already, and write what would be removed.
+            for index in sorted(history.left_behind) if none_left else ():
                 ingestion.discard(index)
             ingested = ingestion.drain(_DRAIN_S)
             for event in ingested:

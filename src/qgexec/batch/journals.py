@@ -1,0 +1,190 @@
+"""What the jobs of a round have said, as news that the run's own journal can take; writes nothing.
+
+Each job keeps a journal of its own, a file for each try (`qgexec.batch.rounds.Round.journal`). Nobody
+promises when a file that one machine wrote is seen on another, so that the journal of a job may be
+seen before those of its parents, and that of a try before the end of the one before it: what would come
+too early waits until the next look.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qgexec.batch.rounds import Round
+from qgexec.books.journal import Position, read_events
+from qgexec.errors import JournalError
+from qgexec.events import (
+    AttemptEvent,
+    AttemptReturned,
+    AttemptSkipped,
+    AttemptStarted,
+    AttemptSucceeded,
+    Event,
+    RunEnded,
+    RunStarted,
+)
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.states import State
+
+__all__ = ["JobJournals"]
+
+
+@dataclass(slots=True)
+class _JobNews:
+    """How far the journal of one job was read."""
+
+    positions: dict[int, Position] = field(default_factory=dict)
+    held_back: deque[AttemptEvent] = field(default_factory=deque)
+    """Read, and not passed on: what they follow from has not been seen yet."""
+    is_over: bool = False
+    """Its last try has closed its books."""
+    sizes: tuple[int, ...] = ()
+    """Sizes of its files when they were read, bytes."""
+
+
+class JobJournals:
+    """Reads the journals of a round's jobs, each event once.
+
+    Parameters
+    ----------
+    batch_round
+        The round.
+    plan
+        All quanta of the run.
+    state
+        The state of a quantum, as the run's own journal has it at this moment.
+    attempts
+        Its number of attempts, likewise; what has been recorded before is no news.
+    """
+
+    def __init__(
+        self,
+        batch_round: Round,
+        plan: Plan,
+        state: Callable[[int], State],
+        attempts: Callable[[int], int],
+    ) -> None:
+        self._round = batch_round
+        self._plan = plan
+        self._jobs: dict[int, _JobNews] = {}
+        self._done = bytearray(b"\1") * len(plan)
+        self._attempts: dict[int, int] = {}
+        self._running: set[int] = set()
+        self._n_over = 0
+        self.has_moved = False
+        """An attempt in this round has come to an end, other than by being handed back."""
+        for job in batch_round.jobs:
+            for index in batch_round.jobs.quanta(job):
+                now = state(index)
+                self._done[index] = now in (State.SUCCEEDED, State.SKIPPED)
+                if n_attempts := attempts(index):
+                    self._attempts[index] = n_attempts
+                if now is State.RUNNING:
+                    self._running.add(index)
+
+    @property
+    def running(self) -> frozenset[int]:
+        """Quanta whose attempt has begun and not ended, as far as was read."""
+        return frozenset(self._running)
+
+    @property
+    def are_over(self) -> bool:
+        """Whether all jobs have said their last word, as far as was read; one that was killed never does."""
+        return self._n_over == len(self._round.jobs)
+
+    def attempts(self, index: int) -> int:
+        """Return the number of attempts at a quantum, as far as was read."""
+        return self._attempts.get(index, 0)
+
+    def read(self) -> list[Event]:
+        """Return what is new, each event after those that it follows from; opens no file that is as it was.
+
+        Raises
+        ------
+        qgexec.errors.JournalError
+            A journal is damaged.
+        """
+        news: list[Event] = []
+        for job in self._begun():
+            known = self._jobs.setdefault(job, _JobNews())
+            self._read_job(job, known)
+            while known.held_back and self._takes(known.held_back[0], news):
+                known.held_back.popleft()
+        return news
+
+    def forget(self, index: int) -> None:
+        """Take it that the running attempt at a quantum has ended, as somebody else has said."""
+        self._running.discard(index)
+
+    def _begun(self) -> Iterator[int]:
+        """Yield the jobs that have begun, parents first."""
+        shards = self._round.folder / "journals"
+        for shard in _entries(shards):
+            for folder in _entries(shard):
+                if folder.name.isdecimal() and int(folder.name) < len(self._round.jobs):
+                    yield int(folder.name)
+
+    def _read_job(self, job: int, known: _JobNews) -> None:
+        folder = self._round.journal(job)
+        sizes = _sizes(folder)
+        if sizes == known.sizes:
+            return
+        n_earlier = max(0, len(known.sizes) - 1)
+        if sizes[:n_earlier] != known.sizes[:n_earlier]:
+            # The end of an earlier try is seen only now: once more, in order; what is known is dropped again.
+            known.positions.clear()
+            known.held_back.clear()
+        was_over = known.is_over
+        try:
+            for event in read_events(folder, known.positions):
+                if isinstance(event, AttemptEvent):
+                    known.held_back.append(event)
+                elif isinstance(event, RunStarted | RunEnded):
+                    known.is_over = isinstance(event, RunEnded)
+        except JournalError:
+            if _sizes(folder) != sizes:  # its next try has only just begun it
+                return
+            raise
+        finally:
+            self._n_over += known.is_over - was_over
+        known.sizes = sizes
+
+    def _takes(self, event: AttemptEvent, news: list[Event]) -> bool:
+        """Add an event to the news, or drop it if it is none; return `False` if it comes too early."""
+        index, number = event.index, event.attempt
+        n_attempts = self._attempts.get(index, 0)
+        if isinstance(event, AttemptStarted):
+            if number <= n_attempts or self._done[index]:  # a try may not have seen what the one before did
+                return True
+            if number > n_attempts + 1 or index in self._running or not self._may_begin(index):
+                return False
+            self._attempts[index] = number
+            self._running.add(index)
+        else:
+            self.has_moved |= not isinstance(event, AttemptReturned)
+            if number > n_attempts and not self._done[index]:
+                return False
+            if number != n_attempts or index not in self._running:
+                return True
+            self._running.discard(index)
+            self._done[index] = isinstance(event, AttemptSucceeded | AttemptSkipped)
+        news.append(event)
+        return True
+
+    def _may_begin(self, index: int) -> bool:
+        return all(self._done[prerequisite] for prerequisite in self._plan.prerequisites(index))
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return ()
+
+
+def _sizes(folder: Path) -> tuple[int, ...]:
+    """Return the sizes of a journal's files in order, bytes."""
+    return tuple(path.stat().st_size for path in _entries(folder) if path.suffix == ".jsonl")

@@ -1,0 +1,90 @@
+"""Owns what was said about batch jobs: site, queue, account, set-up, limits, and how quanta are clustered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from typing import Any, Self
+
+from qgexec.clustering.rules import ClusterRules
+
+__all__ = ["BatchSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettings:
+    """What jobs of a batch system are given besides what their quanta ask for."""
+
+    site: str | None = None
+    """Name of the section below ``site:`` that holds; ``computeSite`` of BPS."""
+
+    queue: str | None = None
+    """Partition or queue; ``queue`` of BPS."""
+
+    account: str | None = None
+    """Account or accounting group; ``accountingGroup`` of BPS."""
+
+    accounting_user: str | None = None
+    """``accountingUser`` of BPS."""
+
+    setup: tuple[str, ...] = ()
+    """Shell commands that each job runs before anything else, in one shell."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that each job gets; ``environment`` of BPS."""
+
+    container: str | None = None
+    """Image that jobs run in, where the batch system can do that."""
+
+    submit_lines: tuple[str, ...] = ()
+    """Further lines of the batch system's own: options of sbatch, or lines of a submit description."""
+
+    max_idle: int | None = None
+    """The most jobs that wait in the queue at a time."""
+
+    max_jobs: int | None = None
+    """The most jobs that are in the batch system at a time."""
+
+    walltime_s: float | None = None
+    """Time limit of a job whose quanta have no time limits of their own; `None` leaves it to the site."""
+
+    closing_memory_bytes: int = 4 << 30
+    """What the job asks for that ingests and closes the books; ``finalJob: requestMemory`` of BPS."""
+
+    clustering: ClusterRules = field(default_factory=ClusterRules)
+    """Which quanta go into one job."""
+
+    durations: Mapping[str, float] = field(default_factory=dict)
+    """Mean run time of a quantum by task label, seconds, as earlier runs had it."""
+
+    said: frozenset[str] = frozenset()
+    """Names of the fields above that hold also where they are what they are by default."""
+
+    def __post_init__(self) -> None:
+        told = {f.name for f in fields(self) if f.name != "said" and getattr(self, f.name) != _default(f)}
+        object.__setattr__(self, "said", self.said | told)
+
+    def updated(self, later: BatchSettings) -> BatchSettings:
+        """Return what holds when this is followed by settings that were given later."""
+        values = {name: getattr(later, name) for name in later.said}
+        if later.environment:
+            values["environment"] = {**self.environment, **later.environment}
+        values["clustering"] = self.clustering.updated(later.clustering)
+        return replace(self, **values, said=self.said | later.said)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings by their names, as JSON can hold them."""
+        return asdict(self) | {"clustering": self.clustering.to_json(), "said": sorted(self.said)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return what `to_json` gave; one that is not there has its default."""
+        known: dict[str, Any] = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        known |= {name: tuple(known[name]) for name in ("setup", "submit_lines") if name in known}
+        if "clustering" in known:
+            known["clustering"] = ClusterRules.from_json(known["clustering"])
+        return cls(**known | {"said": frozenset(known.get("said", ()))})
+
+
+def _default(setting: Field[Any]) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()

@@ -1,0 +1,83 @@
+"""Counts the signals by which a user tells a run to end, or asks how far it is; decides nothing."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["Interrupts"]
+
+
+class Interrupts:
+    """Counts Ctrl-C and SIGTERM, and notes SIGUSR1.
+
+    The first Ctrl-C or SIGTERM lets running quanta finish, the second ends them; SIGUSR1 asks how far it is.
+
+    Parameters
+    ----------
+    notice
+        Called from the signal handler with the count so far, to tell the
+        user what happens now.
+    grace_s
+        Time that running quanta have to finish after the first, seconds; `None` for as long as they take.
+    """
+
+    def __init__(
+        self, notice: Callable[[int], None] = lambda _count: None, *, grace_s: float | None = None
+    ) -> None:
+        self.count = 0
+        self.asked = False
+        """SIGUSR1 came since this was last set to `False`."""
+        self._notice = notice
+        self._grace_s = grace_s
+        self._first_at = 0.0
+        self._may_raise = False
+
+    @property
+    def patience_over(self) -> bool:
+        """What runs is to be ended: a second signal came, or the time to finish is over."""
+        if self.count == 1 and self._grace_s is not None:
+            return time.monotonic() >= self._first_at + self._grace_s
+        return self.count > 1
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Take the signals while the block runs; only the main thread can, in others this does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers = {signal.SIGINT: self._handle, signal.SIGTERM: self._handle, signal.SIGUSR1: self._ask}
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Raise `KeyboardInterrupt` at a second signal while the block runs.
+
+        Quanta run in this thread then, and only an exception ends one. Nowhere else may one come out of a
+        signal handler: between the journal and the scheduler it would make them disagree.
+        """
+        self._may_raise = True
+        try:
+            yield
+        finally:
+            self._may_raise = False
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count == 1:
+            self._first_at = time.monotonic()
+        self._notice(self.count)
+        if self.count > 1 and self._may_raise:
+            raise KeyboardInterrupt

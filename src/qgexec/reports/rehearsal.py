@@ -1,0 +1,92 @@
+"""How a rehearsed submission is told in plain text."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterator
+
+from qgexec.batch.forecast import Forecast
+from qgexec.batch.rounds import Round
+from qgexec.batch.system import PlannedCall
+from qgexec.config.units import duration_text, size_text
+from qgexec.reports.table import Column, printable, render
+
+__all__ = ["format_rehearsal"]
+
+_CALLS_SHOWN = 10
+
+
+def format_rehearsal(
+    batch_round: Round,
+    calls: tuple[PlannedCall, ...],
+    forecast: Forecast,
+    *,
+    n_files: int,
+    n_bytes: int,
+    remarks: tuple[str, ...] = (),
+    width: int = 100,
+) -> str:
+    """Return in plain text what would be submitted.
+
+    Parameters
+    ----------
+    batch_round, calls, forecast
+        What, how, and what it would cost.
+    n_files, n_bytes
+        What was written for it.
+    remarks
+        Sentences to end with.
+    width
+        Of the terminal, characters.
+    """
+    jobs = batch_round.jobs
+    n_quanta = len(jobs.all_quanta())
+    lines = [
+        f"Would submit   {len(jobs)} jobs with {n_quanta} quanta to {batch_round.model}",
+        f"Written        {batch_round.folder} ({n_files} files, {size_text(n_bytes)})",
+        *_times(forecast),
+        "",
+        *render(_columns(forecast), width),
+        "",
+        *_calls(calls),
+    ]
+    lines += [line for remark in remarks for line in textwrap.wrap(remark, width)]
+    return "\n".join(lines)
+
+
+def _times(forecast: Forecast) -> Iterator[str]:
+    if forecast.total_s is None or forecast.critical_path_s is None:
+        yield "Expected       unknown: name an earlier run of these tasks with --run-times RUN_DIR"
+        return
+    yield f"Expected       {duration_text(forecast.total_s)} in jobs, all added up"
+    yield f"               {duration_text(forecast.critical_path_s)} at the least, however many run at once"
+
+
+def _columns(forecast: Forecast) -> list[Column]:
+    kinds = forecast.kinds
+    return [
+        Column("jobs of", [printable(kind.name) for kind in kinds], is_text=True),
+        Column("jobs", [str(kind.n_jobs) for kind in kinds]),
+        Column("quanta", [str(kind.n_quanta) for kind in kinds]),
+        Column("cores", [str(kind.request.cores) for kind in kinds]),
+        Column("memory", [size_text(kind.request.memory_bytes) for kind in kinds]),
+        Column("time limit", [_or_dash(kind.request.walltime_s) for kind in kinds]),
+        Column(
+            "expected a job",
+            [_or_dash(None if kind.expected_s is None else kind.expected_s / kind.n_jobs) for kind in kinds],
+        ),
+    ]
+
+
+def _or_dash(seconds: float | None) -> str:
+    return "-" if seconds is None else duration_text(seconds)
+
+
+def _calls(calls: tuple[PlannedCall, ...]) -> Iterator[str]:
+    for call in calls[:_CALLS_SHOWN]:
+        waits = f" ({call.waits_for})" if call.waits_for else ""
+        yield f"{call.n_jobs} jobs{waits}:"
+        yield f"  {shlex.join(call.command)}"
+    if len(calls) > _CALLS_SHOWN:
+        yield f"and {len(calls) - _CALLS_SHOWN} more calls"
