@@ -253,7 +253,7 @@ def _execute(
         logs=run_dir.logs,
         preload=PRELOAD,
         implicit_threads=options.implicit_threads,
-        worker_prefix=f"job-{job:06d}.{journal.epoch}-",
+        worker_prefix=f"job-{batch_round.number:04d}-{job:06d}.{journal.epoch}-",
     )
     limit_s = request.walltime_s
     Loop(
