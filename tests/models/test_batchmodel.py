@@ -21,7 +21,7 @@ from qgexec.batch.rounds import Round, last_round, rounds
 from qgexec.batch.system import JobEnd, JobState, JobStatus
 from qgexec.books.journal import Journal, read_events
 from qgexec.config.runconfig import TaskSettings
-from qgexec.errors import JournalError, ModelError
+from qgexec.errors import JournalError, ModelError, UsageError
 from qgexec.events import AttemptLost, AttemptOutOfMemory, AttemptReturned, AttemptTimedOut, StopReason
 from qgexec.models.batch import _Watch
 from qgexec.processes import forked
@@ -398,3 +398,10 @@ def test_the_last_words_of_a_job_are_waited_for(
     assert place.run() == 0
     assert len(place.hand.submitted) == 1
     assert local.differences(place.end()) == []
+
+
+def test_an_executor_of_the_clients_own(place: Place) -> None:
+    """Jobs would not use it: it is refused, and there is no run directory then."""
+    with pytest.raises(UsageError, match="hand cannot take a quantum_executor"):
+        place.run(quantum_executor=object())
+    assert not place.run_dir.exists()
