@@ -16,6 +16,7 @@ from benchmarks.measure import BenchmarkError
 from benchmarks.soak import soak
 from benchmarks.status import status
 from benchmarks.tables import Section, Table, machine_facts
+from benchmarks.waves import waves_cost
 
 BENCHMARKS: dict[str, Callable[[Settings], Section]] = {
     "small": compare.small,
@@ -24,8 +25,10 @@ BENCHMARKS: dict[str, Callable[[Settings], Section]] = {
     "transport": parts.transport,
     "read": parts.read,
     "plan": parts.plan,
+    "submit": parts.submit,
     "where": parts.where,
     "status": status,
+    "waves": waves_cost,
     "soak": soak,
 }
 

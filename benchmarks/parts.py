@@ -19,7 +19,7 @@ from qgexec.books.journal import read_events
 from qgexec.books.rundir import RunDir
 from qgexec.events import WorkerStarted
 
-__all__ = ["plan", "read", "transport", "where"]
+__all__ = ["plan", "read", "submit", "transport", "where"]
 
 _MIB = 2.0**20
 
@@ -109,6 +109,34 @@ def plan(settings: Settings) -> Section:
         tables=(Table(("", "measured", "limit"), rows),),
         data={"runs": runs},
         notes=(f"Medians of {settings.repeat} runs. Each event is checked and applied, as the loop does.",),
+    )
+
+
+def submit(settings: Settings) -> Section:
+    """Cluster a graph of 100,000 quanta, and write all that would be submitted."""
+    shape = settings.shape(500, 100)
+    small = _mock(settings, "submit", MockShape(1, 2))
+    folder = small.graph_file.parent
+    graph_file = write_large_graph(small.graph_file, folder / "thin.qg", shape)
+    found: dict[str, dict[str, Any]] = {}
+    rows = []
+    for model in ("htcondor", "slurm"):
+        for algorithm in ("single", "chunks of 10", "auto"):
+            name = f"{model}-{algorithm.split()[0]}"
+            cost, _ = _module(
+                settings, folder / name, "submitting", graph_file, folder / name / "out", model, algorithm
+            )
+            found[name] = cost
+            mib = [f"{cost[key] / _MIB:.1f} MiB" for key in ("n_bytes", "peak_bytes")]
+            counts = [f"{cost[key]:,}" for key in ("n_jobs", "n_calls", "n_files")]
+            rows.append((model, algorithm, *counts, mib[0], f"{cost['wall_s']:.1f} s", mib[1]))
+    header = ("", "clusters", "jobs", "calls", "files", "bytes", "time (limit 60 s)", "memory (limit 2 GB)")
+    return Section(
+        name="submit",
+        title=f"A submission of {shape.n_quanta:,} quanta, written and not submitted",
+        tables=(Table(header, tuple(rows)),),
+        data=found,
+        notes=("One run each. Memory is that of the whole process, the plan and the stack included.",),
     )
 
 

@@ -198,10 +198,11 @@ class _Round:
 
     def _kill(self, driver: subprocess.Popen[bytes]) -> None:
         (target,) = self._rng.choices(list(_TARGETS), list(_TARGETS.values()))
-        if not (self._place.run_dir / "run.json").exists():
-            return  # nothing is to be gone on with yet
         wants_ingester = target == "ingester"
-        at_work = [each for each in _at_work(self._place.run_dir) if (each.worker == 0) == wants_ingester]
+        # Without run.json nobody but the driver is at work yet.
+        has_begun = (self._place.run_dir / "run.json").exists()
+        workers = _at_work(self._place.run_dir) if has_begun else []
+        at_work = [each for each in workers if (each.worker == 0) == wants_ingester]
         if target == "driver" or not at_work:
             driver.kill()
             driver.wait()

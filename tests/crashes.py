@@ -34,6 +34,8 @@ from benchmarks.endstate import EndState, read_end_state, read_work
 from qgexec import executor
 from qgexec.api import GraphExecutor, Preparation, QuantaFailedError
 from qgexec.assembly import OpenRun
+from qgexec.books.holder import this_process
+from qgexec.books.journal import Journal
 from qgexec.errors import QgexecError
 from qgexec.ingestion import process as ingestion
 from qgexec.ingestion.batches import Batching
@@ -148,6 +150,7 @@ def make_site(
     """
     place = place or folder / "site"
     shutil.copytree(template.root.parent, place)
+    shutil.copytree(place, folder / "bare")
     prepare = Preparation()
     if before is not None:
         earlier = make_site(template, folder / "earlier", place=folder / "earlier" / "site")
@@ -157,7 +160,8 @@ def make_site(
         prepare = Preparation(extend_run=True)
     run_dir = run_dir or place / "run"
     maker = GraphExecutor(str(place / "repo"), run_dir=run_dir, prepare=prepare, **options)
-    opened = maker._open_books(str(place / "graph.qg"))  # what `execute` does first
+    opened, journal = maker._open_books(str(place / "graph.qg"))  # what `execute` does first
+    journal.withdraw()
     shutil.copytree(place, folder / "pristine")
     return Site(place, opened, folder / "pristine")
 
@@ -167,10 +171,27 @@ def start(site: Site, model: str = "inprocess", fault: Fault = nothing, **option
 
     def execute() -> None:
         driver = GraphExecutor(str(site.repository), model, processes=2, run_dir=site.run_dir, **options)
-        replace(driver, "_open_books", lambda _graph: site.opened)
+        replace(driver, "_open_books", lambda _graph: (site.opened, claim(site.opened)))
         driver.execute(site.opened.context.graph_file)
 
     return _drive(site, model, fault, execute)
+
+
+def claim(opened: OpenRun) -> Journal:
+    """Take a run in hand that was opened elsewhere."""
+    return Journal.create(opened.run_dir.journal, writer=this_process())
+
+
+def begin_anew(site: Site, model: str = "inprocess", fault: Fault = nothing, **options: Any) -> int:
+    """Prepare and execute a run in a place in which nothing is prepared; return as `begin`."""
+
+    def execute() -> None:
+        driver = GraphExecutor(
+            str(site.repository), model, processes=2, run_dir=site.run_dir, prepare=Preparation(), **options
+        )
+        driver.execute(site.opened.context.graph_file)
+
+    return _drive(site, model, fault, execute).finish()
 
 
 def start_resume(

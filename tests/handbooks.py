@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from qgexec.books.journal import Journal, SegmentWriter, segment_path
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.events import (
     AttemptFailed,
     AttemptLost,

@@ -35,9 +35,10 @@ from repos import (
 from qgexec import GraphExecutor
 from qgexec.api import Preparation, QuantaFailedError
 from qgexec.books.rundir import RunDir
-from qgexec.errors import CollectionError, ModelError, UsageError
+from qgexec.errors import CollectionError, ModelError, RepositoryError, RunDirError, UsageError
 from qgexec.quantum import Quanta
 from qgexec.reports.report import read_report
+from qgexec.rubin.initoutputs import InitOutputs
 
 EVERYTHING = Preparation(register_dataset_types=True)
 
@@ -91,6 +92,34 @@ def test_executes_an_old_graph(repository: MockRepository, run_dir: Path, tmp_pa
             str(repository.root), "inprocess", run_dir=tmp_path / "again", prepare=EVERYTHING
         ).execute(str(file))
     assert not (tmp_path / "again").exists()
+
+
+def test_a_start_that_was_cut_off_goes_on_with_its_own_graph_only(
+    repository: MockRepository, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it did to the registry is finished by the same graph, old or new; another one is refused."""
+
+    def no_room(_self: object, _butler: Butler) -> None:
+        raise OSError(28, "No space left on device")
+
+    def executor() -> GraphExecutor:
+        return GraphExecutor(str(repository.root), "inprocess", run_dir=run_dir, prepare=EVERYTHING)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InitOutputs, "write", no_room)
+        with pytest.raises(RepositoryError, match="No space left") as caught:
+            executor().execute(repository.graph)
+    assert f"qgexec resume {run_dir}" in caught.value.hint
+    before = (run_dir / "run.json").read_bytes()
+    with pytest.raises(RunDirError, match="with another graph or repository"):
+        executor().execute(repository.bare_graph)
+    assert (run_dir / "run.json").read_bytes() == before
+    with PredictedQuantumGraph.open(str(repository.graph)) as reader:
+        reader.read_all()
+        same = reader.finish()
+    executor().execute(same)
+    assert n_outputs(repository, "final_metadata") == 1
+    assert [path.name for path in run_dir.glob(".*")] == []
 
 
 @pytest.mark.parametrize("given", ["path", "config", "butler"])

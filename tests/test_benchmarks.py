@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from lsst.daf.butler import Butler
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
+from benchmarks import submitting
 from benchmarks.breakdown import Clock, clocked
 from benchmarks.journals import Drift, log_size_drift
 from benchmarks.measure import BenchmarkError, run_measured
@@ -230,3 +232,22 @@ def test_machine_facts_name_no_machine() -> None:
     facts = machine_facts()
     assert set(facts) >= {"cores", "kernel", "python", "qgexec"}
     assert not any(socket.gethostname() in value or "/" in value for value in facts.values())
+
+
+@pytest.mark.parametrize("model", ["htcondor", "slurm"])
+def test_a_submission_is_measured(
+    model: str, graph: MockGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All quanta are in jobs, everything is written, nothing submitted; chunks make fewer jobs."""
+    thin = write_large_graph(graph.graph_file, tmp_path / "thin.qg", MockShape(4, 5))
+    found = {}
+    for algorithm in ("single", "chunks of 10"):
+        result = tmp_path / f"{algorithm}.json"
+        arguments = [thin, tmp_path / algorithm, model, algorithm]
+        monkeypatch.setenv("PATH", os.environ["PATH"])
+        submitting.main(["--result", str(result), *map(str, arguments)])
+        found[algorithm] = json.loads(result.read_text())
+    n_quanta = MockShape(4, 5).n_quanta
+    assert [cost["n_quanta"] for cost in found.values()] == [n_quanta, n_quanta]
+    assert (found["single"]["n_jobs"], found["chunks of 10"]["n_jobs"]) == (n_quanta, 2 + 2 + 1 + 1)
+    assert found["single"]["n_bytes"] > found["chunks of 10"]["n_bytes"] > 0

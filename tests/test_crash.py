@@ -35,6 +35,10 @@ from tests.crashes import (
     make_small,
 )
 from tests.crashforks import KILLED
+from tests.crashstarts import STARTS
+
+# The first test of a group plays all of its cases; each of these has limits of its own.
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +96,9 @@ def verdicts(
     request: pytest.FixtureRequest, sites: list[Site], undisturbed: EndState, crashed: None
 ) -> dict[str, str]:
     """Return what is wrong with each case that is asked for: they are played two at a time."""
-    wanted = [name for name in selected(request) if name in CASES]
-    cases = {name: checked(CASES[name], undisturbed, done_once=name not in POWER_CUTS) for name in wanted}
+    known = CASES | STARTS
+    wanted = [name for name in selected(request) if name in known]
+    cases = {name: checked(known[name], undisturbed, done_once=name not in POWER_CUTS) for name in wanted}
     return judge(cases, sites)
 
 
@@ -130,6 +135,12 @@ def test_these_are_all_records(sites: list[Site]) -> None:
     site.restore()
     assert begin(site, fault=trouble(site), config=CONFIG) == 1
     assert len(list(read_events(site.run_dir / "journal"))) == N_RECORDS
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_driver_killed_as_it_prepares(verdicts: dict[str, str], name: str) -> None:
+    """A driver killed before its run began leaves nothing that the same command, or resume, stumbles over."""
+    assert not verdicts[name], verdicts[name]
 
 
 @pytest.mark.parametrize("name", ["before the first record"])

@@ -34,9 +34,10 @@ from qgexec.assembly import (
     policy_of,
     tell_beforehand,
 )
-from qgexec.books.holder import this_process
+from qgexec.books.beginning import begin, find_place
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings, default_run_dir
+from qgexec.books.rundir import RunDir, default_run_dir, reopen
+from qgexec.books.runsettings import RunSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, UsageError
@@ -45,8 +46,9 @@ from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
 from qgexec.rehearsal import Rehearsal, rehearse
+from qgexec.reports.keeper import keeping_snapshots
 from qgexec.reports.report import read_report
-from qgexec.resume import reopen, take_over
+from qgexec.resume import take_over
 from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
@@ -118,6 +120,9 @@ class GraphExecutor(QuantumGraphExecutor):
         What each quantum asks for, and is told that it may use.
     raise_on_partial_outputs
         Count partial outputs as a failure.
+    strict_versions
+        Refuse to execute in batch jobs, or to go on later, with other package versions than those that
+        the RUN says it was made with; otherwise they are named, and the run goes on.
     implicit_threads
         Leave numerical libraries in workers their own threads.
     log_level
@@ -164,6 +169,7 @@ class GraphExecutor(QuantumGraphExecutor):
         clobber_outputs: bool = False,
         resources: ExecutionResources | None = None,
         raise_on_partial_outputs: bool = True,
+        strict_versions: bool = False,
         implicit_threads: bool = False,
         log_level: str | None = None,
         run_dir: str | Path | None = None,
@@ -191,6 +197,7 @@ class GraphExecutor(QuantumGraphExecutor):
             skip_existing=skip_existing,
             clobber_outputs=clobber_outputs,
             raise_on_partial_outputs=raise_on_partial_outputs,
+            strict_versions=strict_versions,
             implicit_threads=implicit_threads,
             log_level=log_level,
             grace_s=grace_s,
@@ -270,7 +277,6 @@ class GraphExecutor(QuantumGraphExecutor):
         self,
         *,
         force: bool = False,
-        strict_versions: bool = False,
         provenance_graph_file: str | None = None,
     ) -> None:
         """Go on with the run that this was made from, to its end; raises as `execute` does.
@@ -281,8 +287,6 @@ class GraphExecutor(QuantumGraphExecutor):
         ----------
         force
             Believe that an earlier driver on another host is gone.
-        strict_versions
-            Refuse to go on with other package versions than before.
         provenance_graph_file
             As for `execute`.
 
@@ -294,7 +298,11 @@ class GraphExecutor(QuantumGraphExecutor):
         if self._reopened is None:
             raise UsageError("there is no run to go on with", hint="Make the executor with of_run(run_dir).")
         opened, loop = take_over(
-            *self._reopened, self._client, self._options, force=force, strict_versions=strict_versions
+            *self._reopened,
+            self._client,
+            self._options,
+            force=force,
+            strict_versions=self._options.strict_versions,
         )
         self._drive(opened, loop, provenance_graph_file)
 
@@ -395,24 +403,25 @@ class GraphExecutor(QuantumGraphExecutor):
     ) -> None:
         options = self._options
         model = make_model(client, options)
-        opened = self._open_books(graph)
+        opened, journal = self._open_books(graph)
         elsewhere = isinstance(model, ExecutionModel) and model.facts.orders_itself
         policy = policy_of(options, opened.plan, elsewhere=elsewhere)
         scheduler = Scheduler(opened.plan, policy=policy, serial_labels=_serial(opened, model))
         if not isinstance(model, ExecutionModel):
+            journal.withdraw()  # nobody has it in hand: what this model does is not recorded
             self.run_dir = opened.run_dir.path
             self._report = partial(_upstream_report, opened, scheduler)
             hand_over(model, opened)
             return
         tell_beforehand(options, opened.plan, model, policy)
-        journal = Journal.create(opened.run_dir.journal, writer=this_process())
         loop = make_loop(opened, model, client, options, journal, scheduler)
         self._drive(opened, loop, provenance_graph_file)
 
     def _drive(self, opened: OpenRun, loop: Loop, provenance_graph_file: str | None) -> None:
         self.run_dir = opened.run_dir.path
         self._report = partial(_upstream_report, opened, loop.scheduler)
-        loop.execute()
+        with keeping_snapshots(opened.run_dir, len(opened.plan)):
+            loop.execute()
         self.has_left = loop.has_left
         if self.has_left:
             if loop.leaves:
@@ -436,14 +445,17 @@ class GraphExecutor(QuantumGraphExecutor):
             raise RuntimeError("getReport() called before execute()")
         return self._report()
 
-    def _open_books(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> OpenRun:
-        """Make run directory and registry ready; where that cannot be, no run directory stays behind."""
-        run_dir = RunDir.create(self._wanted_run_dir or default_run_dir(read_output_run(graph)))
+    def _open_books(
+        self, graph: QuantumGraph | PredictedQuantumGraph | str | Path
+    ) -> tuple[OpenRun, Journal]:
+        """Make run directory and registry ready; where nothing was changed no run directory stays behind."""
+        beginning = begin(self._wanted_run_dir or find_place(read_output_run(graph)))
         try:
-            return open_new_run(graph, run_dir, self._butler, self._client, self._options, self._prepare)
+            opened = open_new_run(graph, beginning, self._butler, self._client, self._options, self._prepare)
         except BaseException:
-            run_dir.discard()
+            beginning.give_up()
             raise
+        return opened, beginning.journal
 
 
 def _for_all(resources: ExecutionResources | None, timeout_s: float | None, retries: int | None) -> RunConfig:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qgexec.books.beginning import Beginning
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.clustering.algorithms import cluster_remarks
-from qgexec.config.runconfig import make_policy, remarks
+from qgexec.config.runconfig import remarks
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import UsageError
+from qgexec.errors import QgexecError, RunDirError, UsageError
 from qgexec.events import Event
 from qgexec.executor import Loop
 from qgexec.ingestion.base import Ingestion, NoIngestion
@@ -32,10 +35,10 @@ from qgexec.quantum import QuantumNode, RunContext, SegmentRef
 from qgexec.rubin import PRELOAD
 from qgexec.rubin.graphfile import GraphSource, fixup_edges, prepare_graph, read_plan, serial_labels
 from qgexec.rubin.ingest import IngesterOpener
-from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
-from qgexec.rubin.recorder import Books
+from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
+from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
 from qgexec.rubin.repository import locate, open_butler
-from qgexec.rubin.workbench import ExecutorBenchOpener, WorkbenchOpener, WorkbenchOptions
+from qgexec.rubin.workbench import ExecutorBenchOpener
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler, State
@@ -47,6 +50,7 @@ __all__ = [
     "OpenRun",
     "bare_run",
     "books_of",
+    "finish_preparation",
     "hand_over",
     "ingester_opener",
     "make_loop",
@@ -110,7 +114,7 @@ class OpenRun:
 
 def open_new_run(
     graph: Any,
-    run_dir: RunDir,
+    beginning: Beginning,
     repository: Any,
     client: Client,
     options: RunOptions,
@@ -122,8 +126,8 @@ def open_new_run(
     ----------
     graph
         A path of a ``.qg`` or ``.qgraph`` file, or a graph in memory.
-    run_dir
-        A new run directory; discard it where this raises.
+    beginning
+        The run directory; give it up where this raises.
     repository
         A butler, or what one is made from; `None` where the client has an executor of its own.
     client, options
@@ -134,46 +138,118 @@ def open_new_run(
     Raises
     ------
     qgexec.errors.QgexecError
-        It cannot be done; nothing has changed then.
+        It cannot be done; nothing has changed then, or else the error says how to go on.
     """
-    began_at = time.time()
+    run_dir, begun = beginning.run_dir, beginning.settings
+    began_at = time.time() if begun is None else begun.created_at
     with ExitStack() as stack:
         butler, uri = None, ""
         if repository is not None:
             given, uri = locate(repository, run_dir.path)
             butler = stack.enter_context(open_butler(given, writeable=True))
+        if begun is not None:
+            _require_same(graph, beginning.run_dir, begun, uri)
         graph_file = prepare_graph(graph, run_dir.path, butler)
         plan = read_plan(graph_file.path)
         if client.fixup is not None:
             plan = plan.with_edges(fixup_edges(client.fixup, graph_file.path))
         # Before the registry is written: where there is no room for it, nothing has changed yet.
         run_dir.save_plan(plan)
-        prepared = (
-            prepare_run(butler, graph_file, preparation)
-            if butler is not None
-            else Prepared(graph_file.output_run, graph_file.output, graph_file.inputs, fresh=False)
+        labels = serial_labels(graph_file.pipeline_graph)
+
+        def write_down(prepared: Prepared, to_do: Preparation | None) -> OpenRun:
+            context = RunContext(
+                run_dir=str(run_dir.path),
+                repository=uri,
+                graph_file=str(graph_file.path),
+                output_run=prepared.output_run,
+                output=prepared.output,
+                inputs=prepared.inputs,
+            )
+            opened = OpenRun(run_dir, context, plan, prepared.fresh, began_at, labels)
+            is_there = run_dir.settings_file.exists()
+            write = run_dir.rewrite_settings if is_there else run_dir.write_settings
+            write(_run_settings(opened, client, options, to_do))
+            return opened
+
+        if butler is None:
+            prepared = Prepared(graph_file.output_run, graph_file.output, graph_file.inputs, fresh=False)
+        else:
+            with _saying_how_to_go_on(run_dir):
+                prepared = prepare_run(
+                    butler,
+                    graph_file,
+                    preparation,
+                    begun=None if begun is None else Begun(begun.run_is_new),
+                    announce=lambda prepared: write_down(prepared, preparation),
+                )
+        return write_down(prepared, None)
+
+
+@contextmanager
+def _saying_how_to_go_on(run_dir: RunDir) -> Iterator[None]:
+    """Advise to go on where the registry may have been touched: its run directory stays."""
+    try:
+        yield
+    except QgexecError as error:
+        if run_dir.settings_file.exists():
+            error.hint = f"{error.hint}\nThen go on, with the same command or: qgexec resume {run_dir.path}"
+        raise
+
+
+def _require_same(graph: Any, run_dir: RunDir, begun: RunSettings, repository: str) -> None:
+    """Check that a start goes on where an earlier one was killed: with the same graph and repository.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        It has others: what the earlier one has done to the registry would never be done to its end.
+    """
+    with tempfile.TemporaryDirectory(dir=run_dir.path, prefix=".again-") as folder:
+        plan = read_plan(prepare_graph(graph, Path(folder), None).path)
+    ours, theirs = (each.to_arrays()["quantum_ids"] for each in (plan, run_dir.load_plan()))
+    if begun.context.repository != repository or not np.array_equal(ours, theirs):
+        raise RunDirError(
+            f"{run_dir.path} is that of a run with another graph or repository, "
+            "whose start was cut off as it prepared the registry",
+            hint=f"Go on with that one: qgexec resume {run_dir.path}\n"
+            "Or name another folder with --run-dir; the graph needs another RUN then, or --extend-run.",
         )
-    context = RunContext(
-        run_dir=str(run_dir.path),
-        repository=uri,
-        graph_file=str(graph_file.path),
-        output_run=prepared.output_run,
-        output=prepared.output,
-        inputs=prepared.inputs,
-    )
-    labels = serial_labels(graph_file.pipeline_graph)
-    opened = OpenRun(run_dir, context, plan, prepared.fresh, began_at, labels)
-    run_dir.write_settings(_run_settings(opened, client, options))
-    return opened
 
 
-def _run_settings(opened: OpenRun, client: Client, options: RunOptions) -> RunSettings:
+def finish_preparation(run_dir: RunDir, settings: RunSettings) -> RunSettings:
+    """Do to the registry what a start did not come to the end of; return the settings as they are then.
+
+    Raises
+    ------
+    qgexec.errors.QgexecError
+        It cannot be done.
+    """
+    if settings.preparation is None:
+        return settings
+    context = settings.context
+    with _saying_how_to_go_on(run_dir):
+        prepare_run(
+            context.repository,
+            prepare_graph(context.graph_file, run_dir.path, None),
+            Preparation.from_json(settings.preparation),
+            begun=Begun(settings.run_is_new),
+        )
+    settings = replace(settings, preparation=None)
+    run_dir.rewrite_settings(settings)
+    return settings
+
+
+def _run_settings(
+    opened: OpenRun, client: Client, options: RunOptions, to_do: Preparation | None
+) -> RunSettings:
     return RunSettings(
         context=opened.context,
         model=model_name(client.model),
         options=options.to_json() | {"own_executor": client.quantum_executor is not None},
         created_at=opened.began_at,
         run_is_new=opened.run_is_new,
+        preparation=None if to_do is None else to_do.to_json(),
         labels=tuple(opened.plan.labels),
         serial_labels=tuple(sorted(opened.serial_labels)),
     )
@@ -228,13 +304,7 @@ def policy_of(options: RunOptions, plan: Plan, *, elsewhere: bool = False) -> Po
     elsewhere
         Quanta do not run on this machine, whose memory is no bound for them then.
     """
-    return make_policy(
-        options.config,
-        plan.labels,
-        fail_fast=options.fail_fast,
-        max_failures=options.most_failures(len(plan)),
-        machine_memory_bytes=None if elsewhere else machine_memory_bytes(),
-    )
+    return options.policy(plan, machine_memory_bytes=None if elsewhere else machine_memory_bytes())
 
 
 def tell_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, policy: Policy) -> None:
@@ -353,13 +423,8 @@ def books_of(opened: OpenRun, options: RunOptions, epoch: int, *, own_process: b
 
 def workbench_opener(opened: OpenRun, options: RunOptions, books: Books) -> WorkbenchOpener:
     """Return the opener of benches that execute as upstream's own executor does."""
-    bench_options = WorkbenchOptions(
-        run_is_new=opened.run_is_new,
-        run_began_at=opened.began_at,
-        skip_existing=options.skip_existing,
-        clobber_outputs=options.clobber_outputs,
-        raise_on_partial_outputs=options.raise_on_partial_outputs,
-        implicit_threads=options.implicit_threads,
+    bench_options = WorkbenchOptions.of_run(
+        options, run_is_new=opened.run_is_new, run_began_at=opened.began_at
     )
     return WorkbenchOpener(opened.context.repository, opened.context.graph_file, books, bench_options)
 

@@ -34,6 +34,7 @@ from qgexec.events import (
     RunStarted,
     StopReason,
     StopRequested,
+    WorkerStarted,
 )
 from qgexec.ingestion.base import Ingestion
 from qgexec.interrupts import Interrupts
@@ -276,7 +277,11 @@ class Loop:
         try:
             if self._ingest_error is not None:
                 raise self._ingest_error
-            self._record_all(self.ingestion.drain(_DRAIN_S))
+            is_done = False
+            while not is_done:
+                events = self.ingestion.drain(_DRAIN_S)
+                self._record_all(events)
+                is_done = not any(isinstance(event, WorkerStarted) for event in events)
         except IngestError as error:
             how = f"All outputs are kept; take them in with: qgexec collect {self.run.context.run_dir}"
             error.hint = f"{error.hint}\n{how}" if error.hint else how

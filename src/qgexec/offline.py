@@ -14,17 +14,16 @@ from qgexec.batch.rounds import Round, last_round, round_folder
 from qgexec.books.history import History
 from qgexec.books.holder import check_free, end_driver
 from qgexec.books.journal import Journal, has_ended, last_epoch
-from qgexec.books.rundir import RunDir
+from qgexec.books.rundir import RunDir, reopen
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import ModelError, RunHeldError
 from qgexec.ingestion.process import InlineIngestion
 from qgexec.models.batch import BatchModel, remove_round
 from qgexec.reports.report import read_report
-from qgexec.resume import harvest_round, reopen, take_over
+from qgexec.resume import harvest_round, take_over
 from qgexec.rubin.graphfile import prepare_graph
+from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
 from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
-from qgexec.rubin.recorder import Books
-from qgexec.rubin.workbench import WorkbenchOpener, WorkbenchOptions
 from qgexec.scheduling.states import State
 
 __all__ = ["cancel", "close_round", "collect", "execute_quanta", "prepare"]

@@ -3,7 +3,8 @@
 The order matters, and is that of ``docs/design/0003-crash-rule.md``:
 
 1. nobody else has the run in hand, and no worker of an earlier driver lives;
-2. the journal gets a file of ours, which nobody else can get too;
+2. the journal gets a file of ours, which nobody else can get too, and the registry is made ready for the
+   run, if a driver was killed before it had done that;
 3. attempts that were in the air are settled from what is on disk;
 4. quanta that had succeeded just before a power cut are looked at again;
 5. what had failed is opened again, and what is not in the registry is offered to it.
@@ -22,6 +23,7 @@ from qgexec.assembly import (
     OpenRun,
     bare_run,
     books_of,
+    finish_preparation,
     ingester_opener,
     make_loop,
     make_model,
@@ -34,47 +36,24 @@ from qgexec.batch.rounds import last_round
 from qgexec.books.history import History
 from qgexec.books.holder import has_restarted_since, require_free, this_process
 from qgexec.books.journal import Journal, read_detail
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import GraphError, JournalError, UsageError
+from qgexec.errors import JournalError, UsageError
 from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event, RunReopened
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel, harvest
 from qgexec.quantum import RunContext, SegmentRef
 from qgexec.reports.attemptlog import keep_streamed_logs
+from qgexec.rubin.opener import WorkbenchOpener
 from qgexec.rubin.settle import InTheAir, missing_outputs, settle
 from qgexec.rubin.versions import update_versions
-from qgexec.rubin.workbench import WorkbenchOpener
 from qgexec.scheduling.policy import Policy
 
-__all__ = ["harvest_round", "reopen", "take_over"]
+__all__ = ["harvest_round", "take_over"]
 
 _logger = logging.getLogger(__name__)
-
-
-def reopen(run_dir: Path) -> tuple[RunDir, RunSettings]:
-    """Open a run directory to go on with its run.
-
-    Raises
-    ------
-    qgexec.errors.RunDirError
-        It is none, or cannot be read.
-    qgexec.errors.GraphError
-        The graph that the run was started from is not there any more.
-    """
-    books = RunDir.open(run_dir)
-    settings = books.read_settings()
-    # A run directory that was moved keeps its own files with it.
-    if not Path(settings.context.graph_file).exists():
-        moved = books.path / Path(settings.context.graph_file).name
-        if Path(settings.context.graph_file).parent != Path(settings.context.run_dir) or not moved.exists():
-            raise GraphError(
-                f"the graph {settings.context.graph_file} of the run in {books.path} is not there any more",
-                hint="Bring it back to that place: workers read their quanta from it.",
-            )
-        settings = replace(settings, context=replace(settings.context, graph_file=str(moved)))
-    return books, replace(settings, context=replace(settings.context, run_dir=str(books.path)))
 
 
 def take_over(
@@ -142,11 +121,11 @@ def take_over(
             raise _jobs_are_left(opened)
         if closing is None:  # whose user has not asked for anything: a mark that was left just now stands
             books.cancel_file.unlink(missing_ok=True)
-        books.rewrite_settings(
-            replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
-        )
+        changed = replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
+        books.rewrite_settings(changed)
         if not strict_versions:
             _take_over_versions(client, context, strict=False)
+        finish_preparation(books, changed)
         before = policy_of(RunOptions.from_json(settings.options), plan)
         opening = _settle(opened, client, options, history, journal.epoch, before) if is_over else []
     except BaseException:

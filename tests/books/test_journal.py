@@ -362,10 +362,22 @@ def test_details_are_found_by_their_refs(tmp_path: Path) -> None:
 def test_a_segment_has_one_writer(tmp_path: Path) -> None:
     """A second writer of the same name is refused; in another epoch the name is another."""
     path = segment_path(tmp_path, 1, "driver")
-    SegmentWriter(path).close()
+    writer = SegmentWriter(path)
+    with pytest.raises(JournalError, match="File exists"):
+        SegmentWriter(path)
+    writer.append(DETAILS[0])
+    writer.close()
     with pytest.raises(JournalError, match="File exists"):
         SegmentWriter(path)
     SegmentWriter(segment_path(tmp_path, 2, "driver")).close()
+
+
+def test_a_segment_without_details_is_removed(tmp_path: Path) -> None:
+    """Nobody asks for it: of many jobs that did nothing no files are left."""
+    writer = SegmentWriter(segment_path(tmp_path, 1, "driver"))
+    writer.close()
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_detail_that_does_not_fit_leaves_nothing(tmp_path: Path, room_for: RoomFor) -> None:

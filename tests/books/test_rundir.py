@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qgexec.books.rundir import RUN_VERSION, RunDir, RunSettings, default_run_dir
+from qgexec.books.rundir import RunDir, default_run_dir
+from qgexec.books.runsettings import RUN_VERSION, RunSettings
 from qgexec.errors import RunDirError
 from qgexec.quantum import RunContext
 from qgexec.testing import make_plan

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,23 @@ from benchwork import Site, prepare_outputs
 from repos import OUTPUT_RUN, MockRepository
 
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, RunSettings
-from qgexec.events import AttemptFailed, AttemptStarted, AttemptSucceeded, Event, RunStarted
-from qgexec.quantum import OutcomeStatus, RunContext
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
+from qgexec.config.runconfig import RunConfig, TaskSettings
+from qgexec.config.runoptions import RunOptions
+from qgexec.errors import UsageError
+from qgexec.events import (
+    AttemptFailed,
+    AttemptOutOfMemory,
+    AttemptStarted,
+    AttemptSucceeded,
+    Event,
+    RunReopened,
+    RunStarted,
+)
+from qgexec.quantum import OutcomeStatus, Resources, RunContext
+from qgexec.reports.quantumname import find_quantum
+from qgexec.rubin import scratch
 from qgexec.rubin.graphfile import read_plan
 from qgexec.scheduling.plan import Plan
 from tests.cli.commands import CHECKOUT, DEADLINE_S, Moods, call, one_message
@@ -146,6 +161,26 @@ def test_unknown_quantum(run: RunDir, command: str) -> None:
     """One message, with the nearest."""
     one_message(call(command, run.path, "isr{visit: 1, detector: 9}"), "The nearest are", "detector: 1")
     one_message(call(command, run.path, "99"), "There is no quantum 99")
+
+
+def test_it_is_told_what_the_next_attempt_would_be(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that has grown in the run has grown here."""
+    config = RunConfig(TaskSettings(memory_bytes=3 << 30, memory_multiplier=2.0))
+    run.rewrite_settings(replace(run.read_settings(), options=RunOptions(config=config).to_json()))
+    index = find_quantum(plan_of(run), "isr{visit: 1, detector: 2}")
+    with Journal.create(run.journal, after=1) as journal:
+        journal.append(RunReopened(3.0))
+        journal.append(AttemptStarted(3.0, index, 2))
+        journal.append(AttemptOutOfMemory(4.0, index, 2, 4 << 30, 3 << 30, retried=True))
+    told: list[Resources] = []
+
+    def open_scratch(*_: object, resources: Resources, **__: object) -> None:
+        told.append(resources)
+        raise UsageError("that is all")
+
+    monkeypatch.setattr(scratch, "open_scratch", open_scratch)
+    one_message(call("debug", run.path, index), "that is all")
+    assert told == [Resources(1, 6 << 30)]
 
 
 class TestLog:

@@ -51,6 +51,14 @@ def test_every_option_is_documented(name: str) -> None:
     assert all(len(option.help or "") < 110 for option in options)
 
 
+def test_resume_has_no_defaults_of_a_new_run() -> None:
+    """What is not given stays as it was: no value is shown that would not hold."""
+    shown = call("resume", "--help").out
+    assert "default" not in shown
+    assert "Execution model." in shown
+    assert "[default: 1; x>=1]" in call("run", "--help").out
+
+
 def test_options_are_pipetasks() -> None:
     """Names that `pipetask run` has too."""
     command = cli.get_command(click.Context(cli), "run")

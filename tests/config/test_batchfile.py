@@ -56,6 +56,7 @@ def _batch(folder: Path, text: str) -> BatchSettings:
         ("submitLines: |\n  a = 1\n\n  b = 2\n", {"submit_lines": ("a = 1", "b = 2")}),
         ("maxIdle: 50\nmaxJobs: 200", {"max_idle": 50, "max_jobs": 200}),
         ("jobWalltime: '12:00:00'", {"walltime_s": 43200.0}),
+        ("visibilityWait: 150", {"visibility_s": 150.0}),
         ("finalJob: {requestMemory: 32768, requestCpus: 16}", {"closing_memory_bytes": 32 * GIB}),
         ("finalJob: {requestMemory: null}", {}),
         ("finalJob:", {}),

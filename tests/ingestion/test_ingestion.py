@@ -125,17 +125,29 @@ def ingested(events: Sequence[Event]) -> list[OutputsIngested]:
     return [event for event in events if isinstance(event, OutputsIngested)]
 
 
+def drain_all(ingestion: Ingestion, timeout_s: float = PATIENCE_S) -> list[Event]:
+    """Do as the loop does: call it again where a process has begun."""
+    found: list[Event] = []
+    while True:
+        events = ingestion.drain(timeout_s)
+        found.extend(events)
+        if not any(isinstance(event, WorkerStarted) for event in events):
+            return found
+
+
 def drain(ingestion: Ingestion) -> list[OutputsIngested]:
-    return ingested(ingestion.drain(PATIENCE_S))
+    return ingested(drain_all(ingestion))
 
 
 def collect_until(ingestion: Ingestion, n: int) -> list[OutputsIngested]:
     """Collect until so many quanta are confirmed."""
-    events = ingested(ingestion.collect())
+    events: list[OutputsIngested] = []
     while sum(len(event.indices) for event in events) < n:
-        if isinstance(ingestion, IngestionProcess):
-            assert select.select([ingestion], [], [], PATIENCE_S)[0]
-        events.extend(ingested(ingestion.collect()))
+        found = ingestion.collect()
+        events.extend(ingested(found))
+        if isinstance(ingestion, IngestionProcess) and not found:
+            ends: list[Any] = [ingestion, ingestion._process]
+            assert select.select(ends, [], [], PATIENCE_S)[0]
     return events
 
 
@@ -194,10 +206,10 @@ def test_ingester_that_fails(make: Maker, offers: Offers, output: str, words: st
     for offer in offers("a", output):
         ingestion.offer(*offer)
     with pytest.raises(IngestError, match=words) as caught:
-        ingestion.drain(PATIENCE_S)
+        drain_all(ingestion)
     assert output != "bad" or caught.value.hint == "Unlock it."
     with pytest.raises(IngestError, match=words):
-        ingestion.drain(PATIENCE_S)
+        drain_all(ingestion)
     assert not (tmp_path / "table").exists()
 
 
@@ -207,7 +219,7 @@ def test_ingester_that_does_not_open(make: Maker, offers: Offers) -> None:
     for offer in offers("a"):
         ingestion.offer(*offer)
     with pytest.raises(IngestError, match="RuntimeError: no registry"):
-        ingestion.drain(PATIENCE_S)
+        drain_all(ingestion)
 
 
 def test_detail_that_is_not_there(make: Maker) -> None:
@@ -215,7 +227,7 @@ def test_detail_that_is_not_there(make: Maker) -> None:
     ingestion = make()
     ingestion.offer(0, SegmentRef("0009-driver.jsonl", 10, 20))
     with pytest.raises(IngestError, match=r"0009-driver\.jsonl"):
-        ingestion.drain(PATIENCE_S)
+        drain_all(ingestion)
 
 
 @pytest.mark.parametrize(("quanta", "seconds"), [(0, 1), (5001, 1), (10, -1)])
@@ -244,7 +256,7 @@ def test_ingester_that_always_dies(offers: Offers, segments: Path, tmp_path: Pat
     for offer in offers("deadly"):
         ingestion.offer(*offer)
     with pytest.raises(IngestError, match=r"was killed by signal 9 \(SIGKILL\), as 2 before it"):
-        ingestion.drain(PATIENCE_S)
+        drain_all(ingestion)
     ingestion.close()
     assert (tmp_path / "tries").read_text() == "xxx"
 
@@ -257,7 +269,7 @@ def test_drain_has_an_end(offers: Offers, segments: Path, tmp_path: Path) -> Non
     with pytest.raises(
         IngestError, match=r"outputs of 1 quanta were not taken into the registry, .* within 0 s"
     ):
-        ingestion.drain(0.0)
+        drain_all(ingestion, 0.0)
     pid = ingestion.pid
     while pid is None:
         assert select.select([ingestion._process], [], [], PATIENCE_S)[0]
@@ -309,7 +321,7 @@ def test_discard_that_fails(make: Maker) -> None:
     ingestion.discard(99999)
     for _ in range(2):
         with pytest.raises(IngestError, match="the folder is read-only"):
-            ingestion.drain(PATIENCE_S)
+            drain_all(ingestion)
 
 
 def test_dead_ingester_is_told_again_what_to_remove(segments: Path, tmp_path: Path) -> None:
@@ -332,7 +344,7 @@ def test_process_is_told_of(offers: Offers, segments: Path, tmp_path: Path) -> N
     ingestion = IngestionProcess(ListOpener(tmp_path), segments, tmp_path)
     for offer in offers("deadly"):
         ingestion.offer(*offer)
-    events = of_process(ingestion.drain(PATIENCE_S))
+    events = of_process(drain_all(ingestion))
     last_pid = ingestion.pid
     events += of_process(ingestion.close())
     assert ingestion.close() == ()
@@ -346,14 +358,34 @@ def test_process_is_told_of(offers: Offers, segments: Path, tmp_path: Path) -> N
     assert begins[0].host == os.uname().nodename
 
 
+def test_nothing_is_given_to_a_process_before_it_is_told_of(
+    offers: Offers, segments: Path, tmp_path: Path
+) -> None:
+    """An ingester gets its first offers after the call that named it; so does one in its place."""
+    (tmp_path / "deaths").write_text("1")
+    ingestion = IngestionProcess(ListOpener(tmp_path), segments, tmp_path)
+    for offer in offers("deadly"):
+        ingestion.offer(*offer)
+    known: list[int] = []
+    while events := ingestion.drain(PATIENCE_S):
+        begun = [event for event in of_process(events) if isinstance(event, WorkerStarted)]
+        if begun:
+            tries = tmp_path / "tries"
+            assert (len(tries.read_text()) if tries.exists() else 0) == len(known)
+        known += [event.pid for event in begun]
+    assert len(known) == 2
+    ingestion.close()
+
+
 def test_process_that_fails_is_told_of(offers: Offers, segments: Path, tmp_path: Path) -> None:
     """An ingester that cannot go on is named as begun and ended, once."""
     ingestion = IngestionProcess(ListOpener(tmp_path), segments, tmp_path)
     for offer in offers("bad"):
         ingestion.offer(*offer)
+    events = list(ingestion.drain(PATIENCE_S))
     with pytest.raises(IngestError, match="locked"):
-        ingestion.drain(PATIENCE_S)
-    events = ingestion.close()
+        drain_all(ingestion)
+    events += ingestion.close()
     assert [type(event) for event in of_process(events)] == [WorkerStarted, WorkerEnded]
 
 
@@ -363,5 +395,5 @@ def test_what_was_taken_in_before_an_error_is_told_of(make: Maker, offers: Offer
     for offer in offers("a", "bad"):
         ingestion.offer(*offer)
     with pytest.raises(IngestError, match="locked"):
-        ingestion.drain(PATIENCE_S)
+        drain_all(ingestion)
     assert [event.indices for event in ingested(ingestion.close())] == [(0,)]

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from qgexec.batch.rounds import Round, Ticket
@@ -37,6 +39,8 @@ class HandSystem:
     """Runs a job, and says what the batch system says of it afterwards."""
     refuses: str = ""
     """Words with which it refuses to take anything."""
+    most: int | None = None
+    """The most jobs that it takes in one round."""
     silent: bool = False
     """It does not answer."""
     pause: bool = False
@@ -53,8 +57,14 @@ class HandSystem:
         if self.silent:
             raise ModelError("hand does not answer")
 
+    def most_jobs(self, settings: BatchSettings) -> int | None:
+        return self.most
+
     def write(self, batch_round: Round) -> Sequence[PlannedCall]:
         return [PlannedCall(("hand", batch_round.name), len(batch_round.jobs))]
+
+    def least_s(self, batch_round: Round, seconds: npt.NDArray[np.float64]) -> float:
+        return float(seconds.sum())
 
     def submit(self, batch_round: Round) -> Ticket:
         if self.refuses:
@@ -129,7 +139,6 @@ def hand_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
     monkeypatch.setattr("qgexec.models.batch._STATUS_S", 0.0)
     monkeypatch.setattr("qgexec.models.batch._JOURNALS_S", 0.01)
     monkeypatch.setattr("qgexec.models.batch._SHARE", 0)
-    monkeypatch.setattr("qgexec.models.batch._SEEN_S", 0.0)
     monkeypatch.setattr("qgexec.offline._PAUSE_S", 0.01)
     vars(SYSTEM).clear()  # also of what a test has put in the place of a method
     vars(SYSTEM).update(vars(HandSystem()))

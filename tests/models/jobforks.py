@@ -25,6 +25,7 @@ from repos import OUTPUT, OUTPUT_RUN, MockRepository, add_standard_tasks, copy_t
 from benchmarks.endstate import EndState, read_end_state, read_work
 from qgexec import batchjob, executor
 from qgexec.api import GraphExecutor, Preparation, QuantaFailedError
+from qgexec.batch import producers
 from qgexec.batch.rounds import Round, last_round
 from qgexec.batch.system import JobEnd, JobState, JobStatus
 from qgexec.books.rundir import RunDir
@@ -61,8 +62,7 @@ def start_job(batch_round: Round, job: int, fault: Fault = nothing) -> Fork:
     """Begin a try of a job; what it prints is in the round's logs."""
 
     def act() -> int:
-        replace(batchjob, "_SEEN_S", 0.1)  # a parent that was killed says no last word
-        replace(batchjob, "_PAUSE_S", 0.01)
+        replace(producers, "_PAUSE_S", 0.01)
         fault()
         done = batchjob.run_job(batch_round.run_dir, batch_round.number, job)
         return 0 if done else EXIT_TRY_AGAIN
@@ -137,7 +137,9 @@ def killed_in(label: str, mark: Path) -> Fault:
 
 def configured(common: TaskSettings | None = None, **tasks: TaskSettings) -> RunConfig:
     """Return a configuration with the three jobs, and this for all tasks, and by label."""
-    return RunConfig(common or TaskSettings(), tasks, BatchSettings(clustering=CLUSTERING))
+    # A parent that was killed says no last word.
+    batch = BatchSettings(clustering=CLUSTERING, visibility_s=0.1)
+    return RunConfig(common or TaskSettings(), tasks, batch)
 
 
 def in_first(label: str, mark: Path, act: Callable[[], None]) -> Fault:
@@ -228,12 +230,12 @@ class Place:
         return read_report(self.run_dir)
 
     def attempts(self) -> dict[str, list[int]]:
-        """Return the attempts at the quanta of each task, as the journal has them."""
+        """Return the numbers of attempts at the quanta of each task, ascending, as the journal has them."""
         plan = self.books.load_plan()
         found: dict[str, list[int]] = {label: [] for label in LABELS}
         for index, n in sorted(read_work(self.run_dir).attempts.items()):
             found[plan.label(index)].append(n)
-        return found
+        return {label: sorted(numbers) for label, numbers in found.items()}
 
     def end(self) -> EndState:
         """Return what the run left; nothing of it may be wrong."""

@@ -30,7 +30,7 @@ def given(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The options of a run with three jobs."""
     monkeypatch.chdir(place.folder)
     site = place.folder / "site.yaml"
-    site.write_text("cluster:\n  pair:\n    pipetasks: isr, calibrate\n")
+    site.write_text("cluster:\n  pair:\n    pipetasks: isr, calibrate\nvisibilityWait: 0.1\n")
     return [
         *("-b", place.repository.root, "-g", place.repository.graph, "--register-dataset-types"),
         *("--model", "hand", "--run-dir", "run", "--resources", site),

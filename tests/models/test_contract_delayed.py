@@ -17,6 +17,7 @@ from handsystem import Hand, HandSystem
 from hypothesis import HealthCheck, given
 from hypothesis import settings as tuned
 from hypothesis import strategies as st
+from roundwork import BEGAN, ENDED, failed, returned, started, succeeded, write
 
 from qgexec.batch.rounds import Round, last_round
 from qgexec.batch.system import JobEnd, JobState, JobStatus
@@ -41,7 +42,6 @@ from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.testing import plan_of
-from tests.batch.roundwork import BEGAN, ENDED, failed, returned, started, succeeded, write
 
 Maker = Callable[[], ExecutionModel]
 
@@ -55,13 +55,13 @@ def model(request: pytest.FixtureRequest, hand: HandSystem) -> type[BatchModel]:
 @pytest.fixture
 def maker(model: type[BatchModel]) -> Maker:
     """Makes a model that puts two quanta of a task into a job."""
-    return lambda: model(settings=BatchSettings(clustering=ClusterRules(chunk_size=2)))  # type: ignore[call-arg]
+    return lambda: model(settings=BatchSettings(clustering=ClusterRules(chunk_size=2), visibility_s=0.0))  # type: ignore[call-arg]
 
 
 @pytest.fixture
 def single(model: type[BatchModel]) -> Maker:
     """Makes one that makes each quantum a job: chunks of a random graph may wait for each other."""
-    return lambda: model(settings=BatchSettings())  # type: ignore[call-arg]
+    return lambda: model(settings=BatchSettings(visibility_s=0.0))  # type: ignore[call-arg]
 
 
 class Desk:

@@ -133,11 +133,19 @@ def test_papers_of_a_failure(tmp_path: Path) -> None:
     }
 
 
-def test_empty_stacks(tmp_path: Path) -> None:
-    """Stacks that nobody wrote are not kept; a log that is missing is no error."""
+def test_empty_papers(tmp_path: Path) -> None:
+    """Stacks and output that nobody wrote are not kept; a log that is missing is no error."""
     (tmp_path / "worker-0003.stack").touch()
+    (tmp_path / "worker-0003.out").touch()
     keep_papers(tmp_path, dead(), FIRST)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_output_is_kept(tmp_path: Path) -> None:
+    """What a worker printed stays, however it ended."""
+    (tmp_path / "worker-0003.out").write_text("telescope on fire")
+    keep_papers(tmp_path, dead(), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["worker-0003.out"]
 
 
 @pytest.mark.parametrize("doomed", [True, False])

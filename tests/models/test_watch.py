@@ -15,7 +15,7 @@ from qgexec.models.watch import OomKills, Watch
 from qgexec.models.workers import OverMemory, Sentence, Unresponsive, Worker
 from qgexec.processes.forked import Message, Process
 from qgexec.processes.machine import MemoryGroup
-from qgexec.quantum import Attempt
+from qgexec.quantum import Attempt, Outcome, OutcomeStatus
 
 PAGE = 4096
 MIB = 1 << 20
@@ -101,6 +101,17 @@ def test_over_the_limit(site: Site) -> None:
     assert site.go_round() == []
     site.show("S", 11 * MIB)
     assert site.go_round() == [OverMemory(attempt, 11 * MIB, 10 * MIB)]
+
+
+def test_what_ended_before_it_was_noticed(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A quantum that used too much and has succeeded is warned of, once for its task."""
+    for peak_bytes in (None, 10 * MIB, 11 * MIB, 12 * MIB):
+        outcome = Outcome(0, 1, OutcomeStatus.SUCCEEDED, 0.0, 0.1, peak_rss_bytes=peak_bytes)
+        site.watch.heed_end(limited(), outcome)
+        site.watch.heed_end(limited(None), outcome)
+    assert [record.getMessage() for record in caplog.records] == [
+        "A quantum of isr used 12 MB of the 10 MB that it may use, and had ended before that was noticed."
+    ]
 
 
 def test_without_a_limit(site: Site) -> None:

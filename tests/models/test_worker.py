@@ -11,7 +11,7 @@ import pytest
 from benches import HOG_BYTES, Opener, attempts
 
 from qgexec.errors import ModelError
-from qgexec.events import AttemptFailed, AttemptReturned, AttemptSkipped, AttemptSucceeded
+from qgexec.events import AttemptFailed, AttemptLost, AttemptReturned, AttemptSkipped, AttemptSucceeded
 from qgexec.models.worker import (
     ENDED,
     ENDED_LAST,
@@ -22,6 +22,7 @@ from qgexec.models.worker import (
     decode_event,
     encode_attempt,
     encode_event,
+    with_peak,
     work,
 )
 from qgexec.processes.forked import Channel
@@ -74,11 +75,23 @@ FULL = Outcome(
         AttemptFailed(3.5, FULL),
         AttemptSucceeded(3.5, Outcome(1, 1, OutcomeStatus.SUCCEEDED, 1.0, 2.0)),
         AttemptSkipped(3.5, Outcome(1, 2, OutcomeStatus.SKIPPED, 1.0, 2.0)),
+        AttemptLost(3.5, 1, 2, "its input is not to be seen here"),
     ],
 )
 def test_event_comes_back(event: OutcomeEvent) -> None:
     """An event is the same on the other side, and how long it took is with it."""
     assert decode_event(through(encode_event(event, 0.125))) == (event, 0.125)
+
+
+def test_peak_that_was_seen() -> None:
+    """What the watch saw counts where it is more than the worker's own figure; what was lost has neither."""
+    with_more = with_peak(AttemptFailed(3.5, FULL), 10**12)
+    assert isinstance(with_more, AttemptFailed)
+    assert with_more.outcome.peak_rss_bytes == 10**12
+    lost = AttemptLost(3.5, 1, 2, "its input is not to be seen here")
+    for event in (AttemptFailed(3.5, FULL), lost):
+        assert with_peak(event, 1) == event
+    assert with_peak(lost, 10**12) == lost
 
 
 def test_numbers_of_numpy() -> None:
@@ -88,6 +101,7 @@ def test_numbers_of_numpy() -> None:
     )
     event, _ = decode_event(through(encode_event(AttemptSucceeded(np.float64(2.0), outcome), 0.0)))
     assert event == AttemptSucceeded(2.0, outcome)
+    assert isinstance(event, AttemptSucceeded)
     assert type(event.outcome.started_at) is float
 
 
@@ -96,6 +110,7 @@ def test_long_exception() -> None:
     summary = ExceptionSummary("x" * 9000, "ü" * 9000, "y" * 9000)
     outcome = Outcome(1, 1, OutcomeStatus.FAILED, 1.0, 2.0, exception=summary)
     event, _ = decode_event(through(encode_event(AttemptFailed(2.0, outcome), 0.0)))
+    assert isinstance(event, AttemptFailed)
     assert event.outcome.exception is not None
     assert event.outcome.exception.message == "ü" * 2000
 

@@ -17,16 +17,17 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from repos import INPUT_CHAIN, OUTPUT_RUN, MockRepository
 
 from qgexec.books.journal import read_detail
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded
 from qgexec.quantum import Attempt, Outcome, OutcomeStatus, RunContext
 from qgexec.rubin.compat import export_records
 from qgexec.rubin.datastores import leaf_datastores
 from qgexec.rubin.graphfile import GraphSource, read_plan
 from qgexec.rubin.ingest import Ingester, IngesterOpener
+from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
 from qgexec.rubin.quantumlog import pipetask_logging
-from qgexec.rubin.recorder import Books
-from qgexec.rubin.workbench import Workbench, WorkbenchOpener, WorkbenchOptions
+from qgexec.rubin.workbench import Workbench
 from qgexec.scheduling.plan import Plan
 
 VOLATILE = frozenset({"TaskMetadata", "ButlerLogRecords"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kills import dies
 from lsst.daf.butler import Butler, CollectionType, DatasetType
+from lsst.daf.butler.direct_butler._direct_butler_collections import DirectButlerCollections
+from lsst.pipe.base import TaskMetadata
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask
 from repos import (
     INPUT_CHAIN,
@@ -29,8 +33,11 @@ from repos import (
 
 from qgexec.errors import CollectionError, DatasetTypeError, InitOutputsError, QgexecError, RepositoryError
 from qgexec.rubin.build import build_graph
+from qgexec.rubin.collections import RunCollections
 from qgexec.rubin.graphfile import GraphFile, prepare_graph
-from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
+from qgexec.rubin.initoutputs import InitOutputs
+from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
+from tests.crashfaults import at_call
 
 REGISTER = Preparation(register_dataset_types=True)
 AGAIN = Preparation(register_dataset_types=True, extend_run=True)
@@ -221,6 +228,47 @@ class TestAgain:
         """A graph with other dataset IDs for what the RUN has is refused before anything is written."""
         other = prepare_graph(repository.bare_graph, repository.root, None)
         assert "not built to extend" in refused(InitOutputsError, AGAIN, other)
+
+
+class TestBegun:
+    """A preparation that is brought to its end after it was killed."""
+
+    @pytest.mark.parametrize("place", ["register", "define", "write"])
+    def test_in_a_chain_that_is_there(self, repository: MockRepository, graph: GraphFile, place: str) -> None:
+        """The chain gets the new RUN, wherever it was cut off, and the RUN still counts as new."""
+        prepare_run(str(repository.root), graph, REGISTER)
+        yaml = pipeline_yaml(graph.pipeline_graph, repository.root / "p.yaml")
+        path = repository.root / "second.qg"
+        build_graph(str(repository.root), str(yaml), output=OUTPUT, output_run="second", save_to=path)
+        second = prepare_graph(path, repository.root, None)
+        owner, when = {
+            "register": (DirectButlerCollections, "after"),
+            "define": (RunCollections, "after"),
+            "write": (InitOutputs, "after"),
+        }[place]
+
+        def cut_off() -> None:
+            at_call(owner, place, when)()
+            prepare_run(str(repository.root), second)
+
+        dies(cut_off)
+        prepared = prepare_run(str(repository.root), second, begun=Begun(fresh=True))
+        assert prepared == Prepared("second", OUTPUT, (OUTPUT_RUN, INPUT_RUN), fresh=True)
+        with repository.butler() as butler:
+            assert butler.collections.get_info(OUTPUT).children == ("second", OUTPUT_RUN, INPUT_RUN)
+
+    def test_what_others_have_run_is_not_ours(self, repository: MockRepository, graph: GraphFile) -> None:
+        """A RUN that holds outputs of quanta by now was not made by the start that was killed."""
+        prepare_run(str(repository.root), graph, REGISTER)
+        with repository.butler(writeable=True, run=OUTPUT_RUN) as butler:
+            butler.put(TaskMetadata(), "final_metadata", instrument="Cam1")
+        with pytest.raises(CollectionError, match="exists already"):
+            prepare_run(str(repository.root), graph, REGISTER, begun=Begun(fresh=True))
+
+    def test_is_kept_as_plain_values(self) -> None:
+        """What is to be done is the same when it was written and read."""
+        for asked in (Preparation(), Preparation(inputs=("a", "b"), output="c", extend_run=None)):
+            assert Preparation.from_json(json.loads(json.dumps(asked.to_json()))) == asked
 
 
 class TestRefused:

@@ -22,6 +22,7 @@ from moods import MoodyTask, UnprintableError, complaining, mood, partial, raisi
 from repos import OUTPUT_RUN, MockRepository, copy_template
 from sites import CACHED_AND_SUMMED, CHAINED, make_components, make_composite, make_moody
 
+from qgexec.books.journal import segment_path
 from qgexec.errors import GraphError, QuantumTimeUp, RepositoryError, RunDirError
 from qgexec.quantum import OutcomeStatus
 from qgexec.rubin.graphfile import read_plan
@@ -255,13 +256,21 @@ def test_log_of_a_failure_is_kept(site: Site) -> None:
         bench.execute(good)
         assert "quantum" in (site.run_dir / "logs" / "driver.log").read_text()
         bench.execute(last)
-    assert logs_of(site) == {f"{failing.index}.1.log", f"{failing.index}.2.log", "driver.log"}
+        assert logs_of(site) == {f"{failing.index}.1.log", f"{failing.index}.2.log", "driver.log"}
+    assert logs_of(site) == {f"{failing.index}.1.log", f"{failing.index}.2.log"}
     for number, text in ((1, "first"), (2, "second")):
         lines = (site.run_dir / "logs" / f"{failing.index}.{number}.log").read_text().splitlines()
         assert lines[0] == f"isr quantum {failing.quantum_id} attempt {number}"
         assert any(f"WARNING moods.isr: {text}" in line for line in lines)
         assert any("ERROR lsst.pipe.base" in line for line in lines)
         assert not any("between" in line for line in lines)
+
+
+def test_log_of_what_did_not_end_is_kept(site: Site) -> None:
+    """A bench that closes in the middle of a quantum, by Ctrl-C, leaves its log."""
+    with site.bench() as bench, mood(before_put=raising(KeyboardInterrupt)), pytest.raises(KeyboardInterrupt):
+        bench.execute(attempts(read_plan(site.repository.graph), ISR)[0])
+    assert logs_of(site) == {"driver.log"}
 
 
 def test_time_that_is_up_is_not_the_quantums(site: Site) -> None:
@@ -371,7 +380,7 @@ def test_bad_openings(site: Site, what: str) -> None:
         case "logs":
             (site.run_dir / "logs").rmdir()
         case "segment":
-            opener("driver").close()
+            segment_path(site.run_dir / "segments", site.epoch, "driver").touch()
     with pytest.raises(expected):
         opener("driver")
     assert logging.getLogger().handlers == handlers

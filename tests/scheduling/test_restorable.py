@@ -14,17 +14,26 @@ from tests.handbooks import succeeded
 
 
 def test_it_can_go_on() -> None:
-    """What is ready is chosen, what runs may end, what waits becomes ready."""
+    """What is ready may start, what runs may end, what waits becomes ready."""
     plan = make_plan("a -> b -> c; d")
     before = RestorableScheduler(plan)
     before.apply(AttemptStarted(1.0, 0, 1))
     after = RestorableScheduler(plan)
     after.restore(*before.save())
     assert after.running() == [0]
-    assert [attempt.index for attempt in after.select(Resources(cores=4))] == [3]
+    assert after.counts() == before.counts()
+    after.apply(AttemptStarted(1.0, 3, 1))
     after.apply(succeeded(0))
     assert after.state(1) is State.READY
     assert before.state(1) is State.WAITING
+    assert after.running() == [3]
+
+
+def test_it_chooses_nothing() -> None:
+    """It knows what is ready, and keeps it in no order."""
+    scheduler = RestorableScheduler(make_plan("a b"))
+    assert scheduler.counts()[State.READY] == 2
+    assert scheduler.select(Resources(cores=4)) == []
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from qgexec.errors import IllegalEventError
 from qgexec.events import (
+    AttemptLost,
     AttemptStarted,
     Event,
     FailureEvent,
@@ -201,6 +202,33 @@ def test_other_failures_do_not_change_what_it_asks_for() -> None:
     for ending in (Ending.LOSE, Ending.OUT_OF_MEMORY, Ending.FAIL, Ending.RETURN, Ending.LOSE):
         _try(scheduler, 0, ending)
     assert _asked(scheduler) == [(0, 8, 8)]
+
+
+def _lose(scheduler: Scheduler, used_bytes: int | None, exit_code: int | None = -9) -> None:
+    """Start an attempt and lose its worker."""
+    number = scheduler.attempts(0) + 1
+    scheduler.apply(AttemptStarted(1.0, 0, number))
+    event = AttemptLost(2.0, 0, number, "its worker died", exit_code, 1, used_bytes)
+    scheduler.apply(scheduler.judge(event))
+
+
+def test_killed_with_more_than_it_had_asked_for() -> None:
+    """Memory is the likeliest reason: the next attempt asks for more; it still counts as a loss."""
+    scheduler = _scheduler("a", _growing(retries=Retries(lost=2, out_of_memory=0)))
+    _lose(scheduler, 5)
+    assert _asked(scheduler) == [(0, 8, 8)]
+    _lose(scheduler, 8)
+    assert _asked(scheduler) == [(0, 8, 8)]
+    _lose(scheduler, 9)
+    assert scheduler.state(0) is State.FAILED
+
+
+@pytest.mark.parametrize(("used_bytes", "exit_code"), [(None, -9), (4, -9), (99, -15), (99, None), (99, 1)])
+def test_other_losses_are_no_question_of_memory(used_bytes: int | None, exit_code: int | None) -> None:
+    """Nobody knows what it used, it was no more than it asked for, or something else ended it."""
+    scheduler = _scheduler("a", _growing(retries=Retries(common=1)))
+    _lose(scheduler, used_bytes, exit_code)
+    assert _asked(scheduler) == [(0, 4, 4)]
 
 
 def test_memory_that_cannot_grow_is_not_tried_again() -> None:

@@ -12,7 +12,12 @@ import numpy.typing as npt
 from qgexec.clustering.clusters import Clusters
 from qgexec.errors import RunDirError
 
-__all__ = ["JobRequest", "Jobs"]
+__all__ = ["OVERHEAD_BYTES", "JobRequest", "Jobs"]
+
+OVERHEAD_BYTES = 384 << 20
+"""Memory of a job's own processes beside the one that executes its quanta: it with the stack loaded, and
+the server that workers are forked from. Where the kernel's accounts are not at hand batch systems add up
+resident sets, and count three times what they share."""
 
 _NO_LIMIT = -1
 """Stands for no limit where an array cannot hold `None`."""

@@ -7,6 +7,7 @@
         ticket.json             what the batch system calls it; written as soon as it is submitted
         closed                  an empty file: nothing of it is left in the batch system, all is in the books
         journals/000/000017/    the journal of job 17: a file for each try
+        memory/000/000017       what memory job 17 has found to need, if more than it was given
         logs/                   what jobs printed
         ...                     the batch system's own files
 
@@ -27,7 +28,8 @@ import numpy as np
 
 from qgexec.batch.jobs import Jobs
 from qgexec.books.linefile import file_error
-from qgexec.books.rundir import OptionValue, RunDir, write_aside
+from qgexec.books.rundir import RunDir, write_aside
+from qgexec.books.runsettings import OptionValue
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError
 
@@ -85,6 +87,10 @@ class Round:
     def journal(self, job: int) -> Path:
         """Folder of a job's journal; there as soon as the job has begun."""
         return self.folder / "journals" / f"{job // 1000:03d}" / f"{job:06d}"
+
+    def memory_file(self, job: int) -> Path:
+        """Where a job notes that it needs more memory than it has, for batch systems that try it again."""
+        return self.folder / "memory" / f"{job // 1000:03d}" / f"{job:06d}"
 
     def job_command(self, job: str) -> tuple[str, ...]:
         """Return how a job is called; ``job`` is its number, or what the batch system replaces by it."""

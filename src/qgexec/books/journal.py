@@ -16,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -248,6 +249,16 @@ class Journal:
         """
         self._file.close()
 
+    def withdraw(self) -> None:
+        """Close and remove the file, as if nobody had created it; only while there is no event in it.
+
+        Raises
+        ------
+        qgexec.errors.JournalError
+            It cannot be removed.
+        """
+        self._file.discard()
+
     def __enter__(self) -> Self:
         return self
 
@@ -339,6 +350,7 @@ class SegmentWriter:
 
     def __init__(self, path: Path) -> None:
         self._file = LineFile(path, {"format": _SEGMENT_FORMAT, "version": SEGMENT_VERSION})
+        self._is_empty = True
 
     def append(self, detail: Mapping[str, object]) -> SegmentRef:
         """Add a detail (a JSON object) and return where it lies; the kernel has it then.
@@ -353,11 +365,15 @@ class SegmentWriter:
         except (TypeError, ValueError) as err:
             raise JournalError(f"cannot write a detail to {self._file.path}: {err}") from err
         self._file.write(line)
+        self._is_empty = False
         return SegmentRef(self._file.path.name, self._file.end() - len(line), len(line))
 
     def close(self) -> None:
-        """Force everything to the disk and close; may be called twice."""
+        """Force everything to the disk and close; a file without details is removed. May be called twice."""
         self._file.close()
+        if self._is_empty:
+            with suppress(OSError):
+                self._file.path.unlink(missing_ok=True)
 
 
 def read_detail(folder: Path, ref: SegmentRef) -> dict[str, Any]:

@@ -137,6 +137,16 @@ class LineFile:
             self._fd = None
             os.close(fd)
 
+    def discard(self) -> None:
+        """Close the file and remove it."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as err:
+            raise file_error("remove", self.path, err, JournalError) from err
+
     def _open_fd(self) -> int:
         if self._fd is None:
             raise JournalError(f"{self.path} is closed")

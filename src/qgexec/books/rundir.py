@@ -1,6 +1,6 @@
 """Owns the run directory: what lies where in it, its settings and plan on disk; knows nothing of what runs.
 
-    run.json            what the run is; written last, so a folder that has it is whole
+    run.json            what the run is; before the registry is touched it says what is to be done there
     plan.npz            the plan's arrays
     graph.qg            the graph, where it was not given as a .qg file that is fit to run from
     journal/            the events: a file for each writer
@@ -16,98 +16,34 @@ all. Everything is made with the user's umask.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import shutil
-import socket
-import time
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 
-from qgexec import __version__
 from qgexec.books.linefile import file_error, sync_folder
+from qgexec.books.runsettings import RUN_FORMAT, RUN_VERSION, RunSettings, user_name
 from qgexec.errors import GraphError, RunDirError
-from qgexec.quantum import RunContext
 from qgexec.scheduling.plan import Plan
 
-__all__ = ["RUN_VERSION", "OptionValue", "RunDir", "RunSettings", "default_run_dir", "write_aside"]
+__all__ = [
+    "RunDir",
+    "default_run_dir",
+    "reopen",
+    "write_aside",
+]
 
-RUN_VERSION = 2
-"""Version of ``run.json``. 1: the first. 2: ``run_is_new``."""
+_BEFORE_SETTINGS = ("plan.npz", "graph.qg", "butler.yaml")
+"""Files that may be there before ``run.json`` is."""
 
-_FORMAT = "qgexec-run"
-
-OptionValue = str | int | float | bool | None | list["OptionValue"] | dict[str, "OptionValue"]
-"""What an option may be: whatever JSON can hold."""
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user need not be in its password file
-        return str(os.getuid())
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """What a run is: all that later commands need besides plan and journal."""
-
-    context: RunContext
-    """Repository, graph file, collections and run directory."""
-
-    model: str
-    """Name of the execution model."""
-
-    options: Mapping[str, OptionValue] = field(default_factory=dict)
-    """Options as they were given, by their name in Python."""
-
-    run_is_new: bool = False
-    """The output RUN did not exist before this run."""
-
-    labels: tuple[str, ...] = ()
-    """Task labels, in the order of the pipeline."""
-
-    serial_labels: tuple[str, ...] = ()
-    """Those of which only one quantum may run at a time."""
-
-    qgexec_version: str = __version__
-    """Version of qgexec that made the run directory."""
-
-    created_at: float = field(default_factory=time.time)
-    """UNIX seconds."""
-
-    user: str = field(default_factory=_user)
-    """Who made it."""
-
-    host: str = field(default_factory=socket.gethostname)
-    """Where it was made."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what ``run.json`` holds: ``format``, ``version``, and the attributes by their names."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {"context": asdict(self.context), "options": dict(self.options)}
-        return {"format": _FORMAT, "version": RUN_VERSION, **values}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings of a ``run.json``; KeyError or TypeError where it holds something else."""
-        context = values["context"]
-        return cls(
-            context=RunContext(**{**context, "inputs": tuple(context["inputs"])}),
-            labels=tuple(values["labels"]),
-            serial_labels=tuple(values["serial_labels"]),
-            run_is_new=bool(values.get("run_is_new", False)),
-            **{f.name: values[f.name] for f in fields(cls) if f.name not in _CONVERTED},
-        )
-
-
-_CONVERTED = frozenset({"context", "labels", "serial_labels", "run_is_new"})
+_ASIDE = (".run.json.*.tmp", ".plan.npz.*.tmp", ".*-graph.qg", ".again-*")
+"""What is left of one of them whose writer was killed."""
 
 
 class RunDir:
@@ -127,7 +63,8 @@ class RunDir:
     def create(cls, path: Path) -> Self:
         """Make a run directory: a new folder, with those above it, or an empty one.
 
-        Until `write_settings` it is unfinished: `open` refuses it, `discard` takes it away again.
+        Until `write_settings` it is unfinished: `open` refuses it, `discard` takes it away again, and if
+        nobody is left to do that, `unfinished` finds it.
 
         Raises
         ------
@@ -152,6 +89,60 @@ class RunDir:
             run_dir._take_back()
             raise file_error("make the run directory", path, err, RunDirError) from err
         return run_dir
+
+    @classmethod
+    def unfinished(cls, path: Path) -> Self | None:
+        """Return what a start left that was cut off as it prepared the run; `None` where there is no such.
+
+        There is nothing in the folder worth keeping. Whether that start still lives is not asked.
+        """
+        run_dir = cls(Path(path).absolute())
+        if not run_dir.journal.is_dir():
+            return None
+        if _exists(run_dir.settings_file):
+            try:
+                return run_dir if run_dir.read_settings().preparation is not None else None
+            except RunDirError:
+                return None
+        ours = {*run_dir._remains(), run_dir.journal, run_dir.segments, run_dir.logs}
+        if not ours.issuperset(run_dir.path.iterdir()) or run_dir._has_books():
+            return None
+        run_dir._made = [run_dir.path, run_dir.journal, run_dir.segments, run_dir.logs]
+        return run_dir
+
+    def _remains(self) -> list[Path]:
+        """Return the files that a start may have left before there was a ``run.json``, and parts of them."""
+        whole = [path for name in _BEFORE_SETTINGS if _exists(path := self.path / name)]
+        return [*whole, *(path for pattern in _ASIDE for path in self.path.glob(pattern))]
+
+    def _has_books(self) -> bool:
+        """Tell whether a run has begun here, whose ``run.json`` was lost; or others use these names."""
+        for folder in (self.segments, self.logs):
+            if _exists(folder) and any(folder.iterdir()):
+                return True
+        # A journal's file begins with a line that is no event.
+        return any(path.read_bytes().count(b"\n") > 1 for path in self.journal.iterdir())
+
+    def make_ready_again(self) -> None:
+        """Clear away what a start that was killed had written in part; only for whoever has it in hand.
+
+        Without ``run.json`` all that is there is of no use. The folders are made where they are missing.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It cannot be done.
+        """
+        has_settings = _exists(self.settings_file)
+        try:
+            for path in self._remains():
+                if path.name in _BEFORE_SETTINGS and has_settings:
+                    continue
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            for folder in (self.segments, self.logs):
+                folder.mkdir(exist_ok=True)
+        except OSError as err:
+            raise file_error("clear", self.path, err, RunDirError) from err
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -257,7 +248,7 @@ class RunDir:
         path = self.settings_file
         try:
             values = json.loads(path.read_bytes())
-            if values["format"] != _FORMAT:
+            if values["format"] != RUN_FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             if values["version"] > RUN_VERSION:
                 raise RunDirError(
@@ -279,8 +270,8 @@ class RunDir:
             )
         if self.journal.is_dir():
             return RunDirError(
-                f"{self.path} is an unfinished run directory: its run never began",
-                hint="Remove it and start the run again.",
+                f"{self.path} is an unfinished run directory: its run never began, and nothing was changed",
+                hint="Start the run again with the same command: it takes this folder.",
             )
         return RunDirError(
             f"{self.path} is not a run directory: {err.filename or 'run.json'} is missing",
@@ -326,7 +317,7 @@ class RunDir:
         qgexec.errors.RunDirError
             It cannot be written.
         """
-        write_aside(self.cancel_file, lambda file: file.write(f"{_user()}\n".encode()))
+        write_aside(self.cancel_file, lambda file: file.write(f"{user_name()}\n".encode()))
 
     def discard(self) -> None:
         """Take away what `create` made, if the run's preparation failed; a finished run directory is kept."""
@@ -334,8 +325,8 @@ class RunDir:
             self._take_back()
 
     def _take_back(self) -> None:
-        for file in (self.plan_file, self.graph_file):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for file in self._remains():
                 file.unlink(missing_ok=True)
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
@@ -345,7 +336,33 @@ class RunDir:
                     folder.rmdir()
 
 
-def default_run_dir(output_run: str, base: Path | None = None) -> Path:
+def reopen(run_dir: Path) -> tuple[RunDir, RunSettings]:
+    """Open a run directory to go on with its run.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        It is none, or cannot be read.
+    qgexec.errors.GraphError
+        The graph that the run was started from is not there any more.
+    """
+    books = RunDir.open(run_dir)
+    settings = books.read_settings()
+    # A run directory that was moved keeps its own files with it.
+    if not Path(settings.context.graph_file).exists():
+        moved = books.path / Path(settings.context.graph_file).name
+        if Path(settings.context.graph_file).parent != Path(settings.context.run_dir) or not moved.exists():
+            raise GraphError(
+                f"the graph {settings.context.graph_file} of the run in {books.path} is not there any more",
+                hint="Bring it back to that place: workers read their quanta from it.",
+            )
+        settings = replace(settings, context=replace(settings.context, graph_file=str(moved)))
+    return books, replace(settings, context=replace(settings.context, run_dir=str(books.path)))
+
+
+def default_run_dir(
+    output_run: str, base: Path | None = None, *, may_take: Callable[[Path], bool] = lambda _path: False
+) -> Path:
     """Return where a run that writes this RUN collection keeps its books, unless told otherwise.
 
     Parameters
@@ -354,6 +371,8 @@ def default_run_dir(output_run: str, base: Path | None = None) -> Path:
         Name of the RUN collection; its parts become folders.
     base
         Folder that holds ``qgexec-runs``; by default the current one.
+    may_take
+        Tells whether a folder that is not empty may be taken all the same.
 
     Returns
     -------
@@ -373,7 +392,7 @@ def default_run_dir(output_run: str, base: Path | None = None) -> Path:
         )
     first = (base or Path.cwd()) / "qgexec-runs" / name
     path, number = first, 1
-    while _is_taken(path):
+    while _is_taken(path) and not may_take(path):
         number += 1
         path = first.with_name(f"{first.name}_{number}")
     return path

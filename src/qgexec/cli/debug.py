@@ -122,9 +122,13 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
     click.echo(f"Quantum {index}: {plan.describe(index)}", err=True)
     from qgexec.assembly import policy_of
     from qgexec.config.runoptions import RunOptions
+    from qgexec.events import FailureEvent
+    from qgexec.reports.snapshot import read_fold
     from qgexec.rubin.scratch import open_scratch
 
     label, options = plan.label(index), RunOptions.from_json(settings.options)
+    endings = read_fold(books.journal, plan, books.snapshot_file).endings(index)
+    failures = [event for event in endings if isinstance(event, FailureEvent)]
     with (
         _folder(keep) as folder,
         open_scratch(
@@ -133,7 +137,7 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
             label,
             plan.quantum_id(index),
             folder,
-            resources=policy_of(options, plan).rules_of(label).request,
+            resources=policy_of(options, plan).rules_of(label).request_following(failures),
             raise_on_partial_outputs=options.raise_on_partial_outputs,
             implicit_threads=options.implicit_threads,
         ) as scratch,

@@ -269,6 +269,10 @@ execution = _stack(
         help="Count partial outputs as a failure.",
     ),
     click.option(
+        "--strict-versions/--no-strict-versions",
+        help="Refuse to execute in batch jobs, or after an interruption, if the software has changed.",
+    ),
+    click.option(
         "--enable-implicit-threading", is_flag=True, help="Leave numerical libraries their own threads."
     ),
     click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,26 @@ _OPTIONS = {
     "skip_existing": "skip_existing",
     "clobber_outputs": "clobber_outputs",
     "raise_on_partial_outputs": "raise_on_partial_outputs",
+    "strict_versions": "strict_versions",
     "enable_implicit_threading": "implicit_threads",
 }
 """Options that can be changed, and their names in `qgexec.config.runoptions.RunOptions`."""
 
 
+_DEFAULT = re.compile(r"; default: [^.]*")
+"""What the help of an option says that a new run has it at."""
+
+
+def _without_defaults(command: click.Command) -> click.Command:
+    """Take the defaults of a new run out of a command's help: here, what is not given stays as it was."""
+    for option in command.params:
+        if isinstance(option, click.Option):
+            option.show_default = False
+            option.help = _DEFAULT.sub("", option.help or "")
+    return command
+
+
+@_without_defaults
 @click.command(
     epilog="Examples:\n\n"
     "\b\n"
@@ -37,8 +53,7 @@ _OPTIONS = {
 @options.execution
 @options.resources
 @click.option("--force", is_flag=True, help="Take over although an earlier driver elsewhere may still run.")
-@click.option("--strict-versions", is_flag=True, help="Refuse to go on if the software has changed.")
-def resume(*, run_dir: Path, force: bool, strict_versions: bool, summary: str | None, **given: Any) -> None:
+def resume(*, run_dir: Path, force: bool, summary: str | None, **given: Any) -> None:
     """Go on with a run that was interrupted, killed or has failures, to its end.
 
     What succeeded is kept, what failed or was never run is executed, and outputs
@@ -70,7 +85,7 @@ def resume(*, run_dir: Path, force: bool, strict_versions: bool, summary: str | 
             tell=display.show_now,
             **changes,
         )
-        code, broken = outcome_of(lambda: executor.resume(force=force, strict_versions=strict_versions))
+        code, broken = outcome_of(lambda: executor.resume(force=force))
     sys.exit(conclude(executor, code, broken, summary=summary))
 
 

@@ -274,6 +274,7 @@ def _executor(given: dict[str, Any]) -> Iterator[GraphExecutor]:
             skip_existing=given["skip_existing"] or given["extend_run"],
             clobber_outputs=given["clobber_outputs"] and given["extend_run"],
             raise_on_partial_outputs=given["raise_on_partial_outputs"],
+            strict_versions=given["strict_versions"],
             implicit_threads=given["enable_implicit_threading"],
             log_level="INFO",
             run_dir=given["run_dir"],

@@ -132,6 +132,17 @@ class Clusters:
         """Return the name of a cluster's kind."""
         return self.names[self._codes[cluster]]
 
+    def first(self, n: int) -> Self:
+        """Return the first so many clusters; none of them waits for another that is left out."""
+        offsets, parent_offsets = (
+            np.asarray(self._offsets[: n + 1]),
+            np.asarray(self._parent_offsets[: n + 1]),
+        )
+        members = np.asarray(self._members)[: offsets[n]]
+        parents = np.asarray(self._parents)[: parent_offsets[n]]
+        codes = np.asarray(self._codes)[:n]
+        return type(self)(self.names, codes, (offsets, members), (parent_offsets, parents))
+
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the clusters as arrays of numbers that `from_arrays` reads; they share memory."""
         return {

@@ -89,6 +89,7 @@ _READERS: dict[str, tuple[str, Reader]] = {
     "maxIdle": ("max_idle", one(_jobs)),
     "maxJobs": ("max_jobs", one(_jobs)),
     "jobWalltime": ("walltime_s", one(seconds)),
+    "visibilityWait": ("visibility_s", one(seconds)),
 }
 """Keys about jobs: their names in `BatchSettings`, and what reads them."""
 

@@ -51,6 +51,10 @@ class BatchSettings:
     closing_memory_bytes: int = 4 << 30
     """What the job asks for that ingests and closes the books; ``finalJob: requestMemory`` of BPS."""
 
+    visibility_s: float = 60.0
+    """Longest wait, in a job, for what another machine wrote to be seen there, seconds: by default as long as
+    NFS may go on showing a folder as it was. After that the attempt counts as lost, and is tried again."""
+
     clustering: ClusterRules = field(default_factory=ClusterRules)
     """Which quanta go into one job."""
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from qgexec.config.runconfig import RunConfig
+from qgexec.config.runconfig import RunConfig, make_policy
 from qgexec.errors import UsageError
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.policy import Policy
 
 __all__ = ["RunOptions"]
 
@@ -37,6 +39,9 @@ class RunOptions:
 
     implicit_threads: bool = False
     """Leave numerical libraries in workers their own threads."""
+
+    strict_versions: bool = False
+    """Refuse to execute elsewhere, or later, with other package versions than those of the RUN."""
 
     log_level: str | None = None
     """Level of the stack's loggers where quanta run in the caller's process."""
@@ -76,6 +81,24 @@ class RunOptions:
                 hint="Give for example 20 or 5%.",
             )
         return max(1, math.ceil(value / 100 * n_quanta)) if percent else int(value)
+
+    def policy(self, plan: Plan, *, machine_memory_bytes: int | None) -> Policy:
+        """Return what the options mean for a plan.
+
+        Parameters
+        ----------
+        plan
+            The run's.
+        machine_memory_bytes
+            The most that one quantum can get; `None` where that is not known.
+        """
+        return make_policy(
+            self.config,
+            plan.labels,
+            fail_fast=self.fail_fast,
+            max_failures=self.most_failures(len(plan)),
+            machine_memory_bytes=machine_memory_bytes,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the options by their names, as JSON can hold them."""

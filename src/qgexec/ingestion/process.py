@@ -157,6 +157,7 @@ class IngestionProcess:
         self._unconfirmed_remains: dict[int, None] = {}
         self._unreported: list[Event] = []
         self._announced: Process | None = None
+        self._told: Process | None = None  # announced, and the caller has been told
         self._mourned: Process | None = None
         self._drain_wanted = self._drain_sent = False
         self._closed = False
@@ -190,9 +191,16 @@ class IngestionProcess:
         qgexec.errors.IngestError
             The ingester cannot go on; each later call says so again.
         """
+        events = self._collect()
+        self._told = self._announced
+        return events
+
+    def _collect(self) -> list[Event]:
         events: list[Event] = []
         if self._error is None:
-            self._send()
+            # Whoever takes over after the driver must know of every process that writes to the registry.
+            if self._told is self._process:
+                self._send()
             self._receive(events)
             self._look_after(events)
         if self._error is not None and not events:
@@ -202,6 +210,12 @@ class IngestionProcess:
     def drain(self, timeout_s: float) -> Sequence[Event]:
         """Have everything taken in that was offered, and everything removed that is to be.
 
+        Returns
+        -------
+        events
+            What has happened. Where a process has begun it returns early, to be called once more: that is
+            to be on record before the process is given anything.
+
         Raises
         ------
         qgexec.errors.IngestError
@@ -209,8 +223,8 @@ class IngestionProcess:
         """
         deadline = time.monotonic() + timeout_s
         self._drain_wanted, self._drain_sent = True, False
-        self._unreported.extend(self.collect())
-        while self._n_left:
+        self._unreported.extend(self._collect())
+        while self._n_left and self._announced is self._told:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise IngestError(
@@ -220,10 +234,11 @@ class IngestionProcess:
                 )
             poll = select.poll()
             poll.register(self._process, select.POLLIN)
-            has_unsent = self._unsent or self._unsent_remains
-            poll.register(self._process.channel, select.POLLIN | (select.POLLOUT if has_unsent else 0))
+            may_send = self._told is self._process and (self._unsent or self._unsent_remains)
+            poll.register(self._process.channel, select.POLLIN | (select.POLLOUT if may_send else 0))
             poll.poll(left * 1000)
-            self._unreported.extend(self.collect())
+            self._unreported.extend(self._collect())
+        self._told = self._announced
         return self._take_unreported()
 
     @property

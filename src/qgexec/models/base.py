@@ -31,7 +31,10 @@ class Bench(Protocol):
     """
 
     def execute(self, attempt: Attempt) -> Event:
-        """Execute one quantum and say what came of it; a quantum's failure is a value, never an exception."""
+        """Execute one quantum and say what came of it; a quantum's failure is a value, never an exception.
+
+        It may also say `AttemptLost`: it did not execute the quantum, and that is not the quantum's fault.
+        """
         ...
 
     def close(self) -> None:
@@ -121,8 +124,15 @@ class Run:
     worker_prefix: str = ""
     """What the names of workers begin with, where several drivers share the folder of logs."""
 
+    prints_here: bool = False
+    """What workers print goes where this process prints, not to a file of each worker below `logs`."""
+
     ledger: Ledger | None = None
     """What the loop knows of the quanta, for models that order the work themselves; to be read only."""
+
+    def output_of(self, worker_name: str) -> Path | None:
+        """Return the file that a worker prints to; `None` where it prints to where this process does."""
+        return None if self.prints_here else self.logs / f"{worker_name}.out"
 
     def open_bench(self) -> Bench:
         """Open a bench in this process."""

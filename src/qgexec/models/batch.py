@@ -49,9 +49,6 @@ _STATUS_S = 10.0
 _SHARE = 10
 """Nothing that took t seconds is done again before this many times t."""
 
-_SEEN_S = 60.0
-"""Longest wait for the last words of jobs that have ended on other machines, seconds."""
-
 _CANCEL_S = 300.0
 """Longest time that jobs may take to go away after they were told to, seconds."""
 
@@ -210,7 +207,15 @@ class BatchModel:
             found.write_ticket(ticket)
         self._watch = _Watch(found, ticket, self._ledger, self.system, self._clock)
         if self._closing == found.number:
-            self._watch.status = RoundStatus(is_over=True)
+            self._watch.status = self._last_status(found, ticket)
+
+    def _last_status(self, batch_round: Round, ticket: Ticket) -> RoundStatus:
+        """Return how the jobs of a round have ended, all but this process, as far as is known."""
+        try:
+            return replace(self.system.look(batch_round, ticket), is_over=True)
+        except ModelError as error:
+            _logger.warning("How jobs have ended is not known: %s", error.message)
+            return RoundStatus(is_over=True)
 
     def capacity(self) -> Resources:
         """One core while nothing is in hand, else none."""
@@ -251,6 +256,10 @@ class BatchModel:
             serial_labels=run.serial_labels,
             requests={label: ledger.policy.rules_of(label).request for label in ledger.plan.labels},
         )
+        most = self.system.most_jobs(self.settings)
+        if most is not None and len(clusters) > most:
+            _logger.info("Of %d jobs %d are submitted now, the others after them.", len(clusters), most)
+            clusters = clusters.first(most)
         pasts = {attempt.index: ledger.past(attempt.index) for attempt in attempts if attempt.number > 1}
         return make_round(
             RunDir(Path(run.context.run_dir)),
@@ -407,7 +416,8 @@ class _Watch:
         now = self._clock()
         if self._over_since is None:
             self._over_since = now
-        return self._journals.are_over or now - self._over_since >= _SEEN_S
+        waited_s = now - self._over_since
+        return self._journals.are_over or waited_s >= self.batch_round.settings.visibility_s
 
     def returned(self) -> list[Event]:
         """Return what gives back all attempts that have not ended, for their jobs were removed; once."""

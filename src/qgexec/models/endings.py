@@ -109,7 +109,7 @@ def stack_file(logs: Path, worker_name: str) -> Path:
 
 
 def keep_papers(logs: Path, worker: Worker, attempt: Attempt | None) -> None:
-    """Name a dead worker's log and stacks after the attempt that it had, or remove stacks that tell nothing.
+    """Name a dead worker's log and stacks after the attempt that it had, and remove what tells nothing.
 
     Parameters
     ----------
@@ -124,6 +124,10 @@ def keep_papers(logs: Path, worker: Worker, attempt: Attempt | None) -> None:
     with suppress(OSError):  # there are none, or the disk is full: the attempt ends all the same
         if stacks.stat().st_size == 0 or (attempt is None and worker.doomed):
             stacks.unlink()
+    output = logs / f"{worker.name}.out"
+    with suppress(OSError):
+        if output.stat().st_size == 0:
+            output.unlink()
     if attempt is None:
         return
     for path in (stacks, logs / f"{worker.name}.log"):

@@ -15,10 +15,9 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from qgexec.errors import ModelError, WorkerStartError
-from qgexec.events import AttemptFailed, AttemptReturned, Event, WorkerEnded, WorkerStarted
+from qgexec.events import AttemptFailed, AttemptLost, AttemptReturned, Event, WorkerEnded, WorkerStarted
 from qgexec.models.alarms import Alarms
 from qgexec.models.base import ModelFacts, Run
 from qgexec.models.dispatch import Dispatch
@@ -30,9 +29,9 @@ from qgexec.models.worker import (
     ENDED_LAST,
     RAISED,
     STACKS_SIGNAL,
-    OutcomeEvent,
     WorkRules,
     decode_event,
+    with_peak,
     work,
 )
 from qgexec.models.workers import NEVER, OverTime, Unresponsive, Worker
@@ -317,8 +316,10 @@ class Pool:
             worker.took_any = True
             self._failed_starts = 0
             if worker.peak_bytes:
-                event = _with_peak(event, worker.peak_bytes)
+                event = with_peak(event, worker.peak_bytes)
                 worker.peak_bytes = 0
+            if not isinstance(event, AttemptLost):
+                self._watch.heed_end(attempt, event.outcome)
             if worker.sentence is not None and isinstance(event, AttemptFailed):
                 # SIGTERM had it raise, by a handler of its own or through its child: that is not the cause.
                 event = epitaph(worker, attempt, Surroundings())
@@ -393,7 +394,7 @@ class Pool:
             work,
             (run.bench_opener, name, rules),
             name=name,
-            output=run.logs / f"{name}.out",
+            output=run.output_of(name),
             preload=run.preload,
             implicit_threads=run.implicit_threads,
         )
@@ -477,19 +478,11 @@ class Pool:
         self._failed_starts += 1
         if self._failed_starts < _MAX_FAILED_STARTS or self._error is not None:
             return
-        output = self._opened().logs / f"{worker.name}.out"
+        output = self._opened().output_of(worker.name)
         self._error = WorkerStartError(
             f"{obituary(worker)} before it began any quantum, as {self._failed_starts - 1} others before it",
-            hint=f"See {output}. {last_line(output)}".rstrip(),
+            hint="See what it printed." if output is None else f"See {output}. {last_line(output)}".rstrip(),
         )
-
-
-def _with_peak(event: OutcomeEvent, seen_bytes: int) -> OutcomeEvent:
-    """Return an event with the peak that the watch saw, of the whole process tree, where that is higher."""
-    own_bytes = event.outcome.peak_rss_bytes
-    if own_bytes is None or own_bytes >= seen_bytes:
-        return event  # what was seen now and then is no peak without the worker's own
-    return replace(event, outcome=replace(event.outcome, peak_rss_bytes=seen_bytes))
 
 
 def _allow_files(needed: int) -> None:

@@ -6,17 +6,21 @@ running at the last round, and is running now, is looked at.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from qgexec.config.units import size_text
 from qgexec.models.poolsettings import PoolSettings
 from qgexec.models.workers import NEVER, OverMemory, Sentence, Unresponsive, Worker
 from qgexec.processes.machine import MemoryGroup
 from qgexec.processes.proctree import Sight, look_at
-from qgexec.quantum import Attempt
+from qgexec.quantum import Attempt, Outcome
 
 __all__ = ["OomKills", "Watch"]
+
+_logger = logging.getLogger(__name__)
 
 _STOPPED = "T"
 """State of a process that a signal has stopped; one that a debugger holds is in state ``t``."""
@@ -45,6 +49,7 @@ class Watch:
     def __init__(self, settings: PoolSettings, proc: Path = Path("/proc")) -> None:
         self._settings = settings
         self._proc = proc
+        self._told: set[str] = set()
         self.due_at = 0.0
         """When the next round is due, by the monotonic clock."""
 
@@ -77,6 +82,23 @@ class Watch:
                     yield worker, sentence
         took_s = time.monotonic() - began
         self.due_at = now + max(self._settings.watch_period_s, took_s / _SHARE)
+
+    def heed_end(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Say of an attempt that came to its own end that it used too much, and no round has seen it.
+
+        Once for each task. What succeeded stays so: the limit protects the other quanta, and that is over.
+        """
+        limit_bytes, peak_bytes = attempt.memory_limit_bytes, outcome.peak_rss_bytes
+        if limit_bytes is None or peak_bytes is None or peak_bytes <= limit_bytes:
+            return
+        if attempt.task_label not in self._told:
+            self._told.add(attempt.task_label)
+            _logger.warning(
+                "A quantum of %s used %s of the %s that it may use, and had ended before that was noticed.",
+                attempt.task_label,
+                size_text(peak_bytes),
+                size_text(limit_bytes),
+            )
 
     def _watched(self, worker: Worker, now: float, *, forget: bool) -> Attempt | None:
         """Return what a worker was running at the last round, if it still is."""

@@ -15,13 +15,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 from uuid import UUID
 
 from qgexec.errors import ModelError
-from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded, Event
+from qgexec.events import AttemptFailed, AttemptLost, AttemptSkipped, AttemptSucceeded, Event
 from qgexec.processes.forked import Channel, Message
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus, Resources, SegmentRef
 
@@ -38,6 +38,7 @@ __all__ = [
     "decode_event",
     "encode_attempt",
     "encode_event",
+    "with_peak",
     "work",
 ]
 
@@ -56,10 +57,12 @@ RAISED = "raised"
 STACKS_SIGNAL = signal.SIGUSR2
 """Asks a worker that does not heed SIGTERM for the stacks of its threads; see `WorkRules.stack_file`."""
 
-OutcomeEvent = AttemptSucceeded | AttemptSkipped | AttemptFailed
+OutcomeEvent = AttemptSucceeded | AttemptSkipped | AttemptFailed | AttemptLost
 """What a bench may say of an attempt."""
 
 _KINDS = (AttemptSucceeded, AttemptSkipped, AttemptFailed)
+_LOST = len(_KINDS)
+_SAYINGS = (*_KINDS, AttemptLost)
 _STATUSES = tuple(OutcomeStatus)
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -164,10 +167,10 @@ def as_outcome_event(event: object, attempt: Attempt) -> OutcomeEvent:
     qgexec.errors.ModelError
         It is no outcome of this attempt.
     """
-    if not isinstance(event, _KINDS):
+    if not isinstance(event, _SAYINGS):
         raise ModelError(
             f"quantum {attempt.index} ({attempt.task_label}): the bench returned {event!r} "
-            "instead of AttemptSucceeded, AttemptSkipped or AttemptFailed"
+            "instead of AttemptSucceeded, AttemptSkipped, AttemptFailed or AttemptLost"
         )
     if event.index != attempt.index or event.attempt != attempt.number:
         raise ModelError(
@@ -210,11 +213,14 @@ def encode_event(event: OutcomeEvent, took_s: float, *, is_last: bool = False) -
     is_last
         The worker takes no more.
     """
+    kind = ENDED_LAST if is_last else ENDED
+    if isinstance(event, AttemptLost):
+        return (kind, took_s, _LOST, float(event.at), event.index, event.attempt, str(event.reason)[:2000])
     outcome = event.outcome
     exception, detail = outcome.exception, outcome.detail
     # The conversions matter: marshal writes numpy's numbers as raw bytes, and refuses subclasses of str.
     return (
-        ENDED_LAST if is_last else ENDED,
+        kind,
         took_s,
         _KINDS.index(type(event)),
         float(event.at),
@@ -241,6 +247,9 @@ def _encode_exception(exception: ExceptionSummary) -> Message:
 
 def decode_event(message: Message) -> tuple[OutcomeEvent, float]:
     """Return the event of a message, and how long the bench was busy with it, seconds."""
+    if message[2] == _LOST:
+        _, took_s, _, at, index, attempt, reason = message
+        return AttemptLost(at, index, attempt, reason), took_s
     _, took_s, kind, at, index, attempt, status, *figures, exception, detail = message
     started_at, ended_at, cpu_s, peak_rss_bytes, host, pid, caveats = figures
     outcome = Outcome(
@@ -258,3 +267,13 @@ def decode_event(message: Message) -> tuple[OutcomeEvent, float]:
         None if detail is None else SegmentRef(*detail),
     )
     return _KINDS[kind](at, outcome), took_s
+
+
+def with_peak(event: OutcomeEvent, seen_bytes: int) -> OutcomeEvent:
+    """Return an event with the peak that was seen of the whole process tree, where that is higher."""
+    if isinstance(event, AttemptLost):
+        return event
+    own_bytes = event.outcome.peak_rss_bytes
+    if own_bytes is None or own_bytes >= seen_bytes:
+        return event  # what was seen now and then is no peak without the worker's own
+    return replace(event, outcome=replace(event.outcome, peak_rss_bytes=seen_bytes))

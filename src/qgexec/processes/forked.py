@@ -322,7 +322,7 @@ def start_process(
     args: tuple[Any, ...],
     *,
     name: str,
-    output: Path,
+    output: Path | None,
     preload: Sequence[str] = (),
     implicit_threads: bool = False,
 ) -> Process:
@@ -341,7 +341,8 @@ def start_process(
     name
         Name for messages.
     output
-        File to which its standard output and error are appended.
+        File to which its standard output and error are appended; `None` for this process's standard error,
+        as it was when the server was started.
     preload
         Modules that are imported before anything else.
     implicit_threads
@@ -366,7 +367,7 @@ def start_process(
 def _pickle_payload(
     target: Callable[..., None],
     args: tuple[Any, ...],
-    output: Path,
+    output: Path | None,
     preload: Sequence[str],
     *,
     implicit_threads: bool,
@@ -377,7 +378,7 @@ def _pickle_payload(
         sys_path=tuple(sys.path),
         main=MainModule.here(),
         preload=tuple(preload),
-        output=str(output),
+        output="" if output is None else str(output),
     )
     try:
         return pickle.dumps(order) + pickle.dumps((target, args))

@@ -33,6 +33,7 @@ from types import ModuleType
 from typing import IO, Any, NoReturn
 
 from qgexec.errors import QgexecError, WorkerStartError
+from qgexec.processes.machine import offer_to_oom_killer
 
 __all__ = ["Channel", "MainModule", "Message", "StartOrder", "importing_main", "process_started_at", "serve"]
 
@@ -58,7 +59,6 @@ UNBORN = b"U"
 """News of a child that could not be forked; the reason follows, UTF-8."""
 
 _PR_SET_PDEATHSIG = 1
-_OOM_SCORE_STEP = 500
 
 
 @cache
@@ -190,7 +190,7 @@ class StartOrder:
     main: MainModule
     preload: tuple[str, ...]
     output: str
-    """File to which standard output and error are appended."""
+    """File to which standard output and error are appended; empty for where the server prints."""
 
 
 class _MainImport:
@@ -418,8 +418,9 @@ def _be_child(channel_fd: int, payload_fd: int) -> NoReturn:
     except BaseException as err:  # noqa: BLE001 - what ends this process must reach the driver in words
         with suppress(OSError):
             channel.send(("raised", *_in_words(err)))
-        with suppress(OSError, ValueError):  # the disk that the output goes to may be full
-            traceback.print_exc()
+        if not isinstance(err, QgexecError):  # that one says it all, and whoever is told prints it
+            with suppress(OSError, ValueError):  # the disk that the output goes to may be full
+                traceback.print_exc()
     finally:
         with suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -443,10 +444,7 @@ def _die_with(server: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != server:
         os._exit(1)
-    # The kernel must not pick the driver when memory runs out; not every container lets us say so.
-    score = Path("/proc/self/oom_score_adj")
-    with suppress(OSError, ValueError):
-        score.write_text(str(min(1000, int(score.read_text("ascii")) + _OOM_SCORE_STEP)), "ascii")
+    offer_to_oom_killer()
 
 
 def _adopt(order: StartOrder) -> None:
@@ -455,10 +453,11 @@ def _adopt(order: StartOrder) -> None:
     os.environ.update(order.environment)
     os.chdir(order.folder)
     sys.path[:] = order.sys_path
-    output = os.open(order.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
+    if order.output:
+        output = os.open(order.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable(2)  # a library that crashes while it is imported says where

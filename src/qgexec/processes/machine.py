@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["MemoryGroup", "find_memory_group", "machine_memory_bytes"]
+__all__ = ["MemoryGroup", "find_memory_group", "machine_memory_bytes", "offer_to_oom_killer"]
 
 _ROOT = Path("/")
+
+_OOM_SCORE_STEP = 500
+"""Added to the score by which the kernel picks what to kill when memory runs out; at most 1000."""
+
+
+def offer_to_oom_killer() -> None:
+    """Have the kernel rather pick this process than the driver; not every container lets us say so."""
+    score = Path("/proc/self/oom_score_adj")
+    with suppress(OSError, ValueError):
+        score.write_text(str(min(1000, int(score.read_text("ascii")) + _OOM_SCORE_STEP)), "ascii")
 
 
 @dataclass(frozen=True, slots=True)

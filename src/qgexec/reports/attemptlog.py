@@ -104,9 +104,12 @@ def _title(plan: Plan, index: int, attempt: int) -> str:
 
 
 def _title_of(path: Path) -> str:
-    """Return of which attempt a log is, as its first line has it after the task label."""
-    with path.open("rb") as file:
-        line = file.readline(_TITLE_BYTES).decode("utf-8", "replace").rstrip()
+    """Return of which attempt a log is, as its first line says after the label; empty if it is gone."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(_TITLE_BYTES).decode("utf-8", "replace").rstrip()
+    except FileNotFoundError:  # its worker has ended meanwhile
+        return ""
     return line.partition(" ")[2]
 
 

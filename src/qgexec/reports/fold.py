@@ -270,6 +270,10 @@ class Fold:
             for code, (label, counts) in enumerate(self.scheduler.counts_by_label().items())
         )
 
+    def endings(self, index: int) -> Sequence[Ending]:
+        """Return what ended the attempts at a quantum, in order; nothing if none of them ended badly."""
+        return tuple(self._endings.get(index, ()))
+
     def troubled(self, files: KeptFiles) -> tuple[TroubledQuantum, ...]:
         """Describe the quanta of which an attempt ended badly, in the order of their indices.
 

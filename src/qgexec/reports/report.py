@@ -17,7 +17,8 @@ from qgexec.batch.journals import JobJournals
 from qgexec.batch.rounds import last_round
 from qgexec.books.holder import driver_is_alive
 from qgexec.books.journal import read_detail
-from qgexec.books.rundir import RunDir, RunSettings
+from qgexec.books.rundir import RunDir
+from qgexec.books.runsettings import RunSettings
 from qgexec.errors import JournalError
 from qgexec.events import EndReason, RunStarted, StopReason
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum, group_failures

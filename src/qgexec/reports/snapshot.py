@@ -29,7 +29,7 @@ from qgexec.reports.fold import Fold, FoldState
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.restorable import STATE_CODES
 
-__all__ = ["SNAPSHOT_VERSION", "WORTH_KEEPING", "read_fold"]
+__all__ = ["SNAPSHOT_VERSION", "WORTH_KEEPING", "SnapshotReader", "read_fold"]
 
 SNAPSHOT_VERSION = 1
 """Version of the file, an ``.npz`` without objects.
@@ -67,22 +67,53 @@ def read_fold(journal: Path, plan: Plan, snapshot: Path, *, worth_keeping: int =
     qgexec.errors.JournalError
         The journal is missing, damaged, of a newer version, or another plan's.
     """
-    fold, positions = _read_snapshot(snapshot, journal, plan)
-    known = _n_lines(positions)
-    try:
-        _read_on(journal, fold, positions)
-    except JournalError:
-        if not known:
-            raise
-        # Before the journal is found wanting, what the snapshot says is doubted.
-        fold, positions, known = Fold(plan), {}, 0
-        _read_on(journal, fold, positions)
-    if _n_lines(positions) - known >= worth_keeping:
-        # Read-only file systems, full disks, other people's runs: the next reader takes as long as this one.
-        with contextlib.suppress(OSError):
-            state = fold.state()
-            _write_snapshot(snapshot, state, _header(state, journal, plan, positions))
-    return fold
+    reader = SnapshotReader(journal, plan, snapshot, worth_keeping=worth_keeping)
+    reader.read_on()
+    return reader.fold
+
+
+class SnapshotReader:
+    """Reads a journal from where a snapshot ends, and on, as often as it is told; writes new snapshots.
+
+    Parameters are those of `read_fold`.
+    """
+
+    def __init__(
+        self, journal: Path, plan: Plan, snapshot: Path, *, worth_keeping: int = WORTH_KEEPING
+    ) -> None:
+        self._journal = journal
+        self._plan = plan
+        self._snapshot = snapshot
+        self._worth_keeping = worth_keeping
+        self.fold, self._positions = _read_snapshot(snapshot, journal, plan)
+        """What was read up to now."""
+        self._kept = _n_lines(self._positions)
+
+    def read_on(self) -> None:
+        """Read what the journal has got since; about 7 us an event.
+
+        Raises
+        ------
+        qgexec.errors.JournalError
+            As `read_fold`.
+        """
+        known = _n_lines(self._positions)
+        try:
+            _read_on(self._journal, self.fold, self._positions)
+        except JournalError:
+            if not known:
+                raise
+            # Before the journal is found wanting, what the snapshot says is doubted.
+            self.fold, self._positions, self._kept = Fold(self._plan), {}, 0
+            _read_on(self._journal, self.fold, self._positions)
+        n_lines = _n_lines(self._positions)
+        if n_lines - self._kept >= self._worth_keeping:
+            # Read-only file systems, full disks, other people's runs: the next reader takes as long as we.
+            with contextlib.suppress(OSError):
+                state = self.fold.state()
+                header = _header(state, self._journal, self._plan, self._positions)
+                _write_snapshot(self._snapshot, state, header)
+                self._kept = n_lines
 
 
 def _n_lines(positions: Mapping[int, Position]) -> int:

@@ -6,3 +6,6 @@ is asked for before.
 
 PRELOAD = ("qgexec.rubin.workbench", "qgexec.rubin.ingest")
 """Modules that a worker process needs; the server that forks workers imports them once."""
+
+JOB_PRELOAD = ("qgexec.rubin.jobbench",)
+"""The same for a batch job, which takes nothing into the registry."""

@@ -40,6 +40,9 @@ class RunCollections:
     inputs: tuple[str, ...]
     """Input collections, CHAINED ones replaced by their members."""
 
+    half_chained: bool = False
+    """An earlier start was cut off before it had put the RUN into the CHAINED collection."""
+
     def search_path(self) -> list[str]:
         """Return where a graph builder looks for inputs."""
         path = [self.output] if self.output is not None and self.output_exists else [*self.inputs]
@@ -49,11 +52,11 @@ class RunCollections:
         """Make the RUN, and a CHAINED collection in which it comes first; what is there already stays."""
         if not self.run_exists:
             butler.collections.register(self.output_run, CollectionType.RUN)
-        if self.output is None or (self.output_exists and self.run_exists):
+        if self.output is None or (self.output_exists and self.run_exists and not self.half_chained):
             return
         if not self.output_exists:
             butler.collections.register(self.output, CollectionType.CHAINED)
-        members = _flatten(butler, self.chain) if self.output_exists else self.inputs
+        members = _flatten(butler, self.chain) if self.chain else self.inputs
         others = [member for member in members if member != self.output_run]
         butler.collections.redefine_chain(self.output, [self.output_run, *others])
 
@@ -66,6 +69,7 @@ def resolve_collections(
     output_run: str | None,
     extend_run: bool | None,
     inputs_given: bool = True,
+    begun_fresh: bool | None = None,
 ) -> RunCollections:
     """Find out what a run's collections are to be, and check that they can be; nothing is written.
 
@@ -85,6 +89,9 @@ def resolve_collections(
     inputs_given
         The user asks for these inputs: an output collection that exists must have them. Otherwise they are
         what the graph was built from, and an output collection that has the RUN already is good as it is.
+    begun_fresh
+        An earlier start was cut off, perhaps in the middle of making these collections: whether the RUN
+        did not exist before it; `None` if there was no such start.
 
     Raises
     ------
@@ -115,9 +122,16 @@ def resolve_collections(
             hint="Give --extend-run to add to it, or build the graph with another output RUN.",
         )
     flat = _flatten(butler, inputs)
-    if chain is not None and (inputs_given or run not in chain):
+    if begun_fresh:  # one of them may be a chain that the RUN is in by now
+        flat = tuple(name for name in flat if name != run)
+    # A CHAINED collection is made empty, and filled afterwards.
+    made_in_vain = begun_fresh is not None and chain == ()
+    if chain is not None and not made_in_vain and (inputs_given or run not in chain):
         _check_chain(str(output), chain, flat)
-    return RunCollections(output, chain is not None, chain or (), run, run_type is not None, flat)
+    half_chained = made_in_vain or (bool(begun_fresh) and run not in (chain or ()))
+    return RunCollections(
+        output, chain is not None, chain or (), run, run_type is not None, flat, half_chained
+    )
 
 
 def _type(butler: Butler, name: str) -> CollectionType | None:

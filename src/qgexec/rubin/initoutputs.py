@@ -18,6 +18,8 @@ from lsst.pipe.base.quantum_graph import (
 from lsst.utils.packages import Packages
 
 from qgexec.errors import InitOutputsError
+from qgexec.rubin.compat import datastore_of
+from qgexec.rubin.datastores import remove_files
 from qgexec.rubin.graphfile import GraphFile
 from qgexec.rubin.qgfile import QgFile
 
@@ -36,8 +38,14 @@ class InitOutputs:
     replaced: tuple[DatasetRef, ...]
     """Those among them that exist and are written anew."""
 
+    perhaps_begun: bool
+    """Somebody may have been killed who was writing them."""
+
     def write(self, butler: Butler) -> None:
         """Write them all, or none."""
+        if self.perhaps_begun:
+            new = [ref for _, ref in self.datasets if ref not in self.replaced]
+            remove_files(datastore_of(butler), new)
         with butler.transaction():
             if self.replaced:
                 butler.pruneDatasets(self.replaced, unstore=True, purge=True)
@@ -90,7 +98,7 @@ def plan_init_outputs(butler: Butler, graph: GraphFile, *, run_exists: bool, ver
             existing.update(packages)
             planned.append((existing, ref))
             replaced.append(ref)
-    return InitOutputs(tuple(planned), tuple(replaced))
+    return InitOutputs(tuple(planned), tuple(replaced), perhaps_begun=run_exists)
 
 
 def _read_init_quanta(graph: GraphFile) -> PredictedQuantumGraphComponents:

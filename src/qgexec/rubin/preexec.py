@@ -1,14 +1,17 @@
 """The registry before a run: collections, dataset types, init-outputs, configs and package versions.
 
 Everything is checked before anything is written, so that an error leaves the
-repository as it was. What is written is what ``pipetask run`` writes.
+repository as it was. What is written is what ``pipetask run`` writes. Whoever is killed as it writes
+leaves some of it: to prepare the same once more, told so, brings it to its end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
-from lsst.daf.butler import Butler, DatasetType, MissingDatasetTypeError
+from lsst.daf.butler import Butler, DatasetType, MissingCollectionError, MissingDatasetTypeError
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -18,7 +21,7 @@ from qgexec.rubin.graphfile import GraphFile
 from qgexec.rubin.initoutputs import InitOutputs, plan_init_outputs
 from qgexec.rubin.repository import open_butler, require_writeable
 
-__all__ = ["Preparation", "Prepared", "prepare_run"]
+__all__ = ["Begun", "Preparation", "Prepared", "prepare_run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,23 @@ class Preparation:
     versions: bool = True
     """Include package versions in that."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self) | {"inputs": list(self.inputs)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return what `to_json` was called for."""
+        return cls(**{**values, "inputs": tuple(values["inputs"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An earlier preparation for the same run, of the same graph, that was cut off somewhere."""
+
+    fresh: bool
+    """The RUN did not exist before it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -65,7 +85,12 @@ class Prepared:
 
 
 def prepare_run(
-    repository: str | Butler, graph: GraphFile, preparation: Preparation | None = None
+    repository: str | Butler,
+    graph: GraphFile,
+    preparation: Preparation | None = None,
+    *,
+    begun: Begun | None = None,
+    announce: Callable[[Prepared], object] = lambda _prepared: None,
 ) -> Prepared:
     """Make a repository ready for a graph's outputs, or say why it cannot be.
 
@@ -77,6 +102,10 @@ def prepare_run(
         The graph.
     preparation
         What to do; by default everything but registering dataset types, in the graph's own collections.
+    begun
+        What is to be brought to its end, if anything: some of it is done already.
+    announce
+        Called when all is known to be right, before anything is written.
 
     Returns
     -------
@@ -94,7 +123,7 @@ def prepare_run(
     asked = preparation or Preparation()
     with open_butler(repository, writeable=True) as butler:
         with butler.registry.caching_context():
-            collections = _resolve(butler, graph, asked)
+            collections = _resolve(butler, graph, asked, begun)
             missing = _check_dataset_types(butler, graph.pipeline_graph, asked)
             init_outputs = (
                 plan_init_outputs(butler, graph, run_exists=collections.run_exists, versions=asked.versions)
@@ -102,26 +131,49 @@ def prepare_run(
                 else None
             )
         require_writeable(butler)
+        prepared = Prepared(
+            collections.output_run,
+            collections.output,
+            collections.inputs,
+            fresh=not collections.run_exists if begun is None else begun.fresh,
+        )
+        announce(prepared)
         _write(butler, collections, missing, init_outputs)
-    return Prepared(
-        collections.output_run, collections.output, collections.inputs, fresh=not collections.run_exists
-    )
+    return prepared
 
 
-def _resolve(butler: Butler, graph: GraphFile, asked: Preparation) -> RunCollections:
+def _resolve(butler: Butler, graph: GraphFile, asked: Preparation, begun: Begun | None) -> RunCollections:
     if asked.output_run and asked.output_run != graph.output_run:
         raise CollectionError(
             f"the graph was built for the output RUN {graph.output_run!r}, not {asked.output_run!r}",
             hint="Leave --output-run out, or change the graph with 'pipetask update-graph-run'.",
         )
+    is_ours = begun is not None and begun.fresh and _holds_only_init_outputs(butler, graph)
     return resolve_collections(
         butler,
         inputs=asked.inputs or graph.inputs,
         output=asked.output or graph.output,
         output_run=graph.output_run,
-        extend_run=asked.extend_run,
+        extend_run=None if is_ours else asked.extend_run,
         inputs_given=bool(asked.inputs),
+        begun_fresh=None if begun is None else begun.fresh,
     )
+
+
+def _holds_only_init_outputs(butler: Butler, graph: GraphFile) -> bool:
+    """Tell whether nothing was run into the RUN, if it exists: else it is not that of a start cut off."""
+    try:
+        info = butler.collections.get_info(graph.output_run, include_summary=True)
+    except MissingCollectionError:
+        return True
+    pipeline = graph.pipeline_graph
+    init = {
+        edge.parent_dataset_type_name
+        for task in pipeline.tasks.values()
+        for edge in task.init.iter_all_outputs()
+    }
+    init.add(pipeline.packages_dataset_type.name)
+    return init.issuperset(info.dataset_types or ())
 
 
 def _check_dataset_types(butler: Butler, pipeline: PipelineGraph, asked: Preparation) -> list[DatasetType]:

@@ -118,6 +118,14 @@ class StreamedLog(logging.Handler):
         self._is_closed = True
         self._let_go()
 
+    def discard(self) -> None:
+        """Close and remove the file, for nobody asks for what is in it any more."""
+        has_file = self._fd is not None
+        self.close()
+        if has_file:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
     def _create(self) -> int:
         # In append mode a truncation never leaves a hole at the start of the file.
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC

@@ -23,9 +23,10 @@ from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded, Event
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus
 from qgexec.rubin.detail import Detail
 from qgexec.rubin.meter import Meter
+from qgexec.rubin.opener import Books
 from qgexec.rubin.quantumlog import StreamedLog, pipetask_logging
 
-__all__ = ["MESSAGE_LENGTH", "Books", "Recorder", "summarise"]
+__all__ = ["MESSAGE_LENGTH", "Recorder", "summarise"]
 
 MESSAGE_LENGTH = 500
 """Characters of an exception's message that go into its summary."""
@@ -35,24 +36,6 @@ _EVENTS: dict[OutcomeStatus, type[AttemptSucceeded | AttemptSkipped | AttemptFai
     OutcomeStatus.SKIPPED: AttemptSkipped,
     OutcomeStatus.FAILED: AttemptFailed,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Books:
-    """Where a bench of a run writes its books; the same for all benches of one driver."""
-
-    segments: str
-    """Folder of the segments."""
-
-    epoch: int
-    """Number of the journal's writer that this bench works for."""
-
-    logs: str
-    """Folder of the logs: ``<segment name>.log`` holds that of the current attempt, and may be missing
-    after it; ``<index>.<attempt>.log`` (`qgexec.books.rundir.RunDir.attempt_log`) that of one that failed."""
-
-    log_level: str | None = "INFO"
-    """Level of the stack's loggers while the bench is open; `None` leaves logging to the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +67,7 @@ class Recorder:
         self._host = socket.gethostname()
         self._pid = os.getpid()
         self._meter = Meter()
+        self._is_idle = True
         with contextlib.ExitStack() as stack:
             path = self._logs / f"{name}.log"
             try:
@@ -93,7 +77,7 @@ class Recorder:
                     f"cannot write the log file {path}: {error.strerror}",
                     hint="Check that the run directory exists and may be written.",
                 ) from error
-            stack.callback(self._log.close)
+            stack.callback(self._close_log)
             logging.getLogger().addHandler(self._log)
             stack.callback(logging.getLogger().removeHandler, self._log)
             if books.log_level is not None:
@@ -103,8 +87,17 @@ class Recorder:
             self._open = stack.pop_all()
 
     def close(self) -> None:
-        """Close the files and leave logging as it was; may be called twice."""
+        """Close the files and leave logging as it was; may be called twice.
+
+        Files that nobody will ask for are removed: a log whose quantum has ended, a segment without details.
+        """
         self._open.close()
+
+    def _close_log(self) -> None:
+        if self._is_idle:
+            self._log.discard()
+        else:
+            self._log.close()
 
     def record(
         self,
@@ -134,11 +127,14 @@ class Recorder:
         qgexec.errors.RunDirError
             The detail or the log cannot be written.
         """
+        self._is_idle = False
         try:
-            return self._record(attempt, execute, outputs)
+            event = self._record(attempt, execute, outputs)
         except QuantumTimeUp:
             self._keep_log(attempt)
             raise
+        self._is_idle = True
+        return event
 
     def _record(
         self,

@@ -30,8 +30,8 @@ from qgexec.rubin.datastores import find_records, is_whole, recorded_files
 from qgexec.rubin.detail import Detail, output_row, records_from_json, records_to_json
 from qgexec.rubin.graphfile import GraphSource
 from qgexec.rubin.ingest import IngesterOpener
+from qgexec.rubin.opener import WorkbenchOpener
 from qgexec.rubin.supply import Supply
-from qgexec.rubin.workbench import WorkbenchOpener
 from qgexec.scheduling.plan import Plan
 
 __all__ = ["InTheAir", "missing_outputs", "settle"]

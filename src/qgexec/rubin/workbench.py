@@ -35,68 +35,12 @@ from qgexec.rubin.datastores import (
 )
 from qgexec.rubin.detail import Detail, output_row, records_to_json
 from qgexec.rubin.graphfile import GraphSource
+from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
 from qgexec.rubin.quantumlog import QuantumLogRecords
-from qgexec.rubin.recorder import Books, Recorder
+from qgexec.rubin.recorder import Recorder
 from qgexec.rubin.supply import Supply
 
-__all__ = ["ExecutorBench", "ExecutorBenchOpener", "Workbench", "WorkbenchOpener", "WorkbenchOptions"]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkbenchOptions:
-    """How quanta are executed; names and meanings are those of upstream's `SingleQuantumExecutor`."""
-
-    run_is_new: bool = True
-    """The output RUN did not exist before the run, whichever driver of it this is: a first attempt
-    looks for no outputs, `skip_existing` and `clobber_outputs` mean nothing."""
-
-    run_began_at: float = math.inf
-    """When the run began, UNIX seconds. In a RUN that existed before, what was written since then was left by
-    earlier attempts of this run: an attempt that is not the first removes it whatever the next two
-    say, which are about what is older. By default nothing was."""
-
-    skip_existing: bool = False
-    """Do not execute quanta whose metadata exists."""
-
-    clobber_outputs: bool = False
-    """Remove outputs that are in the way."""
-
-    raise_on_partial_outputs: bool = True
-    """A task that reports partial outputs has failed, rather than succeeded with a caveat."""
-
-    implicit_threads: bool = False
-    """Leave numerical libraries their own threads."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkbenchOpener:
-    """Opens workbenches in the processes that it is sent to."""
-
-    repository: str
-    """Butler repository: root, configuration file or alias."""
-
-    graph_file: str
-    """Local ``.qg`` file with datastore records."""
-
-    books: Books
-    """Where to write details and logs."""
-
-    options: WorkbenchOptions = WorkbenchOptions()
-    """How to execute."""
-
-    def __call__(self, name: str) -> Workbench:
-        """Open a workbench in this process; a second or two, mostly imports.
-
-        Raises
-        ------
-        qgexec.errors.GraphError
-            The graph file cannot be read, or a task class not be imported.
-        qgexec.errors.RepositoryError
-            The datastore cannot be opened.
-        qgexec.errors.RunDirError
-            Details or logs cannot be written.
-        """
-        return Workbench(self, name)
+__all__ = ["ExecutorBench", "ExecutorBenchOpener", "Workbench"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf
@@ -154,6 +154,9 @@ class Retries:
 _GROWTHS = 5
 """Times that a quantum's memory grows unless told otherwise; ``numberOfRetries`` of BPS's own defaults."""
 
+_KILLED = -9
+"""Exit code of a process that was ended by SIGKILL."""
+
 _MOST_BYTES = 2**60
 """More than any machine has."""
 
@@ -212,6 +215,33 @@ class TaskRules:
                 break
             grown = int(min(grown * self.memory_multiplier, most))
         return replace(self.request, memory_bytes=grown)
+
+    def ran_out_of_memory(self, event: FailureEvent, n_out_of_memory: int) -> bool:
+        """Return whether an attempt ran out of memory, or probably did: then the next one asks for more.
+
+        Nobody says why a process got SIGKILL from outside. One that used more than it had asked for, when it
+        was last looked at, is the likeliest that the kernel or a batch system picks.
+
+        Parameters
+        ----------
+        event
+            What ended the attempt.
+        n_out_of_memory
+            How many attempts at the quantum did before it.
+        """
+        if isinstance(event, AttemptOutOfMemory):
+            return True
+        if not isinstance(event, AttemptLost) or event.exit_code != _KILLED or event.used_bytes is None:
+            return False
+        asked = self.request_after(n_out_of_memory).memory_bytes
+        return asked is not None and event.used_bytes > asked
+
+    def request_following(self, failures: Iterable[FailureEvent]) -> Resources:
+        """Return what the next attempt at a quantum asks for, after all those that ended badly, in order."""
+        n_out_of_memory = 0
+        for event in failures:
+            n_out_of_memory += self.ran_out_of_memory(event, n_out_of_memory)
+        return self.request_after(n_out_of_memory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""A scheduler whose states can be put down and taken up again: for readers, who start nothing.
+"""A scheduler that only follows, and whose states can be put down and taken up again: for readers.
 
-What attempts have cost is not in its states, so it must not decide about retries.
+What attempts have cost is not in its states, so it must not decide about retries; what is ready is not in any
+order, so it chooses nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["STATE_CODES", "RestorableScheduler"]
 STATE_CODES: tuple[State, ...] = tuple(State)
 """The states, each at the place that is its code in `RestorableScheduler.save`."""
 
+_WAITING, _READY = (STATE_CODES.index(state) for state in (State.WAITING, State.READY))
 _DONE = [STATE_CODES.index(state) for state in (State.SUCCEEDED, State.SKIPPED)]
 
 
@@ -41,27 +43,37 @@ class RestorableScheduler(Scheduler):
         return bytes(self._states), np.array(self._attempts, dtype=np.int32)
 
     def restore(self, states: bytes, attempts: npt.NDArray[np.int32]) -> None:
-        """Take up what `save` returned; about 0.3 us per quantum.
+        """Take up what `save` returned; about 10 ns per quantum.
 
         Raises
         ------
         ValueError
             It is not of this plan; nothing has changed.
         """
-        n_quanta, n_states = len(self._states), len(STATE_CODES)
+        n_quanta = len(self._states)
         codes = np.frombuffer(states, dtype=np.uint8)
-        if codes.shape != (n_quanta,) or attempts.shape != (n_quanta,) or np.any(codes >= n_states):
+        if codes.shape != (n_quanta,) or attempts.shape != (n_quanta,) or np.any(codes >= len(STATE_CODES)):
             raise ValueError(f"these are not the states of {n_quanta} quanta")
-        self._states[:] = states  # in place: the queues look at it
         self._attempts = array("i", attempts.astype(np.int32).tobytes())
         self._missing = _count_missing(self._plan, np.isin(codes, _DONE))
+        self._put(codes)
+
+    def _begin(self) -> None:
+        self._put(np.where(np.asarray(self._missing) == 0, _READY, _WAITING).astype(np.uint8))
+
+    def _put(self, codes: npt.NDArray[np.uint8]) -> None:
+        """Bring all quanta into these states."""
+        self._states[:] = codes.tobytes()
         labels = np.asarray(self._label_codes, dtype=np.int64)
         n_counts = len(self._counts)
-        self._counts[:] = np.bincount(n_states * labels + codes, minlength=n_counts).tolist()
+        self._counts[:] = np.bincount(len(STATE_CODES) * labels + codes, minlength=n_counts).tolist()
         counts = self.counts()
-        self._n_running, self._n_failed, self._n_ready = counts[State.RUNNING], counts[State.FAILED], 0
-        for index in np.flatnonzero(codes == STATE_CODES.index(State.READY)).tolist():
-            self._make_ready(index)
+        self._n_running, self._n_failed = counts[State.RUNNING], counts[State.FAILED]
+        self._n_ready = counts[State.READY]
+
+    def _make_ready(self, index: int) -> None:
+        self._move(index, _READY)
+        self._n_ready += 1
 
 
 def _count_missing(plan: Plan, done: npt.NDArray[np.bool_]) -> array[int]:

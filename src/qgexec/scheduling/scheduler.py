@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heapreplace
 from typing import cast
@@ -94,7 +94,7 @@ class Scheduler:
         self._states = bytearray(len(plan))
         self._missing = plan.prerequisite_counts()
         self._attempts = array("i", [0]) * len(plan)
-        self._keys = keys_of(plan)
+        self._keys: Sequence[int] = ()
         self._label_codes = plan.label_codes
         self._counts = [0] * (_N_STATES * len(plan.labels))
         self._n_ready = 0
@@ -120,6 +120,7 @@ class Scheduler:
 
     def _begin(self) -> None:
         """Count all quanta as waiting, and make those without prerequisites ready."""
+        self._keys = keys_of(self._plan)
         for code, n_quanta in enumerate(self._plan.count_by_label().values()):
             self._counts[_N_STATES * code + _WAITING] = n_quanta
         for index in np.flatnonzero(np.asarray(self._missing) == 0).tolist():

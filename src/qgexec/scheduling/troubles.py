@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qgexec.events import AttemptOutOfMemory, FailureEvent
+from qgexec.events import FailureEvent
 from qgexec.quantum import Resources
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Account, Policy
@@ -58,8 +58,9 @@ class Troubles:
         charged = self._charged.setdefault(index, {})
         account, _ = self._policy.account(event, label)
         charged[account] = charged.get(account, 0) + 1
-        if isinstance(event, AttemptOutOfMemory):
-            self._grow(index, self._n_out_of_memory.get(index, 0) + 1)
+        n_out_of_memory = self._n_out_of_memory.get(index, 0)
+        if self._policy.rules_of(label).ran_out_of_memory(event, n_out_of_memory):
+            self._grow(index, n_out_of_memory + 1)
 
     def _grow(self, index: int, n_out_of_memory: int) -> None:
         self._n_out_of_memory[index] = n_out_of_memory

@@ -1,0 +1,136 @@
+"""What a process is sent that is to open a bench of a real run; imports no lsst before it does.
+
+Whoever has quanta executed elsewhere, as a batch job in its worker, need not import the stack itself: that
+takes seconds, and ten times the memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from qgexec.config.runoptions import RunOptions
+from qgexec.quantum import SegmentRef
+
+if TYPE_CHECKING:
+    from qgexec.rubin.jobbench import JobBench
+    from qgexec.rubin.workbench import Workbench
+
+__all__ = ["Books", "JobBenchOpener", "WorkbenchOpener", "WorkbenchOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Where a bench of a run writes its books; the same for all benches of one driver."""
+
+    segments: str
+    """Folder of the segments."""
+
+    epoch: int
+    """Number of the journal's writer that this bench works for."""
+
+    logs: str
+    """Folder of the logs: ``<segment name>.log`` holds that of the current attempt, and may be missing
+    after it; ``<index>.<attempt>.log`` (`qgexec.books.rundir.RunDir.attempt_log`) that of one that failed."""
+
+    log_level: str | None = "INFO"
+    """Level of the stack's loggers while the bench is open; `None` leaves logging to the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkbenchOptions:
+    """How quanta are executed; names and meanings are those of upstream's `SingleQuantumExecutor`."""
+
+    run_is_new: bool = True
+    """The output RUN did not exist before the run, whichever driver of it this is: a first attempt
+    looks for no outputs, `skip_existing` and `clobber_outputs` mean nothing."""
+
+    run_began_at: float = math.inf
+    """When the run began, UNIX seconds. In a RUN that existed before, what was written since then was left by
+    earlier attempts of this run: an attempt that is not the first removes it whatever the next two
+    say, which are about what is older. By default nothing was."""
+
+    skip_existing: bool = False
+    """Do not execute quanta whose metadata exists."""
+
+    clobber_outputs: bool = False
+    """Remove outputs that are in the way."""
+
+    raise_on_partial_outputs: bool = True
+    """A task that reports partial outputs has failed, rather than succeeded with a caveat."""
+
+    implicit_threads: bool = False
+    """Leave numerical libraries their own threads."""
+
+    @classmethod
+    def of_run(cls, options: RunOptions, *, run_is_new: bool, run_began_at: float) -> Self:
+        """Return what a run was told."""
+        return cls(
+            run_is_new=run_is_new,
+            run_began_at=run_began_at,
+            skip_existing=options.skip_existing,
+            clobber_outputs=options.clobber_outputs,
+            raise_on_partial_outputs=options.raise_on_partial_outputs,
+            implicit_threads=options.implicit_threads,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkbenchOpener:
+    """Opens workbenches in the processes that it is sent to."""
+
+    repository: str
+    """Butler repository: root, configuration file or alias."""
+
+    graph_file: str
+    """Local ``.qg`` file with datastore records."""
+
+    books: Books
+    """Where to write details and logs."""
+
+    options: WorkbenchOptions = WorkbenchOptions()
+    """How to execute."""
+
+    def __call__(self, name: str) -> Workbench:
+        """Open a workbench in this process; a second or two, mostly imports.
+
+        Raises
+        ------
+        qgexec.errors.GraphError
+            The graph file cannot be read, or a task class not be imported.
+        qgexec.errors.RepositoryError
+            The datastore cannot be opened.
+        qgexec.errors.RunDirError
+            Details or logs cannot be written.
+        """
+        from qgexec.rubin.workbench import Workbench
+
+        return Workbench(self, name)
+
+
+@dataclass(frozen=True, slots=True)
+class JobBenchOpener:
+    """Opens the bench of a batch job, to which inputs come from other machines."""
+
+    workbench: WorkbenchOpener
+    """How to execute."""
+
+    producers: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """By index of a quantum of the job: those of its prerequisites that were executed elsewhere."""
+
+    details: Mapping[int, SegmentRef] = field(default_factory=dict)
+    """By index of each of those: where it is said what it wrote."""
+
+    visibility_s: float = 60.0
+    """Longest wait for that to be seen here, seconds."""
+
+    strict_versions: bool = False
+    """Refuse to execute with other package versions than those that the RUN says it was made with."""
+
+    def __call__(self, name: str) -> JobBench:
+        """Open a bench in this process; raises as `WorkbenchOpener` and `qgexec.rubin.jobbench.JobBench`."""
+        from qgexec.rubin.jobbench import JobBench
+
+        return JobBench(self, name)
