@@ -398,7 +398,7 @@ def _execute(job: _Job, part: _Part, scheduler: Scheduler, journal: Journal, lim
         logs=run_dir.logs,
         preload=JOB_PRELOAD,
         implicit_threads=job.options.implicit_threads,
-        worker_prefix=f"job-{job.number:06d}.{journal.epoch}-",
+        worker_prefix=f"job-{job.batch_round.number:04d}-{job.number:06d}.{journal.epoch}-",
         prints_here=True,
     )
     limit_s = limits.walltime_s

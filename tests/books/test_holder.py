@@ -17,6 +17,7 @@ from qgexec.books.history import History, writer_of
 from qgexec.books.holder import (
     Heartbeat,
     await_end_of_workers,
+    check_free,
     check_not_held,
     driver_is_alive,
     require_free,
@@ -95,6 +96,25 @@ def test_elsewhere_nothing_can_be_known(tmp_path: Path, silent_s: float, said: s
         check_not_held(writer, file)
     assert "--force" in caught.value.hint
     check_not_held(writer, file, force=True)
+
+
+def test_silence_as_death(tmp_path: Path) -> None:
+    """To whom that is enough, a driver elsewhere that was silent for minutes is gone."""
+    file = journal_file(_journal(tmp_path, Writer("another-host", 7, 1.0)), 1)
+    with pytest.raises(RunHeldError, match="gave a sign of life"):
+        check_free(file.parent, silence_is_death=True)
+    os.utime(file, (_OLD, _OLD))
+    with pytest.raises(RunHeldError, match="cannot be known from here"):
+        check_free(file.parent)
+    check_free(file.parent, silence_is_death=True)
+
+
+def test_silence_of_a_process_that_is_there(tmp_path: Path, stranger: subprocess.Popen[bytes]) -> None:
+    """On this host nothing need be believed."""
+    file = journal_file(_journal(tmp_path, _writer(stranger)), 1)
+    os.utime(file, (_OLD, _OLD))
+    with pytest.raises(RunHeldError, match=f"process {stranger.pid}"):
+        check_free(file.parent, silence_is_death=True)
 
 
 def test_an_unknown_claim_is_respected_for_a_while(tmp_path: Path) -> None:

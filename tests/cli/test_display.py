@@ -60,3 +60,16 @@ def test_nothing_to_show_yet(capsys: pytest.CaptureFixture[str]) -> None:
     """It says so."""
     Display(on_terminal=False).show_now()
     assert capsys.readouterr().err == "nothing has been started yet\n"
+
+
+@pytest.mark.parametrize("survives", [False, True])
+def test_interrupts(survives: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what a Ctrl-C does: to quanta that run here, or to jobs that do not."""
+    display = Display(on_terminal=False, survives=survives)
+    display.interrupted(1)
+    display.interrupted(2)
+    said = capsys.readouterr().err.splitlines()
+    if survives:
+        assert said == ["Interrupted: leaving; what was submitted goes on without this process."]
+    else:
+        assert [line.partition(":")[0] for line in said] == ["Interrupted", "Interrupted again"]

@@ -139,7 +139,6 @@ def hand_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
     monkeypatch.setattr("qgexec.models.batch._STATUS_S", 0.0)
     monkeypatch.setattr("qgexec.models.batch._JOURNALS_S", 0.01)
     monkeypatch.setattr("qgexec.models.batch._SHARE", 0)
-    monkeypatch.setattr("qgexec.models.batch._SEEN_S", 0.0)
     monkeypatch.setattr("qgexec.offline._PAUSE_S", 0.01)
     vars(SYSTEM).clear()  # also of what a test has put in the place of a method
     vars(SYSTEM).update(vars(HandSystem()))

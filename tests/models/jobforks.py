@@ -230,12 +230,12 @@ class Place:
         return read_report(self.run_dir)
 
     def attempts(self) -> dict[str, list[int]]:
-        """Return the attempts at the quanta of each task, as the journal has them."""
+        """Return the numbers of attempts at the quanta of each task, ascending, as the journal has them."""
         plan = self.books.load_plan()
         found: dict[str, list[int]] = {label: [] for label in LABELS}
         for index, n in sorted(read_work(self.run_dir).attempts.items()):
             found[plan.label(index)].append(n)
-        return found
+        return {label: sorted(numbers) for label, numbers in found.items()}
 
     def end(self) -> EndState:
         """Return what the run left; nothing of it may be wrong."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jobforks import N_QUANTA, Jobs, Place, killed_in, start_job
+from jobforks import N_QUANTA, Jobs, Place, killed_in
 
 from qgexec.batch.rounds import Round
 from qgexec.batch.system import JobState, JobStatus, RoundStatus
@@ -30,7 +30,7 @@ def given(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The options of a run with three jobs."""
     monkeypatch.chdir(place.folder)
     site = place.folder / "site.yaml"
-    site.write_text("cluster:\n  pair:\n    pipetasks: isr, calibrate\n")
+    site.write_text("cluster:\n  pair:\n    pipetasks: isr, calibrate\nvisibilityWait: 0.1\n")
     return [
         *("-b", place.repository.root, "-g", place.repository.graph, "--register-dataset-types"),
         *("--model", "hand", "--run-dir", "run", "--resources", site),
@@ -155,9 +155,13 @@ def test_a_job_that_is_none(place: Place, given: list[object]) -> None:
 
 
 def test_the_log_of_what_a_job_lost(place: Place, given: list[object], tmp_path: Path) -> None:
-    """An attempt whose job was killed has a log as far as it was written, while nobody watches."""
+    """There is one, as far as it was written: while nobody watches, and when the loss is in the books."""
     place.hand.pause = True
     call("submit", *given)
-    start_job(place.pending(), 0, killed_in("isr", tmp_path / "killed")).finish()
-    result = call("log", place.run_dir, "0")
-    assert result.code == 0
+    place.hand.runs = Jobs({(1, 0): [killed_in("isr", tmp_path / "killed")]}, tries=1)
+    place.work_off([0])
+    for _ in range(2):
+        result = call("log", place.run_dir, "0", "--attempt", 1)
+        assert (result.code, "isr" in result.out) == (0, True)
+        place.hand.pause = False
+        assert place.resume() == 0

@@ -55,13 +55,13 @@ def model(request: pytest.FixtureRequest, hand: HandSystem) -> type[BatchModel]:
 @pytest.fixture
 def maker(model: type[BatchModel]) -> Maker:
     """Makes a model that puts two quanta of a task into a job."""
-    return lambda: model(settings=BatchSettings(clustering=ClusterRules(chunk_size=2)))  # type: ignore[call-arg]
+    return lambda: model(settings=BatchSettings(clustering=ClusterRules(chunk_size=2), visibility_s=0.0))  # type: ignore[call-arg]
 
 
 @pytest.fixture
 def single(model: type[BatchModel]) -> Maker:
     """Makes one that makes each quantum a job: chunks of a random graph may wait for each other."""
-    return lambda: model(settings=BatchSettings())  # type: ignore[call-arg]
+    return lambda: model(settings=BatchSettings(visibility_s=0.0))  # type: ignore[call-arg]
 
 
 class Desk:

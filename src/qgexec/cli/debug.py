@@ -51,6 +51,7 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
     from qgexec.books.rundir import RunDir
     from qgexec.reports.attemptlog import find_log
     from qgexec.reports.quantumname import find_quantum
+    from qgexec.reports.report import add_jobs
     from qgexec.reports.snapshot import read_fold
     from qgexec.reports.table import printable
 
@@ -58,6 +59,7 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
     plan = books.load_plan()
     index = find_quantum(plan, quantum)
     fold = read_fold(books.journal, plan, books.snapshot_file)
+    add_jobs(books, plan, fold)
     found = find_log(books, plan, fold, index, attempt)
     click.echo(f"Quantum {index}: {plan.describe(index)}, attempt {found.attempt}", err=True)
     if found.path is not None:

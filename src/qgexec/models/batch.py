@@ -49,9 +49,6 @@ _STATUS_S = 10.0
 _SHARE = 10
 """Nothing that took t seconds is done again before this many times t."""
 
-_SEEN_S = 60.0
-"""Longest wait for the last words of jobs that have ended on other machines, seconds."""
-
 _CANCEL_S = 300.0
 """Longest time that jobs may take to go away after they were told to, seconds."""
 
@@ -419,7 +416,8 @@ class _Watch:
         now = self._clock()
         if self._over_since is None:
             self._over_since = now
-        return self._journals.are_over or now - self._over_since >= _SEEN_S
+        waited_s = now - self._over_since
+        return self._journals.are_over or waited_s >= self.batch_round.settings.visibility_s
 
     def returned(self) -> list[Event]:
         """Return what gives back all attempts that have not ended, for their jobs were removed; once."""

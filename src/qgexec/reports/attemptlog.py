@@ -66,12 +66,14 @@ def find_log(run_dir: RunDir, plan: Plan, fold: Fold, index: int, attempt: int |
     kept_stack = stack if stack.exists() else None
     if path.exists():
         return AttemptLog(index, number, path, kept_stack)
-    if number == n_attempts:
-        if state is State.RUNNING:
-            if (streamed := _streamed_log(run_dir.logs, _title(plan, index, number))) is not None:
-                return AttemptLog(index, number, streamed, kept_stack)
-        elif state in (State.SUCCEEDED, State.SKIPPED, State.FAILED):
-            return AttemptLog(index, number, None, kept_stack)
+    is_last = number == n_attempts
+    if is_last and state in (State.SUCCEEDED, State.SKIPPED):
+        return AttemptLog(index, number, None, kept_stack)
+    # It runs, or ended with its whole batch job: what it has written lies where it wrote it.
+    if (streamed := _streamed_log(run_dir.logs, _title(plan, index, number))) is not None:
+        return AttemptLog(index, number, streamed, kept_stack)
+    if is_last and state is State.FAILED:
+        return AttemptLog(index, number, None, kept_stack)
     raise UsageError(
         f"{name}: no log of attempt {number} is there.",
         hint="It has written none yet, or it was taken back before it began.",

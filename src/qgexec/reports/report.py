@@ -27,7 +27,7 @@ from qgexec.reports.snapshot import read_fold
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.states import State
 
-__all__ = ["REPORT_VERSION", "RunReport", "RunState", "Submission", "read_report"]
+__all__ = ["REPORT_VERSION", "RunReport", "RunState", "Submission", "add_jobs", "read_report"]
 
 REPORT_VERSION = 2
 """Version of `RunReport.to_json`.
@@ -243,7 +243,7 @@ def read_report(
     settings = found.read_settings()
     plan = found.load_plan()
     fold = read_fold(found.journal, plan, found.snapshot_file)
-    submitted = _add_jobs(found, plan, fold)
+    submitted = add_jobs(found, plan, fold)
     tasks = fold.tasks()
     troubled = fold.troubled(_Kept(found))
     return RunReport(
@@ -262,7 +262,7 @@ def read_report(
     )
 
 
-def _add_jobs(run_dir: RunDir, plan: Plan, fold: Fold) -> Submission | None:
+def add_jobs(run_dir: RunDir, plan: Plan, fold: Fold) -> Submission | None:
     """Fold in what batch jobs have said that no driver has recorded yet; return what they belong to."""
     pending = last_round(run_dir)
     if pending is None or pending.is_closed:
