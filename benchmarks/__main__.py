@@ -16,6 +16,7 @@ from benchmarks.measure import BenchmarkError
 from benchmarks.soak import soak
 from benchmarks.status import status
 from benchmarks.tables import Section, Table, machine_facts
+from benchmarks.waves import waves_cost
 
 BENCHMARKS: dict[str, Callable[[Settings], Section]] = {
     "small": compare.small,
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Section]] = {
     "submit": parts.submit,
     "where": parts.where,
     "status": status,
+    "waves": waves_cost,
     "soak": soak,
 }
 

@@ -33,12 +33,13 @@ _TARGETS = {"driver": 0.5, "worker": 0.35, "ingester": 0.15}
 _SLEEP_S = 0.05
 """Time that each quantum sleeps: a run lasts long enough to be killed in many times."""
 
-_LONGEST_WAIT_S = 8.0
-"""A kill comes at most so long after the driver's start, or the kill before; start-up takes half of that."""
+_LONGEST_WAIT = 0.5
+"""A kill comes at most so long after the driver's start, or the kill before: part of an undisturbed run's
+time, so that a busy machine makes no difference. Start-up takes half of it."""
 
 _HOW = (
-    "SIGKILL of the driver, a worker or the ingester, up to {wait_s:g} s after the driver's start or the "
-    "kill before, seed {seed}; then `qgexec resume`, until the run is done."
+    "SIGKILL of the driver, a worker or the ingester, up to {wait_s:.0f} s after the driver's start or the "
+    "kill before, seed {seed}; then the same command or `qgexec resume`, until the run is done."
 )
 
 _CHECKS = (
@@ -90,7 +91,7 @@ def soak(settings: Settings) -> Section:
     tally = _Tally()
     until = time.monotonic() + settings.timeout_s
     while tally.n_kills < settings.kills and time.monotonic() < until:
-        with _Round(settings, graph, rng, tally, until) as played:
+        with _Round(settings, graph, rng, tally, until, _LONGEST_WAIT * undisturbed_s) as played:
             played.play()
             played.check(expected)
         settings.say(f"soak: {tally.n_kills} kills in {tally.runs} runs, {len(tally.problems)} problems")
@@ -150,12 +151,19 @@ class _Round:
     """One run, killed in until it is done."""
 
     def __init__(
-        self, settings: Settings, graph: MockGraph, rng: random.Random, tally: _Tally, until: float
+        self,
+        settings: Settings,
+        graph: MockGraph,
+        rng: random.Random,
+        tally: _Tally,
+        until: float,
+        longest_wait_s: float,
     ) -> None:
         self._settings = settings
         self._rng = rng
         self._tally = tally
         self._until = until
+        self._longest_wait_s = longest_wait_s
         self._place = _Place(settings, graph, f"round{tally.runs}")
         self._driver: subprocess.Popen[bytes] | None = None
         self._began = time.monotonic()
@@ -189,7 +197,7 @@ class _Round:
     def _disturb(self, driver: subprocess.Popen[bytes]) -> int:
         """Kill at random moments until the driver ends, of that or by itself; return how it ended."""
         while self._tally.n_kills < self._settings.kills and time.monotonic() < self._until:
-            if _ends(driver, self._rng.uniform(0.0, _LONGEST_WAIT_S)):
+            if _ends(driver, self._rng.uniform(0.0, self._longest_wait_s)):
                 return driver.returncode
             self._kill(driver)
         if not _ends(driver, _LAST_S):
@@ -198,6 +206,8 @@ class _Round:
 
     def _kill(self, driver: subprocess.Popen[bytes]) -> None:
         (target,) = self._rng.choices(list(_TARGETS), list(_TARGETS.values()))
+        if not (self._place.run_dir / "journal").exists():
+            return  # it is still importing: nothing has begun
         wants_ingester = target == "ingester"
         # Without run.json nobody but the driver is at work yet.
         has_begun = (self._place.run_dir / "run.json").exists()
@@ -323,5 +333,5 @@ def _section(tally: _Tally, graph: MockGraph, undisturbed_s: float, settings: Se
             "run_s": tally.run_s,
             "undisturbed_s": undisturbed_s,
         },
-        notes=(_HOW.format(wait_s=_LONGEST_WAIT_S, seed=settings.seed), _CHECKS),
+        notes=(_HOW.format(wait_s=_LONGEST_WAIT * undisturbed_s, seed=settings.seed), _CHECKS),
     )

@@ -1,7 +1,8 @@
 """Measures what it takes to cluster a graph and to write all that is submitted to a batch system.
 
 A process of its own (``python -m benchmarks.submitting``), so that its memory is nobody else's. Nothing is
-submitted. Slurm is asked for its limits, so a stand-in for ``scontrol`` answers as a large site's would.
+submitted. Slurm is asked for its limits and machines: stand-ins for ``scontrol`` and ``sinfo`` answer as
+those of a large site would.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ _RULES = {
 _SECONDS = {"isr": 20.0, "calibrate": 60.0, "summary": 10.0, "final": 30.0}
 """Run times that `auto` is told."""
 
-_LIMITS = "MaxArraySize = 10001\nMaxJobCount = 400000\n"
+_ANSWERS = {
+    "scontrol": "MaxArraySize = 10001\nMaxJobCount = 400000\n",
+    "sinfo": "120|491520\n",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +95,13 @@ def _peak_bytes() -> int:
     raise LookupError("VmHWM")
 
 
-def _put_limits_on_path(folder: Path) -> None:
+def _put_answers_on_path(folder: Path) -> None:
     programs = folder / "bin"
     programs.mkdir()
-    scontrol = programs / "scontrol"
-    scontrol.write_text(f"#!/bin/sh\nprintf '%s' '{_LIMITS}'\n")
-    scontrol.chmod(0o755)
+    for name, answer in _ANSWERS.items():
+        program = programs / name
+        program.write_text(f"#!/bin/sh\nprintf '%s' '{answer}'\n")
+        program.chmod(0o755)
     os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
 
 
@@ -110,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("algorithm", choices=sorted(_RULES))
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True)
-    _put_limits_on_path(given.folder)
+    _put_answers_on_path(given.folder)
     cost = measure_submission(given.graph, given.folder, given.model, given.algorithm)
     given.result.write_text(json.dumps(asdict(cost)))
 

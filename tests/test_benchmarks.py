@@ -238,7 +238,7 @@ def test_machine_facts_name_no_machine() -> None:
 def test_a_submission_is_measured(
     model: str, graph: MockGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All quanta are in jobs, everything is written, nothing submitted; jobs of two quanta are half as many."""
+    """All quanta are in jobs, everything is written, nothing submitted; chunks make fewer jobs."""
     thin = write_large_graph(graph.graph_file, tmp_path / "thin.qg", MockShape(4, 5))
     found = {}
     for algorithm in ("single", "chunks of 10"):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from qgexec.books.journal import Journal, read_events
 from qgexec.errors import IngestError, JournalError, ModelError
 from qgexec.events import (
     AttemptReturned,
@@ -26,74 +25,21 @@ from qgexec.events import (
     StopReason,
     StopRequested,
 )
-from qgexec.executor import Loop
 from qgexec.ingestion.base import Ingestion, NoIngestion
 from qgexec.interrupts import Interrupts
-from qgexec.models.base import ModelFacts, Run
-from qgexec.quantum import Attempt, Outcome, OutcomeStatus, Resources, RunContext, SegmentRef
-from qgexec.scheduling.plan import Plan
+from qgexec.models.base import ModelFacts
+from qgexec.quantum import Attempt, Outcome, OutcomeStatus, Resources, SegmentRef
 from qgexec.scheduling.policy import Policy, TaskRules
 from qgexec.scheduling.scheduler import Scheduler, State
-from qgexec.testing import Ending, FakeBenchOpener, FakeModel, make_plan
+from qgexec.testing import Ending, FakeModel, make_plan
+from tests.loopdesk import Desk, Remembering
 
 RoomFor = Callable[[int], AbstractContextManager[None]]
 
 
-class _Ingestion(NoIngestion):
-    """Confirms everything when it is drained."""
-
-    def __init__(self) -> None:
-        self.offered: list[int] = []
-        self.discarded: list[int] = []
-        self.closed = False
-
-    def offer(self, index: int, detail: SegmentRef) -> None:
-        self.offered.append(index)
-
-    def drain(self, timeout_s: float) -> Sequence[OutputsIngested]:
-        return [OutputsIngested(1.0, tuple(self.offered), len(self.offered))]
-
-    def discard(self, index: int) -> None:
-        self.discarded.append(index)
-
-    def close(self) -> Sequence[Event]:
-        self.closed = True
-        return ()
-
-
-class _Desk:
-    """A loop over a fake model, with its journal in a folder of its own."""
-
-    def __init__(self, folder: Path, plan: Plan, model: FakeModel, **options: object) -> None:
-        self.folder = folder / "journal"
-        self.folder.mkdir()
-        self.model = model
-        self.scheduler = Scheduler(plan, policy=Policy(fail_fast=bool(options.get("fail_fast"))))
-        ingestion = options.get("ingestion", NoIngestion())
-        assert isinstance(ingestion, NoIngestion)
-        context = RunContext(str(folder), "", "", "run")
-        self.loop = Loop(
-            scheduler=self.scheduler,
-            model=model,
-            run=Run(context, FakeBenchOpener(), folder),
-            journal=Journal.create(self.folder),
-            ingestion=ingestion,
-            model_name="fake",
-            n_quanta=len(plan),
-            clock=model.clock,
-            interrupts=Interrupts(),
-        )
-
-    def events(self) -> list[Event]:
-        return list(read_events(self.folder))
-
-    def states(self) -> list[State]:
-        return [self.scheduler.state(index) for index in range(self.loop.n_quanta)]
-
-
 def test_runs_all_quanta_and_closes_the_books(tmp_path: Path) -> None:
     """The journal begins with RunStarted, ends with RunEnded, and holds each attempt's start and end."""
-    desk = _Desk(tmp_path, make_plan("a -> b -> c"), FakeModel())
+    desk = Desk(tmp_path, make_plan("a -> b -> c"), FakeModel())
     assert desk.loop.execute() is EndReason.COMPLETED
     kinds = [type(event) for event in desk.events()]
     assert kinds == [RunStarted, *[AttemptStarted, AttemptSucceeded] * 3, RunEnded]
@@ -111,14 +57,14 @@ def test_start_is_on_disk_before_the_model_acts(tmp_path: Path) -> None:
             seen.extend(attempt.index for attempt in attempts)
             super().start(attempts)
 
-    desk = _Desk(tmp_path, make_plan("a b -> c"), Looking(Resources(2)))
+    desk = Desk(tmp_path, make_plan("a b -> c"), Looking(Resources(2)))
     desk.loop.execute()
     assert seen == [0, 1, 2]
 
 
 def test_failure_blocks_descendants_and_nothing_else(tmp_path: Path) -> None:
     """The run completes: the failed quantum's descendants are blocked, the others succeed."""
-    desk = _Desk(tmp_path, make_plan("a -> b; c -> d"), FakeModel(script={"a": Ending.FAIL}))
+    desk = Desk(tmp_path, make_plan("a -> b; c -> d"), FakeModel(script={"a": Ending.FAIL}))
     assert desk.loop.execute() is EndReason.COMPLETED
     names = sorted(state.name for state in desk.states())
     assert names == ["BLOCKED", "FAILED", "SUCCEEDED", "SUCCEEDED"]
@@ -127,7 +73,7 @@ def test_failure_blocks_descendants_and_nothing_else(tmp_path: Path) -> None:
 def test_fail_fast_returns_what_runs(tmp_path: Path) -> None:
     """After the first failure nothing is started, and what runs is ended and given back."""
     model = FakeModel(Resources(2), {"a": Ending.FAIL, "b": Ending.HANG})
-    desk = _Desk(tmp_path, make_plan("a b c"), model, fail_fast=True)
+    desk = Desk(tmp_path, make_plan("a b c"), model, fail_fast=True)
     assert desk.loop.execute() is EndReason.STOPPED
     assert desk.scheduler.stopping is StopReason.FAILED_FAST
     assert [type(event) for event in desk.events()][-3:] == [StopRequested, AttemptReturned, RunEnded]
@@ -136,7 +82,7 @@ def test_fail_fast_returns_what_runs(tmp_path: Path) -> None:
 
 def test_invalid_quantum_stops_the_run(tmp_path: Path) -> None:
     """Upstream's InvalidQuantumError stops a run also without fail_fast."""
-    desk = _Desk(tmp_path, make_plan("a b"), FakeModel(script={"a": Ending.FAIL_INVALID}))
+    desk = Desk(tmp_path, make_plan("a b"), FakeModel(script={"a": Ending.FAIL_INVALID}))
     assert desk.loop.execute() is EndReason.STOPPED
     assert desk.scheduler.stopping is StopReason.INVALID_QUANTUM
 
@@ -163,7 +109,7 @@ def test_first_interrupt_lets_running_quanta_finish(
     """Nothing new is started after a first signal; what runs comes to its own end."""
     model = FakeModel(Resources(2), facts=ModelFacts(parallel=True))
     monkeypatch.setattr(model, "wait", _signal_at(model, number, times=1))
-    desk = _Desk(tmp_path, make_plan("a b c d"), model)
+    desk = Desk(tmp_path, make_plan("a b c d"), model)
     assert desk.loop.execute() is EndReason.STOPPED
     assert desk.scheduler.counts()[State.SUCCEEDED] == 2
     assert len(model.started) == 2
@@ -173,7 +119,7 @@ def test_second_interrupt_ends_running_quanta(tmp_path: Path, monkeypatch: pytes
     """After a second signal what runs is given back, and is ready again."""
     model = FakeModel(Resources(2), {"a": Ending.HANG, "b": Ending.HANG}, facts=ModelFacts(parallel=True))
     monkeypatch.setattr(model, "wait", _signal_at(model, signal.SIGINT, times=2))
-    desk = _Desk(tmp_path, make_plan("a b c"), model)
+    desk = Desk(tmp_path, make_plan("a b c"), model)
     assert desk.loop.execute() is EndReason.STOPPED
     assert desk.scheduler.counts()[State.READY] == 3
 
@@ -190,7 +136,7 @@ def test_second_interrupt_breaks_into_a_quantum_of_this_process(
         raise AssertionError("the second signal raises before this line")
 
     monkeypatch.setattr(model, "wait", wait)
-    desk = _Desk(tmp_path, make_plan("a b"), model)
+    desk = Desk(tmp_path, make_plan("a b"), model)
     assert desk.loop.execute() is EndReason.STOPPED
     assert desk.scheduler.counts()[State.READY] == 2
 
@@ -198,13 +144,13 @@ def test_second_interrupt_breaks_into_a_quantum_of_this_process(
 def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
     """After a run Ctrl-C is what it was."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    _Desk(tmp_path, make_plan("a"), FakeModel()).loop.execute()
+    Desk(tmp_path, make_plan("a"), FakeModel()).loop.execute()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_quantum_larger_than_the_machine_is_an_error(tmp_path: Path) -> None:
     """A request that can never be met ends the run with a message, not a hang."""
-    desk = _Desk(tmp_path, make_plan("a"), FakeModel(Resources(1, 100)))
+    desk = Desk(tmp_path, make_plan("a"), FakeModel(Resources(1, 100)))
     desk.loop.scheduler = Scheduler(
         make_plan("a"), policy=Policy(rules={"a": TaskRules(request=Resources(1, 200))})
     )
@@ -223,8 +169,8 @@ def test_model_that_breaks_closes_everything(tmp_path: Path, monkeypatch: pytest
         raise ModelError("the cable is cut")
 
     monkeypatch.setattr(model, "wait", wait)
-    ingestion = _Ingestion()
-    desk = _Desk(tmp_path, make_plan("a"), model, ingestion=ingestion)
+    ingestion = Remembering()
+    desk = Desk(tmp_path, make_plan("a"), model, ingestion=ingestion)
     with pytest.raises(ModelError, match="the cable is cut"):
         desk.loop.execute()
     assert ingestion.closed
@@ -238,9 +184,9 @@ def test_quanta_go_on_without_the_registry(tmp_path: Path, refusing: str) -> Non
     def refuse(*_: object) -> Sequence[OutputsIngested]:
         raise IngestError("the registry is gone")
 
-    ingestion = _Ingestion()
+    ingestion = Remembering()
     setattr(ingestion, refusing, refuse)
-    desk = _Desk(tmp_path, make_plan("a -> b -> c"), FakeModel(), ingestion=ingestion)
+    desk = Desk(tmp_path, make_plan("a -> b -> c"), FakeModel(), ingestion=ingestion)
     with pytest.raises(IngestError, match=rf"the registry is gone\n.*qgexec collect {tmp_path}"):
         desk.loop.execute()
     assert desk.scheduler.counts()[State.SUCCEEDED] == 3
@@ -249,7 +195,7 @@ def test_quanta_go_on_without_the_registry(tmp_path: Path, refusing: str) -> Non
 
 def test_full_disk_is_said_and_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start that cannot be written down does not happen."""
-    desk = _Desk(tmp_path, make_plan("a"), FakeModel())
+    desk = Desk(tmp_path, make_plan("a"), FakeModel())
     append = desk.loop.journal.append
 
     def fail(event: Event) -> None:
@@ -266,7 +212,7 @@ def test_full_disk_is_said_and_nothing_is_started(tmp_path: Path, monkeypatch: p
 
 def test_observers_see_every_event_after_it_was_recorded(tmp_path: Path) -> None:
     """What an observer is told is in the journal already."""
-    desk = _Desk(tmp_path, make_plan("a -> b"), FakeModel())
+    desk = Desk(tmp_path, make_plan("a -> b"), FakeModel())
     seen: list[Event] = []
 
     def observe(event: Event) -> None:
@@ -288,8 +234,8 @@ def test_ingestion_protocol_is_met() -> None:
 
 def test_run_that_cannot_be_begun_leaves_nothing_open(tmp_path: Path, room_for: RoomFor) -> None:
     """Where not even the first event can be written, ingester and journal are closed."""
-    ingestion = _Ingestion()
-    desk = _Desk(tmp_path, make_plan("a"), FakeModel(), ingestion=ingestion)
+    ingestion = Remembering()
+    desk = Desk(tmp_path, make_plan("a"), FakeModel(), ingestion=ingestion)
     with room_for(desk.loop.journal.path.stat().st_size), pytest.raises(JournalError):
         desk.loop.execute()
     assert ingestion.closed
@@ -300,8 +246,8 @@ def test_run_that_cannot_be_begun_leaves_nothing_open(tmp_path: Path, room_for: 
 
 def test_what_settles_the_past_is_not_acted_upon(tmp_path: Path) -> None:
     """Of an earlier driver's attempts successes are ingested; nothing is discarded, no stop asked for."""
-    ingestion = _Ingestion()
-    desk = _Desk(tmp_path, make_plan("a b c"), FakeModel(), ingestion=ingestion, fail_fast=True)
+    ingestion = Remembering()
+    desk = Desk(tmp_path, make_plan("a b c"), FakeModel(), ingestion=ingestion, fail_fast=True)
     detail = SegmentRef("0001-settle.jsonl", 40, 10)
     desk.loop.opening = (
         *(AttemptStarted(1.0, index, 1) for index in range(3)),
@@ -317,18 +263,18 @@ def test_what_settles_the_past_is_not_acted_upon(tmp_path: Path) -> None:
 
 def test_what_is_left_behind_is_discarded_once_nothing_follows(tmp_path: Path) -> None:
     """A lost attempt's remains are removed by the next attempt, or at the end of a run that was stopped."""
-    ingestion = _Ingestion()
+    ingestion = Remembering()
     model = FakeModel(Resources(3), {"a": [Ending.LOSE, Ending.SUCCEED], "b": Ending.FAIL, "c": Ending.HANG})
-    desk = _Desk(tmp_path, make_plan("a b c"), model, ingestion=ingestion, fail_fast=True)
+    desk = Desk(tmp_path, make_plan("a b c"), model, ingestion=ingestion, fail_fast=True)
     assert desk.loop.execute() is EndReason.STOPPED
     assert sorted(ingestion.discarded) == [0, 2]
 
 
 def test_a_final_loss_is_discarded_at_once(tmp_path: Path) -> None:
     """What an attempt left that no other follows is removed while the run goes on."""
-    ingestion = _Ingestion()
+    ingestion = Remembering()
     model = FakeModel(script={"a": [*[Ending.LOSE] * 4]})
-    desk = _Desk(tmp_path, make_plan("a b"), model, ingestion=ingestion)
+    desk = Desk(tmp_path, make_plan("a b"), model, ingestion=ingestion)
     assert desk.loop.execute() is EndReason.COMPLETED
     assert ingestion.discarded == [0]
     assert desk.states() == [State.FAILED, State.SUCCEEDED]
@@ -336,8 +282,8 @@ def test_a_final_loss_is_discarded_at_once(tmp_path: Path) -> None:
 
 def test_nothing_to_do_opens_no_model(tmp_path: Path) -> None:
     """A run without anything left to execute starts no worker, and still ingests what it is offered."""
-    ingestion = _Ingestion()
-    desk = _Desk(tmp_path, make_plan("a"), FakeModel(), ingestion=ingestion)
+    ingestion = Remembering()
+    desk = Desk(tmp_path, make_plan("a"), FakeModel(), ingestion=ingestion)
     outcome = Outcome(0, 1, OutcomeStatus.SUCCEEDED, 1.0, 2.0)
     desk.loop.opening = (AttemptStarted(1.0, 0, 1), AttemptSucceeded(2.0, outcome))
     desk.loop.offers = {0: SegmentRef("0001-driver.jsonl", 40, 10)}
@@ -355,7 +301,7 @@ def test_usr1_asks_how_far_it_is(tmp_path: Path) -> None:
             super().start(attempts)
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    desk = _Desk(tmp_path, make_plan("a b"), Asking())
+    desk = Desk(tmp_path, make_plan("a b"), Asking())
     desk.loop.tell = lambda: asked.append(1)
     assert desk.loop.execute() is EndReason.COMPLETED
     assert asked == [1, 1]
@@ -364,7 +310,7 @@ def test_usr1_asks_how_far_it_is(tmp_path: Path) -> None:
 def test_too_many_failures_let_what_runs_finish(tmp_path: Path) -> None:
     """After the given number of failures nothing is started, and what runs comes to its own end."""
     model = FakeModel(Resources(3), {"a": Ending.FAIL, "b": Ending.FAIL})
-    desk = _Desk(tmp_path, make_plan("a b c d"), model)
+    desk = Desk(tmp_path, make_plan("a b c d"), model)
     desk.loop.scheduler = Scheduler(make_plan("a b c d"), policy=Policy(max_failures=2))
     assert desk.loop.execute() is EndReason.STOPPED
     assert desk.loop.scheduler.stopping is StopReason.TOO_MANY_FAILURES
@@ -375,7 +321,7 @@ def test_too_many_failures_let_what_runs_finish(tmp_path: Path) -> None:
 def test_grace(tmp_path: Path) -> None:
     """After the first signal what runs has so much time to finish, and is ended then."""
     interrupts = Interrupts(grace_s=0.0)
-    desk = _Desk(tmp_path, make_plan("a"), FakeModel(script={"a": Ending.HANG}))
+    desk = Desk(tmp_path, make_plan("a"), FakeModel(script={"a": Ending.HANG}))
     desk.loop.interrupts = interrupts
     interrupts._handle(signal.SIGTERM, None)
     assert interrupts.patience_over

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self
 from lsst.daf.butler import Butler, Config
 from lsst.pipe.base import ExecutionResources, QuantumGraph
 from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
-from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError, MPTimeoutError
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor, QuantumGraphExecutor
 from lsst.pipe.base.quantum_reports import Report
@@ -40,21 +39,18 @@ from qgexec.books.rundir import RunDir, default_run_dir, reopen
 from qgexec.books.runsettings import RunSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import QgexecError, UsageError
-from qgexec.events import StopReason
+from qgexec.errors import UsageError
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
 from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.keeper import keeping_snapshots
-from qgexec.reports.report import read_report
 from qgexec.resume import take_over
 from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
-from qgexec.rubin.qgfile import QgFile
-from qgexec.rubin.upstream_report import make_upstream_report
-from qgexec.scheduling.scheduler import Scheduler, State
+from qgexec.scheduling.scheduler import Scheduler
+from qgexec.verdict import QuantaFailedError, QuantaTimedOutError, raise_if_failed, upstream_report
 
 if TYPE_CHECKING:
     from lsst.resources import ResourcePathExpression
@@ -66,14 +62,6 @@ __all__ = [
     "QuantaFailedError",
     "QuantaTimedOutError",
 ]
-
-
-class QuantaFailedError(QgexecError, MPGraphExecutorError):
-    """Some quanta failed; the run itself went as it should."""
-
-
-class QuantaTimedOutError(QuantaFailedError, MPTimeoutError):
-    """Some quanta took longer than allowed, and none failed in another way."""
 
 
 class GraphExecutor(QuantumGraphExecutor):
@@ -410,7 +398,7 @@ class GraphExecutor(QuantumGraphExecutor):
         if not isinstance(model, ExecutionModel):
             journal.withdraw()  # nobody has it in hand: what this model does is not recorded
             self.run_dir = opened.run_dir.path
-            self._report = partial(_upstream_report, opened, scheduler)
+            self._report = partial(upstream_report, opened, scheduler)
             hand_over(model, opened)
             return
         tell_beforehand(options, opened.plan, model, policy)
@@ -419,7 +407,7 @@ class GraphExecutor(QuantumGraphExecutor):
 
     def _drive(self, opened: OpenRun, loop: Loop, provenance_graph_file: str | None) -> None:
         self.run_dir = opened.run_dir.path
-        self._report = partial(_upstream_report, opened, loop.scheduler)
+        self._report = partial(upstream_report, opened, loop.scheduler)
         with keeping_snapshots(opened.run_dir, len(opened.plan)):
             loop.execute()
         self.has_left = loop.has_left
@@ -431,7 +419,7 @@ class GraphExecutor(QuantumGraphExecutor):
             write_provenance_graph(
                 opened.context.graph_file, opened.context.repository, provenance_graph_file
             )
-        _raise_if_failed(opened.run_dir, loop.scheduler)
+        raise_if_failed(opened.run_dir, loop.scheduler)
 
     def getReport(self) -> Report:  # noqa: N802 - upstream's name
         """Return upstream's report of the last call to `execute`.
@@ -475,31 +463,3 @@ def _for_all(resources: ExecutionResources | None, timeout_s: float | None, retr
 def _serial(opened: OpenRun, model: Model) -> frozenset[str]:
     parallel = isinstance(model, ExecutionModel) and model.facts.parallel
     return opened.serial_labels if parallel else frozenset()
-
-
-def _upstream_report(opened: OpenRun, scheduler: Scheduler) -> Report:
-    failures = {failure.index: failure for failure in read_report(opened.run_dir.path).failures}
-    with QgFile(Path(opened.context.graph_file)) as file:
-        header = file.header
-    return make_upstream_report(opened.plan, map(scheduler.state, range(len(opened.plan))), failures, header)
-
-
-def _raise_if_failed(run_dir: RunDir, scheduler: Scheduler) -> None:
-    if scheduler.stopping is StopReason.INTERRUPTED:
-        raise KeyboardInterrupt
-    counts = scheduler.counts()
-    if not counts[State.FAILED]:
-        if n_left := counts[State.WAITING] + counts[State.READY]:
-            raise QuantaFailedError(
-                f"{n_left} quanta were not run", hint=f"Go on with: qgexec resume {run_dir.path}"
-            )
-        return
-    failures = read_report(run_dir.path).failures
-    first = failures[0]
-    message = (
-        f"{len(failures)} quanta failed and {counts[State.BLOCKED]} were blocked by them; "
-        f"the first: {first} {first.exception_type or ''}: {first.message}"
-    )
-    timed_out = all(failure.timed_out for failure in failures)
-    error = QuantaTimedOutError if timed_out else QuantaFailedError
-    raise error(message, hint=f"See them all with: qgexec report {run_dir.path}")

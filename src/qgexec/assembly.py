@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,14 @@ from qgexec.models.registry import Model, find_model, takes_setting
 from qgexec.processes.machine import machine_memory_bytes
 from qgexec.quantum import QuantumNode, RunContext, SegmentRef
 from qgexec.rubin import PRELOAD
-from qgexec.rubin.graphfile import GraphSource, fixup_edges, prepare_graph, read_plan, serial_labels
+from qgexec.rubin.graphfile import (
+    GraphFile,
+    GraphSource,
+    fixup_edges,
+    prepare_graph,
+    read_plan,
+    serial_labels,
+)
 from qgexec.rubin.ingest import IngesterOpener
 from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
 from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
@@ -141,37 +148,20 @@ def open_new_run(
         It cannot be done; nothing has changed then, or else the error says how to go on.
     """
     run_dir, begun = beginning.run_dir, beginning.settings
-    began_at = time.time() if begun is None else begun.created_at
     with ExitStack() as stack:
         butler, uri = None, ""
         if repository is not None:
             given, uri = locate(repository, run_dir.path)
             butler = stack.enter_context(open_butler(given, writeable=True))
         if begun is not None:
-            _require_same(graph, beginning.run_dir, begun, uri)
+            _require_same(graph, run_dir, begun, uri)
         graph_file = prepare_graph(graph, run_dir.path, butler)
         plan = read_plan(graph_file.path)
         if client.fixup is not None:
             plan = plan.with_edges(fixup_edges(client.fixup, graph_file.path))
         # Before the registry is written: where there is no room for it, nothing has changed yet.
         run_dir.save_plan(plan)
-        labels = serial_labels(graph_file.pipeline_graph)
-
-        def write_down(prepared: Prepared, to_do: Preparation | None) -> OpenRun:
-            context = RunContext(
-                run_dir=str(run_dir.path),
-                repository=uri,
-                graph_file=str(graph_file.path),
-                output_run=prepared.output_run,
-                output=prepared.output,
-                inputs=prepared.inputs,
-            )
-            opened = OpenRun(run_dir, context, plan, prepared.fresh, began_at, labels)
-            is_there = run_dir.settings_file.exists()
-            write = run_dir.rewrite_settings if is_there else run_dir.write_settings
-            write(_run_settings(opened, client, options, to_do))
-            return opened
-
+        write_down = partial(_write_down, beginning, uri, graph_file, plan, client, options)
         if butler is None:
             prepared = Prepared(graph_file.output_run, graph_file.output, graph_file.inputs, fresh=False)
         else:
@@ -184,6 +174,35 @@ def open_new_run(
                     announce=lambda prepared: write_down(prepared, preparation),
                 )
         return write_down(prepared, None)
+
+
+def _write_down(
+    beginning: Beginning,
+    repository: str,
+    graph_file: GraphFile,
+    plan: Plan,
+    client: Client,
+    options: RunOptions,
+    prepared: Prepared,
+    to_do: Preparation | None,
+) -> OpenRun:
+    """Write ``run.json``, with what is still to be done to the registry; return what it is about."""
+    run_dir, begun = beginning.run_dir, beginning.settings
+    context = RunContext(
+        run_dir=str(run_dir.path),
+        repository=repository,
+        graph_file=str(graph_file.path),
+        output_run=prepared.output_run,
+        output=prepared.output,
+        inputs=prepared.inputs,
+    )
+    # Files that are older than the run are somebody else's.
+    began_at = beginning.began_at if begun is None else begun.created_at
+    labels = serial_labels(graph_file.pipeline_graph)
+    opened = OpenRun(run_dir, context, plan, prepared.fresh, began_at, labels)
+    write = run_dir.rewrite_settings if run_dir.settings_file.exists() else run_dir.write_settings
+    write(_run_settings(opened, client, options, to_do))
+    return opened
 
 
 @contextmanager
@@ -207,8 +226,9 @@ def _require_same(graph: Any, run_dir: RunDir, begun: RunSettings, repository: s
     """
     with tempfile.TemporaryDirectory(dir=run_dir.path, prefix=".again-") as folder:
         plan = read_plan(prepare_graph(graph, Path(folder), None).path)
-    ours, theirs = (each.to_arrays()["quantum_ids"] for each in (plan, run_dir.load_plan()))
-    if begun.context.repository != repository or not np.array_equal(ours, theirs):
+    # In any order: a client's own ordering changes it.
+    ours, theirs = ({node.quantum_id for node in each} for each in (plan, run_dir.load_plan()))
+    if begun.context.repository != repository or ours != theirs:
         raise RunDirError(
             f"{run_dir.path} is that of a run with another graph or repository, "
             "whose start was cut off as it prepared the registry",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def rehearse(graph: Any, repository: Any, client: Client, options: RunOptions, r
     return Rehearsal(
         batch_round,
         tuple(calls),
-        forecast(jobs, plan, batch.durations),
+        forecast(jobs, plan, batch.durations, partial(model.system.least_s, batch_round)),
         tuple(remarks),
         n_files=after[0] - before[0],
         n_bytes=after[1] - before[1],

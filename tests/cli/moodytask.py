@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ BEGAN, GO = "began", "go"
 """Names, in the same folder, of two pipes: quanta in the mood ``wait`` say that they run, and may go on."""
 
 STDERR_BYTES = 100_000_000
+
+HOG_BYTES = 500_000_000
+"""A batch job that may use less than twice this does not get away with it."""
+
+LAST_S = 5.0
+"""A slow quantum ends so long before its batch job is ended, seconds."""
 
 
 class UnpicklableError(Exception):
@@ -72,6 +79,8 @@ class MoodyTask(DynamicTestPipelineTask):
                 chunk = b"all work and no play makes a dull worker\n" * 2500
                 for _ in range(STDERR_BYTES // len(chunk) + 1):
                     os.write(2, chunk)
+            case "hog" | "slow":
+                _strain(mood)
             case "wait":
                 with (folder / BEGAN).open("w") as began:
                     began.write(f"{os.getpid()} {name}\n")
@@ -79,6 +88,16 @@ class MoodyTask(DynamicTestPipelineTask):
                     go.read(1)
             case _:
                 return
+
+
+def _strain(mood: str) -> None:
+    """Use more of something than a batch job has, or nearly all of it."""
+    if mood == "slow":
+        time.sleep(max(0.0, float(os.environ["QGEXEC_JOB_ENDS_AT"]) - LAST_S - time.time()))
+        return
+    held = b"x" * HOG_BYTES
+    while int(os.environ["SLURM_MEM_PER_NODE"]) < 2 * HOG_BYTES >> 20 and held:
+        signal.pause()
 
 
 def quantum_name(label: str, data_id: Any) -> str:

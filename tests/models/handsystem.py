@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from qgexec.batch.rounds import Round, Ticket
@@ -60,6 +62,9 @@ class HandSystem:
 
     def write(self, batch_round: Round) -> Sequence[PlannedCall]:
         return [PlannedCall(("hand", batch_round.name), len(batch_round.jobs))]
+
+    def least_s(self, batch_round: Round, seconds: npt.NDArray[np.float64]) -> float:
+        return float(seconds.sum())
 
     def submit(self, batch_round: Round) -> Ticket:
         if self.refuses:
@@ -136,6 +141,7 @@ def hand_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
     monkeypatch.setattr("qgexec.models.batch._SHARE", 0)
     monkeypatch.setattr("qgexec.models.batch._SEEN_S", 0.0)
     monkeypatch.setattr("qgexec.offline._PAUSE_S", 0.01)
+    vars(SYSTEM).clear()  # also of what a test has put in the place of a method
     vars(SYSTEM).update(vars(HandSystem()))
     yield SYSTEM
 

@@ -21,7 +21,7 @@ _TIMEOUT_S = 120.0
 _TESTS = Path(__file__).parents[1]
 """Where `peer` is imported from."""
 
-_ENVIRONMENT = {"PYTHONPATH": str(_TESTS), "PYTHONHASHSEED": "0"}
+_ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(map(str, (_TESTS, _TESTS / "rubin"))), "PYTHONHASHSEED": "0"}
 """The order in which mock tasks put their outputs is that of a set: the same for all."""
 
 _PRELOAD = [

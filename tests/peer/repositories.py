@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from composites import CACHED, chained
 from lsst.daf.butler import Butler, CollectionType, Config, DatasetType, Timespan
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
@@ -22,29 +23,6 @@ _WHERE = "instrument = 'Cam1' AND detector IN (1, 2, 3)"
 _DETECTOR = ["visit", "detector"]
 _CALIBRATIONS = "calibrations"
 _CALIBRATION_RUN = "calibration_run"
-
-CHAINED = """
-datastore:
-  cls: lsst.daf.butler.datastores.chainedDatastore.ChainedDatastore
-  datastores:
-    - datastore: {cls: lsst.daf.butler.datastores.inMemoryDatastore.InMemoryDatastore}
-    - datastore:
-        cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-        root: <butlerRoot>/first
-        records: {table: first_records}
-        constraints: {reject: [final_report, calibrated]}
-    - datastore:
-        cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-        root: <butlerRoot>/second
-        records: {table: second_records}
-"""
-
-CACHED = """
-datastore:
-  cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-  checksum: true
-  cached: {default: true, expiry: {mode: files, threshold: 3}}
-"""
 
 STORAGE_CLASSES = """
 storageClasses:
@@ -195,7 +173,7 @@ class _Kind:
 
 REPOSITORIES = {
     "standard": _Kind(_fill_standard),
-    "chained datastore": _Kind(_fill_standard, CHAINED),
+    "chained datastore": _Kind(_fill_standard, chained("final_report", "calibrated")),
     "cached datastore": _Kind(_fill_standard, CACHED),
     "storage classes": _Kind(_fill_storage_classes, STORAGE_CLASSES),
     "changed registry": _Kind(_fill_storage_classes, STORAGE_CLASSES, afterwards=_change_registry),

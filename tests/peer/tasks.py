@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import composites
 import pydantic
 from lsst.daf.butler.tests import MetricsExample
 from lsst.pipe.base import (
@@ -17,8 +18,6 @@ from lsst.pipe.base import (
     NoWorkFound,
     OutputQuantizedConnection,
     PipelineTask,
-    PipelineTaskConfig,
-    PipelineTaskConnections,
     QuantumContext,
     RepeatableQuantumError,
     Struct,
@@ -154,68 +153,44 @@ def dict_to_list(pairs: dict[str, float]) -> list[tuple[str, float]]:
     return list(pairs.items())
 
 
-class MeasureConnections(PipelineTaskConnections, dimensions=("visit", "detector")):
-    raw = connectionTypes.Input(
-        name="raw_mock", storageClass="_mock_StructuredDataDict", dimensions=("visit", "detector"), doc="raw"
-    )
-    metrics = connectionTypes.Output(
-        name="metrics", storageClass="MetricsPair", dimensions=("visit", "detector"), doc="a composite"
-    )
+class MeasureConnections(composites.MeasureConnections, dimensions=("visit", "detector")):
     pairs = connectionTypes.Output(
         name="pairs", storageClass="PeerPairs", dimensions=("visit", "detector"), doc="the writer's type"
     )
 
 
-class MeasureConfig(PipelineTaskConfig, pipelineConnections=MeasureConnections):
+class MeasureConfig(composites.MeasureConfig, pipelineConnections=MeasureConnections):
     pass
 
 
-class MeasureTask(PipelineTask):
+class MeasureTask(composites.MeasureTask):
     """Writes a composite, and pairs as an object."""
 
     ConfigClass = MeasureConfig
-    _DefaultName = "measure"
 
     def run(self, raw: Any) -> Struct:
         detector = raw.data_id["detector"]
-        return Struct(
-            metrics=MetricsExample({"detector": detector}, {"half": detector / 2}, [detector] * 3),
-            pairs=Pairs(names=["one", "two"], values=[1.0 * detector, 2.0 * detector]),
-        )
+        pairs = Pairs(names=["one", "two"], values=[1.0 * detector, 2.0 * detector])
+        return Struct(metrics=super().run(raw).metrics, pairs=pairs)
 
 
-class DigestConnections(PipelineTaskConnections, dimensions=("visit", "detector")):
-    summary = connectionTypes.Input(
-        name="metrics.summary",
-        storageClass="StructuredDataDict",
-        dimensions=("visit", "detector"),
-        doc="a part of the composite",
-    )
-    metrics = connectionTypes.Input(
-        name="metrics",
-        storageClass="MetricsPair",
-        dimensions=("visit", "detector"),
-        doc="the whole composite",
-    )
+class DigestConnections(composites.DigestConnections, dimensions=("visit", "detector")):
     pairs = connectionTypes.Input(
         name="pairs", storageClass="PeerList", dimensions=("visit", "detector"), doc="the reader's type"
     )
-    digest = connectionTypes.Output(
-        name="digest", storageClass="StructuredDataDict", dimensions=("visit", "detector"), doc="digest"
-    )
 
 
-class DigestConfig(PipelineTaskConfig, pipelineConnections=DigestConnections):
+class DigestConfig(composites.DigestConfig, pipelineConnections=DigestConnections):
     pass
 
 
-class DigestTask(PipelineTask):
+class DigestTask(composites.DigestTask):
     """Reads a composite, one of its components, and pairs as a list."""
 
     ConfigClass = DigestConfig
-    _DefaultName = "digest"
 
-    def run(self, summary: dict[str, Any], metrics: MetricsExample, pairs: list[tuple[str, float]]) -> Struct:
+    def run(  # type: ignore[override]  # a task's inputs are its own
+        self, summary: dict[str, Any], metrics: MetricsExample, pairs: list[tuple[str, float]]
+    ) -> Struct:
         assert isinstance(pairs, list)
-        assert metrics.data is not None
-        return Struct(digest={"sum": sum(metrics.data), "pairs": dict(pairs), **summary})
+        return Struct(digest={**super().run(summary, metrics).digest, "pairs": dict(pairs)})

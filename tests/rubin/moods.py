@@ -1,4 +1,4 @@
-"""Tasks for the tests of benches: one that misbehaves as it is told, and two around a composite dataset."""
+"""A task for the tests of benches that misbehaves as it is told."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-from lsst.daf.butler.tests import MetricsExample
 from lsst.pipe.base import (
     AnnotatedPartialOutputsError,
     InputQuantizedConnection,
     OutputQuantizedConnection,
-    PipelineTask,
-    PipelineTaskConfig,
-    PipelineTaskConnections,
     QuantumContext,
     RepeatableQuantumError,
-    Struct,
-    connectionTypes,
 )
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask
 
@@ -95,58 +89,3 @@ class UnprintableError(Exception):
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
-
-
-class MeasureConnections(PipelineTaskConnections, dimensions=("visit", "detector")):
-    raw = connectionTypes.Input(
-        name="raw_mock", storageClass="_mock_StructuredDataDict", dimensions=("visit", "detector"), doc="raw"
-    )
-    metrics = connectionTypes.Output(
-        name="metrics", storageClass="MetricsPair", dimensions=("visit", "detector"), doc="metrics"
-    )
-
-
-class MeasureConfig(PipelineTaskConfig, pipelineConnections=MeasureConnections):
-    pass
-
-
-class MeasureTask(PipelineTask):
-    """Writes a composite."""
-
-    ConfigClass = MeasureConfig
-    _DefaultName = "measure"
-
-    def run(self, raw: Any) -> Struct:
-        detector = raw.data_id["detector"]
-        return Struct(metrics=MetricsExample({"detector": detector}, {"half": detector / 2}, [detector] * 3))
-
-
-class DigestConnections(PipelineTaskConnections, dimensions=("visit", "detector")):
-    summary = connectionTypes.Input(
-        name="metrics.summary",
-        storageClass="StructuredDataDict",
-        dimensions=("visit", "detector"),
-        doc="part",
-    )
-    metrics = connectionTypes.Input(
-        name="metrics", storageClass="MetricsPair", dimensions=("visit", "detector"), doc="whole"
-    )
-    digest = connectionTypes.Output(
-        name="digest", storageClass="StructuredDataDict", dimensions=("visit", "detector"), doc="digest"
-    )
-
-
-class DigestConfig(PipelineTaskConfig, pipelineConnections=DigestConnections):
-    pass
-
-
-class DigestTask(PipelineTask):
-    """Reads a composite, and one of its components."""
-
-    ConfigClass = DigestConfig
-    _DefaultName = "digest"
-
-    def run(self, summary: dict[str, Any], metrics: MetricsExample) -> Struct:
-        assert metrics.summary == summary
-        assert metrics.data is not None
-        return Struct(digest={"sum": sum(metrics.data), **summary})

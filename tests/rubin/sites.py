@@ -5,45 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchwork import prepare_outputs
+from composites import COMPOSITE, DigestConfig, DigestTask, MeasureConfig, MeasureTask, chained
 from lsst.daf.butler import Config
-from moods import DigestConfig, DigestTask, MeasureConfig, MeasureTask, MoodyTask
+from moods import MoodyTask
 from repos import MockRepository, add_standard_tasks, connection, open_repository, save_graph
 
-CHAINED = """
-datastore:
-  cls: lsst.daf.butler.datastores.chainedDatastore.ChainedDatastore
-  datastores:
-    - datastore: {cls: lsst.daf.butler.datastores.inMemoryDatastore.InMemoryDatastore}
-    - datastore:
-        cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-        root: <butlerRoot>/first
-        records: {table: first_records}
-        constraints: {reject: [final_report]}
-    - datastore:
-        cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-        root: <butlerRoot>/second
-        records: {table: second_records}
-"""
-
-CACHED_AND_SUMMED = """
-datastore:
-  cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-  checksum: true
-  cached: {default: true, expiry: {mode: files, threshold: 3}}
-"""
-
-COMPOSITE = """
-storageClasses:
-  MetricsPair:
-    pytype: lsst.daf.butler.tests.MetricsExample
-    delegate: lsst.daf.butler.tests.MetricsDelegate
-    components: {summary: StructuredDataDict, output: StructuredDataDict, data: StructuredDataList}
-datastore:
-  cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
-  formatters: {StructuredDataList: lsst.daf.butler.formatters.json.JsonFormatter}
-  composites:
-    disassembled: {MetricsPair: true}
-"""
+CHAINED = chained("final_report")
 
 
 def make_moody(folder: Path, config: str = "") -> MockRepository:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from benchwork import Run, Site, attempts, prepare_outputs, registered
+from composites import CACHED
 from kills import die, dies
 from repos import OUTPUT_RUN, MockRepository, copy_template
-from sites import CACHED_AND_SUMMED, CHAINED, make_composite, make_moody
+from sites import CHAINED, make_composite, make_moody
 
 from qgexec.errors import IngestError, RunDirError, UsageError
 from qgexec.rubin.graphfile import read_plan
@@ -49,7 +50,7 @@ def file_of(site: Site, run: Run, index: int, dataset_type: str) -> Path:
     [
         make_moody,
         lambda folder: make_moody(folder, CHAINED),
-        lambda folder: make_moody(folder, CACHED_AND_SUMMED),
+        lambda folder: make_moody(folder, CACHED),
         make_composite,
     ],
     ids=["files", "chained", "checksums", "disassembled"],
@@ -113,7 +114,7 @@ def test_registered_but_not_as_it_is(site: Site, harm: str) -> None:
 
 def test_other_content_of_the_same_size(tmp_path: Path) -> None:
     """Where the datastore keeps checksums, a file of the same size is not taken for the one recorded."""
-    template = make_moody(tmp_path / "template", CACHED_AND_SUMMED)
+    template = make_moody(tmp_path / "template", CACHED)
     site = Site(copy_template(template, tmp_path / "data"), tmp_path / "run")
     site.keep_books()
     run = site.run(ISR)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from benchwork import Site, attempts, registered
+from composites import CACHED
 from kills import STAGES, die_in_put, dies
 from lsst.pipe.base import NoWorkFound
 from moods import mood, partial, raising
 from repos import MockRepository, copy_template
-from sites import CACHED_AND_SUMMED, CHAINED, make_composite, make_moody
+from sites import CHAINED, make_composite, make_moody
 
 from qgexec.events import AttemptReturned, AttemptSucceeded
 from qgexec.quantum import Attempt
@@ -115,7 +116,7 @@ def test_next_attempt_cleans_up_itself(site: Site, undisturbed: dict[str, Any], 
     [
         make_moody,
         lambda folder: make_moody(folder, CHAINED),
-        lambda folder: make_moody(folder, CACHED_AND_SUMMED),
+        lambda folder: make_moody(folder, CACHED),
         make_composite,
     ],
     ids=["files", "chained", "checksums", "disassembled"],

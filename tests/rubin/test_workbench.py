@@ -15,12 +15,13 @@ from typing import Any
 import benchwork
 import pytest
 from benchwork import Site, attempts, registered, remembered
+from composites import CACHED
 from lsst.daf.butler import ButlerLogRecords
 from lsst.pipe.base import InvalidQuantumError, NoWorkFound, QuantumSuccessCaveats
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
 from moods import MoodyTask, UnprintableError, complaining, mood, partial, raising
 from repos import OUTPUT_RUN, MockRepository, copy_template
-from sites import CACHED_AND_SUMMED, CHAINED, make_components, make_composite, make_moody
+from sites import CHAINED, make_components, make_composite, make_moody
 
 from qgexec.books.journal import segment_path
 from qgexec.errors import GraphError, QuantumTimeUp, RepositoryError, RunDirError
@@ -89,7 +90,7 @@ def test_same_as_pipetask(site: Site, twin: Site, moods: dict[str, Any], options
     "make",
     [
         lambda folder: make_moody(folder, CHAINED),
-        lambda folder: make_moody(folder, CACHED_AND_SUMMED),
+        lambda folder: make_moody(folder, CACHED),
         make_components,
         make_composite,
     ],

@@ -30,9 +30,9 @@ from qgexec.scheduling.policy import Policy, TaskRules
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import RETRIED, TRANSITIONS, State
 from qgexec.testing import Ending, FakeModel, ended, make_plan, run_plan
+from tests.schedulers import FREE, chosen, snapshot_of, states_of
 
 _GIB = 2**30
-_FREE = Resources(1000)
 
 _EVENTS_OF_THE_RUN: list[Event] = [
     RunStarted(1.0, "host", 1, 0.5, "inprocess", 3),
@@ -73,31 +73,6 @@ def _run(scheduler: Scheduler, *indices: int) -> None:
         _end(scheduler, index)
 
 
-def _states(scheduler: Scheduler) -> list[str]:
-    return [scheduler.state(index).value for index in range(len(scheduler._plan))]
-
-
-def _chosen(scheduler: Scheduler, capacity: Resources = _FREE) -> list[int]:
-    return [attempt.index for attempt in scheduler.select(capacity)]
-
-
-def _snapshot(scheduler: Scheduler) -> object:
-    """Return all there is to know about a scheduler."""
-    indices = range(len(scheduler._plan))
-    return (
-        _states(scheduler),
-        [scheduler.attempts(index) for index in indices],
-        list(scheduler._missing),
-        scheduler.counts(),
-        scheduler.counts_by_label(),
-        scheduler.running(),
-        scheduler.finished,
-        scheduler.stopping,
-        scheduler.wants_stop(),
-        scheduler.select(_FREE),
-    )
-
-
 def _in_state(state: State) -> Scheduler:
     """Return a scheduler whose quantum 1 is in this state."""
     scheduler = _scheduler("a -> b -> c")
@@ -134,10 +109,10 @@ def test_every_event_in_every_state(state: State, kind: type[AttemptEvent]) -> N
     """What the table has happens; anything else raises with quantum, state and event, and changes nothing."""
     scheduler = _in_state(state)
     event = _event(scheduler, kind, scheduler.attempts(1) + (kind is AttemptStarted))
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     if (state, kind) in TRANSITIONS:
         scheduler.check(event)
-        assert _snapshot(scheduler) == before
+        assert snapshot_of(scheduler) == before
         scheduler.apply(event)
         assert scheduler.state(1) is TRANSITIONS[state, kind]
         return
@@ -148,7 +123,7 @@ def test_every_event_in_every_state(state: State, kind: type[AttemptEvent]) -> N
         assert kind.__name__ in str(raised.value)
         assert f"is {state.value}" in str(raised.value)
         assert "quantum 1 (b{detector: 0})" in str(raised.value)
-        assert _snapshot(scheduler) == before
+        assert snapshot_of(scheduler) == before
 
 
 @pytest.mark.parametrize(("state", "kind"), list(itertools.product(State, get_args(FailureEvent))))
@@ -156,7 +131,7 @@ def test_every_retried_failure_in_every_state(state: State, kind: type[AttemptEv
     """One that is followed by another attempt makes the quantum ready, where a final one makes it failed."""
     scheduler = _in_state(state)
     event = _event(scheduler, kind, scheduler.attempts(1), retried=True)
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     if (state, kind) in RETRIED:
         scheduler.apply(event)
         assert scheduler.state(1) is RETRIED[state, kind] is State.READY
@@ -164,7 +139,7 @@ def test_every_retried_failure_in_every_state(state: State, kind: type[AttemptEv
         return
     with pytest.raises(IllegalEventError, match=f"is {state.value}"):
         scheduler.apply(event)
-    assert _snapshot(scheduler) == before
+    assert snapshot_of(scheduler) == before
 
 
 @pytest.mark.parametrize(
@@ -176,39 +151,39 @@ def test_events_about_another_attempt(state: State, kind: type[AttemptEvent], at
     scheduler = _in_state(state)
     if attempt == scheduler.attempts(1) + (kind is AttemptStarted):
         return
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     with pytest.raises(IllegalEventError, match=f"attempt {attempt}"):
         scheduler.apply(_event(scheduler, kind, attempt))
-    assert _snapshot(scheduler) == before
+    assert snapshot_of(scheduler) == before
 
 
 @pytest.mark.parametrize("index", [-1, 3])
 def test_events_about_no_quantum_of_the_plan(index: int) -> None:
     """An index outside the plan raises and changes nothing."""
     scheduler = _in_state(State.READY)
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     with pytest.raises(IllegalEventError, match=f"no quantum {index}"):
         scheduler.apply(AttemptStarted(1.0, index, 1))
-    assert _snapshot(scheduler) == before
+    assert snapshot_of(scheduler) == before
 
 
 def test_something_that_is_no_event() -> None:
     """Only events are taken."""
     scheduler = _in_state(State.READY)
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     with pytest.raises(IllegalEventError, match="str is not an event"):
         scheduler.apply("AttemptStarted")  # type: ignore[arg-type]
-    assert _snapshot(scheduler) == before
+    assert snapshot_of(scheduler) == before
 
 
 @pytest.mark.parametrize("event", _EVENTS_OF_THE_RUN)
 def test_events_of_the_run_move_no_quantum(event: Event) -> None:
     """Events that are not about one quantum are taken and change nothing."""
     scheduler = _in_state(State.RUNNING)
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     scheduler.check(event)
     scheduler.apply(event)
-    assert _snapshot(scheduler) == before
+    assert snapshot_of(scheduler) == before
 
 
 def test_failure_blocks_descendants_and_nothing_else() -> None:
@@ -216,9 +191,9 @@ def test_failure_blocks_descendants_and_nothing_else() -> None:
     scheduler = _scheduler("a b -> c -> e; b -> d; d e -> f")
     _start(scheduler, 0, 1)
     _end(scheduler, 0, Ending.FAIL)
-    assert _states(scheduler) == ["failed", "running", "blocked", "blocked", "waiting", "blocked"]
+    assert states_of(scheduler) == ["failed", "running", "blocked", "blocked", "waiting", "blocked"]
     _end(scheduler, 1)
-    assert _states(scheduler) == ["failed", "succeeded", "blocked", "blocked", "ready", "blocked"]
+    assert states_of(scheduler) == ["failed", "succeeded", "blocked", "blocked", "ready", "blocked"]
     _run(scheduler, 4)
     assert scheduler.finished
     assert scheduler.counts() == {
@@ -237,22 +212,22 @@ def test_skipped_is_as_good_as_succeeded() -> None:
     scheduler = _scheduler("a -> b")
     _start(scheduler, 0)
     _end(scheduler, 0, Ending.SKIP)
-    assert _states(scheduler) == ["skipped", "ready"]
+    assert states_of(scheduler) == ["skipped", "ready"]
 
 
 def test_returned_quantum_is_ready_again_once() -> None:
     """A returned quantum is offered again, once, with the next attempt's number."""
     scheduler = _scheduler("a b")
     for number in (1, 2, 3):
-        assert [(attempt.index, attempt.number) for attempt in scheduler.select(_FREE)] == [
+        assert [(attempt.index, attempt.number) for attempt in scheduler.select(FREE)] == [
             (0, number),
             (1, number),
         ]
         _start(scheduler, 0, 1)
         _end(scheduler, 0, Ending.RETURN)
         _end(scheduler, 1, Ending.RETURN)
-    assert _chosen(scheduler) == [0, 1]
-    assert _chosen(scheduler) == [0, 1]
+    assert chosen(scheduler) == [0, 1]
+    assert chosen(scheduler) == [0, 1]
 
 
 def test_returned_without_being_selected() -> None:
@@ -261,31 +236,31 @@ def test_returned_without_being_selected() -> None:
     for _ in range(3):
         _start(scheduler, 0)
         _end(scheduler, 0, Ending.RETURN)
-    assert _chosen(scheduler) == [0, 1]
+    assert chosen(scheduler) == [0, 1]
     _run(scheduler, 0)
-    assert _chosen(scheduler) == [1]
+    assert chosen(scheduler) == [1]
 
 
 def test_longest_remaining_path_first_then_index() -> None:
     """Of ready quanta the one with most ahead of it comes first, then the one with the smaller index."""
     scheduler = _scheduler("a; b; c -> d -> e; f -> g; h")
-    assert _chosen(scheduler) == [2, 5, 0, 1, 7]
-    assert _chosen(scheduler, Resources(2)) == [2, 5]
+    assert chosen(scheduler) == [2, 5, 0, 1, 7]
+    assert chosen(scheduler, Resources(2)) == [2, 5]
 
 
 def test_selection_changes_nothing() -> None:
     """Asking twice gives the same answer; only what was started is gone."""
     scheduler = _scheduler("a b c d")
-    assert _chosen(scheduler, Resources(3)) == [0, 1, 2]
-    assert _chosen(scheduler, Resources(3)) == [0, 1, 2]
+    assert chosen(scheduler, Resources(3)) == [0, 1, 2]
+    assert chosen(scheduler, Resources(3)) == [0, 1, 2]
     _start(scheduler, 1)
-    assert _chosen(scheduler, Resources(3)) == [0, 2, 3]
+    assert chosen(scheduler, Resources(3)) == [0, 2, 3]
 
 
 @pytest.mark.parametrize("capacity", [Resources(0), Resources(-1), Resources(0, _GIB)])
 def test_no_capacity_starts_nothing(capacity: Resources) -> None:
     """Without a free core nothing is started."""
-    assert _chosen(_scheduler("a b"), capacity) == []
+    assert chosen(_scheduler("a b"), capacity) == []
 
 
 def test_attempt_says_what_to_start() -> None:
@@ -294,7 +269,7 @@ def test_attempt_says_what_to_start() -> None:
     request = Resources(2, _GIB)
     rules = {"b": TaskRules(request, enforce_memory=True, timeout_s=7.0)}
     scheduler = _scheduler(plan, policy=Policy(rules=rules, common_rules=TaskRules(timeout_s=9.0)))
-    assert scheduler.select(_FREE) == [
+    assert scheduler.select(FREE) == [
         Attempt(1, 1, plan.quantum_id(1), "b", request, 7.0, _GIB),
         Attempt(0, 1, plan.quantum_id(0), "a", Resources(), 9.0),
     ]
@@ -304,18 +279,18 @@ def test_admission_by_cores_and_memory() -> None:
     """What is started together fits together, in cores and in memory."""
     requests = {"a": Resources(1, 3 * _GIB), "b": Resources(2, _GIB)}
     scheduler = _scheduler("a:1 a:2 b:1 b:2 a:3 -> end", policy=_asking(requests))
-    assert _chosen(scheduler, Resources(5, 10 * _GIB)) == [0, 1, 4, 2]
-    assert _chosen(scheduler, Resources(4, 10 * _GIB)) == [0, 1, 4]
-    assert _chosen(scheduler, Resources(4, 5 * _GIB)) == [0]
-    assert _chosen(scheduler, Resources(100)) == [0, 1, 4, 2, 3]
-    assert _chosen(scheduler, Resources(1)) == [0]
+    assert chosen(scheduler, Resources(5, 10 * _GIB)) == [0, 1, 4, 2]
+    assert chosen(scheduler, Resources(4, 10 * _GIB)) == [0, 1, 4]
+    assert chosen(scheduler, Resources(4, 5 * _GIB)) == [0]
+    assert chosen(scheduler, Resources(100)) == [0, 1, 4, 2, 3]
+    assert chosen(scheduler, Resources(1)) == [0]
 
 
 def test_largest_first_among_equally_long_paths() -> None:
     """Of equally urgent quanta the one that asks for most memory is first, but none before a longer path."""
     requests = {"small": Resources(1, 1), "large": Resources(1, 9), "long": Resources(1, 4)}
     scheduler = _scheduler("small:1 small:2 large:1 none long -> end; large:2", policy=_asking(requests))
-    labels = [scheduler._plan.describe(index) for index in _chosen(scheduler)]
+    labels = [scheduler._plan.describe(index) for index in chosen(scheduler)]
     assert [label.partition("{")[0] for label in labels] == [
         *("large", "long", "small", "small", "none"),
         "large",
@@ -325,9 +300,9 @@ def test_largest_first_among_equally_long_paths() -> None:
 def test_nothing_overtakes_the_best() -> None:
     """What is free is kept for the best ready quantum, even if smaller ones would fit."""
     scheduler = _scheduler("big -> x -> y; small:1 small:2", policy=_asking({"big": Resources(4, 10)}))
-    assert _chosen(scheduler, Resources(3)) == []
-    assert _chosen(scheduler, Resources(5, 9)) == []
-    assert _chosen(scheduler, Resources(5, 10)) == [0, 3]
+    assert chosen(scheduler, Resources(3)) == []
+    assert chosen(scheduler, Resources(5, 9)) == []
+    assert chosen(scheduler, Resources(5, 10)) == [0, 3]
 
 
 @pytest.mark.parametrize("asked", [(2,), (1, 10)])
@@ -345,24 +320,24 @@ def test_large_quantum_does_not_starve(asked: tuple[int, ...]) -> None:
 def test_serial_label_runs_one_at_a_time_beside_the_others() -> None:
     """Of a serial label one quantum runs at a time; it takes no core of the capacity."""
     scheduler = _scheduler("s:1 s:2 t:1 a b", serial_labels={"s", "t"}, policy=_asking({"s": Resources(64)}))
-    assert _chosen(scheduler, Resources(0)) == [0, 2]
-    assert _chosen(scheduler, Resources(1)) == [0, 2, 3]
+    assert chosen(scheduler, Resources(0)) == [0, 2]
+    assert chosen(scheduler, Resources(1)) == [0, 2, 3]
     _start(scheduler, 0)
-    assert _chosen(scheduler, Resources(0)) == [2]
+    assert chosen(scheduler, Resources(0)) == [2]
     _end(scheduler, 0)
-    assert _chosen(scheduler, Resources(0)) == [1, 2]
+    assert chosen(scheduler, Resources(0)) == [1, 2]
 
 
 def test_serial_label_counts_for_memory() -> None:
     """What it asks for is not there for the others, and it waits until there is enough."""
     requests = {"s": Resources(64, 4), "a": Resources(1, 3)}
     scheduler = _scheduler("s:1 s:2 a:1 a:2", serial_labels={"s"}, policy=_asking(requests))
-    assert _chosen(scheduler, Resources(8, 10)) == [0, 2, 3]
-    assert _chosen(scheduler, Resources(8, 9)) == [0, 2]
-    assert _chosen(scheduler, Resources(0, 4)) == [0]
-    assert _chosen(scheduler, Resources(8, 3)) == []
+    assert chosen(scheduler, Resources(8, 10)) == [0, 2, 3]
+    assert chosen(scheduler, Resources(8, 9)) == [0, 2]
+    assert chosen(scheduler, Resources(0, 4)) == [0]
+    assert chosen(scheduler, Resources(8, 3)) == []
     _start(scheduler, 0)
-    assert _chosen(scheduler, Resources(8, 3)) == [2]
+    assert chosen(scheduler, Resources(8, 3)) == [2]
 
 
 def test_serial_labels_do_not_overtake() -> None:
@@ -370,11 +345,11 @@ def test_serial_labels_do_not_overtake() -> None:
     requests = {"best": Resources(4, 6), "s": Resources(1, 4), "other": Resources(1, 1)}
     scheduler = _scheduler("best -> x -> end; s; other", serial_labels={"s"}, policy=_asking(requests))
     s, other = (next(i for i in range(5) if scheduler._plan.label(i) == label) for label in ("s", "other"))
-    assert _chosen(scheduler, Resources(4, 9)) == [0]
-    assert _chosen(scheduler, Resources(4, 10)) == [0, s]
-    assert _chosen(scheduler, Resources(5, 11)) == [0, s, other]
-    assert _chosen(scheduler, Resources(3, 9)) == []
-    assert _chosen(scheduler, Resources(3, 11)) == [s]
+    assert chosen(scheduler, Resources(4, 9)) == [0]
+    assert chosen(scheduler, Resources(4, 10)) == [0, s]
+    assert chosen(scheduler, Resources(5, 11)) == [0, s, other]
+    assert chosen(scheduler, Resources(3, 9)) == []
+    assert chosen(scheduler, Resources(3, 11)) == [s]
 
 
 def test_of_serial_labels_the_best_has_the_memory() -> None:
@@ -382,10 +357,10 @@ def test_of_serial_labels_the_best_has_the_memory() -> None:
     requests = {"s": Resources(1, 2), "t": Resources(1, 3), "u": Resources(1, 2)}
     scheduler = _scheduler("s t -> a; u -> b -> c", serial_labels=set("stu"), policy=_asking(requests))
     s, t, u = (next(i for i in range(6) if scheduler._plan.label(i) == label) for label in "stu")
-    assert _chosen(scheduler, Resources(0, 7)) == [u, t, s]
-    assert _chosen(scheduler, Resources(0, 5)) == [u, t]
-    assert _chosen(scheduler, Resources(0, 4)) == [u]
-    assert _chosen(scheduler, Resources(0, 1)) == []
+    assert chosen(scheduler, Resources(0, 7)) == [u, t, s]
+    assert chosen(scheduler, Resources(0, 5)) == [u, t]
+    assert chosen(scheduler, Resources(0, 4)) == [u]
+    assert chosen(scheduler, Resources(0, 1)) == []
 
 
 def test_stop_starts_nothing_more() -> None:
@@ -395,14 +370,14 @@ def test_stop_starts_nothing_more() -> None:
     scheduler.apply(StopRequested(1.0, StopReason.INTERRUPTED))
     scheduler.apply(StopRequested(2.0, StopReason.FAILED_FAST))
     assert scheduler.stopping is StopReason.INTERRUPTED
-    assert _chosen(scheduler) == []
+    assert chosen(scheduler) == []
     finished = [scheduler.finished]
     _end(scheduler, 0)
     finished.append(scheduler.finished)
     _end(scheduler, 1, Ending.RETURN)
     finished.append(scheduler.finished)
     assert finished == [False, False, True]
-    assert _states(scheduler) == ["succeeded", "ready", "ready", "waiting"]
+    assert states_of(scheduler) == ["succeeded", "ready", "ready", "waiting"]
 
 
 @pytest.mark.parametrize(
@@ -477,7 +452,7 @@ def test_empty_plan_is_finished() -> None:
     """Nothing to do is done."""
     scheduler = _scheduler("")
     assert scheduler.finished
-    assert _chosen(scheduler) == []
+    assert chosen(scheduler) == []
     assert sum(scheduler.counts().values()) == 0
 
 
@@ -487,10 +462,10 @@ def test_check_is_not_a_promise() -> None:
     first, same, other = AttemptStarted(1.0, 0, 1), AttemptStarted(1.0, 0, 1), AttemptStarted(1.0, 1, 1)
     scheduler.check(first)
     scheduler.apply(same)
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     with pytest.raises(IllegalEventError, match="is running"):
         scheduler.apply(first)
-    assert _snapshot(scheduler) == before
+    assert snapshot_of(scheduler) == before
     scheduler.check(other)
     scheduler.apply(other)
     with pytest.raises(IllegalEventError, match="is running"):

@@ -24,8 +24,8 @@ from qgexec.scheduling.policy import Policy, Retries, TaskRules
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import State
 from qgexec.testing import AnyEnding, Ending, FakeModel, ended, make_plan, run_plan
+from tests.schedulers import FREE, chosen, snapshot_of, states_of
 
-_FREE = Resources(1000)
 _OS_ERROR = ExceptionSummary("builtins.OSError", "as told")
 
 
@@ -47,29 +47,6 @@ def _try(scheduler: Scheduler, index: int, ending: AnyEnding = Ending.SUCCEED) -
         event = scheduler.judge(event)
     scheduler.apply(event)
     return event
-
-
-def _states(scheduler: Scheduler) -> list[str]:
-    return [scheduler.state(index).value for index in range(len(scheduler._plan))]
-
-
-def _chosen(scheduler: Scheduler, capacity: Resources = _FREE) -> list[int]:
-    return [attempt.index for attempt in scheduler.select(capacity)]
-
-
-def _snapshot(scheduler: Scheduler) -> object:
-    indices = range(len(scheduler._plan))
-    return (
-        _states(scheduler),
-        [scheduler.attempts(index) for index in indices],
-        list(scheduler._missing),
-        scheduler.counts_by_label(),
-        [scheduler.past(index) for index in indices],
-        scheduler.finished,
-        scheduler.stopping,
-        scheduler.wants_stop(),
-        scheduler.select(_FREE),
-    )
 
 
 def _run(policy: Policy, endings: Sequence[AnyEnding]) -> tuple[State, int]:
@@ -95,11 +72,11 @@ def test_retried_quantum_blocks_nothing() -> None:
     """Only the last failure makes it failed, and blocks what waits for it."""
     scheduler = _scheduler("a -> b -> c", _retrying(common=1))
     _try(scheduler, 0, Ending.FAIL)
-    assert _states(scheduler) == ["ready", "waiting", "waiting"]
-    assert [(a.index, a.number) for a in scheduler.select(_FREE)] == [(0, 2)]
+    assert states_of(scheduler) == ["ready", "waiting", "waiting"]
+    assert [(a.index, a.number) for a in scheduler.select(FREE)] == [(0, 2)]
     assert not scheduler.finished
     _try(scheduler, 0, Ending.FAIL)
-    assert _states(scheduler) == ["failed", "blocked", "blocked"]
+    assert states_of(scheduler) == ["failed", "blocked", "blocked"]
     assert scheduler.finished
 
 
@@ -135,10 +112,10 @@ def test_judge_says_what_the_policy_wants_whatever_the_model_said() -> None:
     scheduler.apply(AttemptStarted(1.0, 0, 1))
     event = ended(Attempt(0, 1, scheduler._plan.quantum_id(0), "a"), Ending.FAIL, 2.0)
     assert isinstance(event, FailureEvent)
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     assert scheduler.judge(event) is event
     assert scheduler.judge(replace(event, retried=True)) == event
-    assert _snapshot(scheduler) == before
+    assert snapshot_of(scheduler) == before
 
 
 @pytest.mark.parametrize(
@@ -178,7 +155,7 @@ def _growing(memory: int = 4, most: int | None = None, **options: Any) -> Policy
 
 
 def _asked(scheduler: Scheduler) -> list[tuple[int, int | None, int | None]]:
-    return [(a.index, a.resources.memory_bytes, a.memory_limit_bytes) for a in scheduler.select(_FREE)]
+    return [(a.index, a.resources.memory_bytes, a.memory_limit_bytes) for a in scheduler.select(FREE)]
 
 
 @pytest.mark.parametrize("serial", [set(), {"a"}])
@@ -188,8 +165,8 @@ def test_next_attempt_has_more_memory(serial: set[str]) -> None:
     _try(scheduler, 0, Ending.OUT_OF_MEMORY)
     alike = [] if serial else [(1, 4, 4)]
     assert _asked(scheduler) == [(0, 8, 8), *alike]
-    assert _chosen(scheduler, Resources(9, 8)) == [0]
-    assert _chosen(scheduler, Resources(9, 7)) == []
+    assert chosen(scheduler, Resources(9, 8)) == [0]
+    assert chosen(scheduler, Resources(9, 7)) == []
     _try(scheduler, 0, Ending.OUT_OF_MEMORY)
     assert _asked(scheduler) == [(0, 16, 16), *alike]
     _try(scheduler, 0)
@@ -252,7 +229,7 @@ def test_quantum_with_more_memory_is_offered_once(asked_between: bool) -> None:
     scheduler = _scheduler("a:1 a:2", _growing())
     for _ in range(2):
         if asked_between:
-            scheduler.select(_FREE)
+            scheduler.select(FREE)
         _try(scheduler, 0, Ending.OUT_OF_MEMORY)
     assert _asked(scheduler) == [(0, 16, 16), (1, 4, 4)]
     assert _asked(scheduler) == [(0, 16, 16), (1, 4, 4)]
@@ -275,7 +252,7 @@ def test_cores_of_a_serial_label_with_more_memory_do_not_make_it_stuck() -> None
     scheduler = _scheduler("a", Policy(rules={"a": rules}), serial_labels={"a"})
     _try(scheduler, 0, Ending.OUT_OF_MEMORY)
     assert scheduler.stuck(Resources(1, 8)) is None
-    assert _chosen(scheduler, Resources(0, 8)) == [0]
+    assert chosen(scheduler, Resources(0, 8)) == [0]
 
 
 def test_failed_and_blocked_come_back() -> None:
@@ -284,11 +261,11 @@ def test_failed_and_blocked_come_back() -> None:
     _try(scheduler, 0, Ending.FAIL)
     _try(scheduler, 1)
     _try(scheduler, 4, Ending.FAIL)
-    assert _states(scheduler) == ["failed", "succeeded", "blocked", "blocked", "failed", "ready"]
+    assert states_of(scheduler) == ["failed", "succeeded", "blocked", "blocked", "failed", "ready"]
     scheduler.apply(RunReopened(3.0))
-    assert _states(scheduler) == ["ready", "succeeded", "waiting", "waiting", "ready", "ready"]
-    assert [(a.index, a.number) for a in scheduler.select(_FREE)] == [(0, 2), (4, 2), (5, 1)]
-    run_plan(scheduler, FakeModel(_FREE))
+    assert states_of(scheduler) == ["ready", "succeeded", "waiting", "waiting", "ready", "ready"]
+    assert [(a.index, a.number) for a in scheduler.select(FREE)] == [(0, 2), (4, 2), (5, 1)]
+    run_plan(scheduler, FakeModel(FREE))
     assert scheduler.counts()[State.SUCCEEDED] == 6
     assert scheduler.attempts(0) == scheduler.attempts(4) == 2
 
@@ -300,9 +277,9 @@ def test_blocked_by_two_waits_for_both() -> None:
     _try(scheduler, 1, Ending.FAIL)
     scheduler.apply(RunReopened(3.0))
     _try(scheduler, 1)
-    assert _states(scheduler) == ["ready", "succeeded", "waiting"]
+    assert states_of(scheduler) == ["ready", "succeeded", "waiting"]
     _try(scheduler, 0)
-    assert _states(scheduler) == ["succeeded", "succeeded", "ready"]
+    assert states_of(scheduler) == ["succeeded", "succeeded", "ready"]
 
 
 def test_budgets_begin_anew_but_what_was_learned_stays() -> None:
@@ -331,10 +308,10 @@ def test_revoked_success_is_run_again(done: list[int], expected: list[str]) -> N
     for index in done:
         _try(scheduler, index)
     scheduler.apply(RunReopened(3.0, (0,)))
-    assert _states(scheduler) == expected
+    assert states_of(scheduler) == expected
     model = FakeModel()
     run_plan(scheduler, model)
-    assert _states(scheduler) == ["succeeded"] * 3
+    assert states_of(scheduler) == ["succeeded"] * 3
     assert [attempt.index for attempt in model.started] == [0, *range(len(done), 3)]
     assert [scheduler.attempts(index) for index in range(3)] == [2, 1, 1]
 
@@ -344,13 +321,13 @@ def test_revoked_success_of_which_two_are_prerequisites() -> None:
     scheduler = _scheduler("a b -> c")
     _try(scheduler, 0)
     _try(scheduler, 1)
-    assert _chosen(scheduler) == [2]
+    assert chosen(scheduler) == [2]
     scheduler.apply(RunReopened(3.0, (0, 1, 0)))
-    assert _chosen(scheduler) == [0, 1]
+    assert chosen(scheduler) == [0, 1]
     _try(scheduler, 0)
-    assert _chosen(scheduler) == [1]
+    assert chosen(scheduler) == [1]
     _try(scheduler, 1)
-    assert _chosen(scheduler) == [2]
+    assert chosen(scheduler) == [2]
 
 
 def test_revoked_success_that_fails_now() -> None:
@@ -360,7 +337,7 @@ def test_revoked_success_that_fails_now() -> None:
         _try(scheduler, index)
     scheduler.apply(RunReopened(3.0, (0,)))
     _try(scheduler, 0, Ending.FAIL)
-    assert _states(scheduler) == ["failed", "succeeded", "ready", "blocked", "blocked"]
+    assert states_of(scheduler) == ["failed", "succeeded", "ready", "blocked", "blocked"]
     _try(scheduler, 2)
     assert scheduler.finished
 
@@ -381,12 +358,12 @@ def test_only_successes_can_be_revoked(revoked: tuple[int, ...], message: str) -
     scheduler = _scheduler("a b c -> d; e")
     for index, ending in enumerate((Ending.SUCCEED, Ending.SKIP, Ending.FAIL)):
         _try(scheduler, index, ending)
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     for refuse in (scheduler.check, scheduler.apply):
         with pytest.raises(IllegalEventError) as raised:
             refuse(RunReopened(3.0, revoked))
         assert message in str(raised.value)
-        assert _snapshot(scheduler) == before
+        assert snapshot_of(scheduler) == before
 
 
 def test_nothing_is_reopened_while_something_runs() -> None:
@@ -394,21 +371,21 @@ def test_nothing_is_reopened_while_something_runs() -> None:
     scheduler = _scheduler("a b c")
     _try(scheduler, 0, Ending.FAIL)
     scheduler.apply(AttemptStarted(1.0, 1, 1))
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     for refuse in (scheduler.check, scheduler.apply):
         with pytest.raises(IllegalEventError, match="1 quanta are running"):
             refuse(RunReopened(3.0))
-        assert _snapshot(scheduler) == before
+        assert snapshot_of(scheduler) == before
 
 
 def test_reopening_what_needs_it_not() -> None:
     """Where nothing failed it changes nothing, also twice."""
     scheduler = _scheduler("a b -> c")
     _try(scheduler, 0)
-    before = _snapshot(scheduler)
+    before = snapshot_of(scheduler)
     scheduler.apply(RunReopened(3.0))
     scheduler.apply(RunReopened(3.0))
-    assert _snapshot(scheduler) == before
+    assert snapshot_of(scheduler) == before
 
 
 def test_reopened_run_is_as_stopped_as_before() -> None:
@@ -418,7 +395,7 @@ def test_reopened_run_is_as_stopped_as_before() -> None:
     scheduler.apply(StopRequested(2.0, StopReason.INTERRUPTED))
     scheduler.apply(RunReopened(3.0))
     assert scheduler.stopping is StopReason.INTERRUPTED
-    assert _chosen(scheduler) == []
+    assert chosen(scheduler) == []
 
 
 def test_next_driver_is_not_stopped_by_the_last_ones_reason() -> None:
@@ -433,7 +410,7 @@ def test_next_driver_is_not_stopped_by_the_last_ones_reason() -> None:
     assert scheduler.finished
     scheduler.apply(began)
     assert (scheduler.stopping, scheduler.wants_stop(), scheduler.finished) == (None, None, False)
-    assert _chosen(scheduler) == [1]
+    assert chosen(scheduler) == [1]
 
 
 def test_more_cores_than_there_are() -> None:

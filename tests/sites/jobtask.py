@@ -1,6 +1,6 @@
 """A mock task for batch jobs: its quanta do what a file tells them to. Makes the repository, when called.
 
-The file is in the folder that ``QGEXEC_MOODS_DIR`` names; jobs get that variable as they get any other folder.
+The file is in the folder that ``QGEXEC_MOODS_DIR`` names; jobs get it as any folder.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def _act(mood: str, amount: str, folder: Path) -> None:
         case "hog":
             taken = bytearray(int(amount) << 20)
             taken[::4096] = b"x" * len(taken[::4096])
-            time.sleep(5)  # longer than its memory can stay unseen
+            # Longer than its memory can stay unseen, and than a job has that is told to end.
+            first = not (folder / "hogged").exists()
+            (folder / "hogged").touch()
+            time.sleep(40 if first else 6)
         case "wait":
             deadline = time.monotonic() + PATIENCE_S
             while not (folder / GO).exists() and time.monotonic() < deadline:

@@ -196,12 +196,13 @@ def dag_lines(batch_round: Round) -> Iterator[str]:
             f'memory="{memory}" walltime="{walltime}"'
         )
         yield f"PRIORITY j{job} {priority}"
+        # Not for ALL_NODES: these would be DAGMan's own join nodes too, whose scripts run elsewhere.
+        yield f"RETRY j{job} {_N_RETRIES}"
+        yield f"SCRIPT POST j{job} /bin/sh post.sh $RETURN $RETRY $MAX_RETRIES"
         if parents := tuple(jobs.parents(job)):
             children.setdefault(parents, []).append(job)
     for parents, later in children.items():
         yield f"PARENT {_nodes(parents)} CHILD {_nodes(later)}"
-    yield f"RETRY ALL_NODES {_N_RETRIES}"
-    yield "SCRIPT POST ALL_NODES /bin/sh post.sh $RETURN $RETRY $MAX_RETRIES"
     yield f"FINAL {CLOSING_NODE} closing.sub"
     yield f'VARS {CLOSING_NODE} status="$(DAG_STATUS)"'
 
@@ -290,7 +291,7 @@ def submit_description(batch_round: Round, largest_mib: int | None = None) -> st
     ]
     lines += [
         "if $(memory)",
-        f"    request_memory = {_at_most(f'$(granted_memory) + {_OVERHEAD_MIB}', largest_mib)}",
+        f"    request_memory = {_request_memory(largest_mib)}",
         "else",
         f"    request_memory = {_DEFAULT_MIB}",
         "endif",
@@ -304,8 +305,15 @@ def submit_description(batch_round: Round, largest_mib: int | None = None) -> st
     return "\n".join(lines) + "\n"
 
 
-def _at_most(amount: str, most: int | None) -> str:
-    return amount if most is None else f"min({{{amount}, {most}}})"
+def _request_memory(largest_mib: int | None) -> str:
+    """Return the expression for the memory of a job whose quanta ask for some.
+
+    A job that was released is known by what it used before it was put on hold, until it is measured
+    again: a slot with less would have it on hold again before it can say a word.
+    """
+    used = "ifThenElse(MemoryUsage =?= undefined, 0, int(1.25 * MemoryUsage))"
+    needed = f"max({{$(granted_memory) + {_OVERHEAD_MIB}, {used}}})"
+    return needed if largest_mib is None else f"min({{{needed}, {largest_mib}}})"
 
 
 def probe_description(batch_round: Round) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,8 @@ class Forecast:
     """Expected run time of all jobs together, seconds; `None` where that of a task is not known."""
     critical_path_s: float | None
     """Expected time until the end if every job could begin as soon as its parents have ended, seconds."""
+    least_s: float | None
+    """The same, with all that the batch system has jobs wait for."""
 
 
 def expected_s(jobs: Jobs, plan: Plan, durations: Mapping[str, float]) -> npt.NDArray[np.float64]:
@@ -75,13 +78,21 @@ def critical_path_s(jobs: Jobs, seconds: npt.NDArray[np.float64]) -> float:
     return float(ends.max(initial=0.0))
 
 
-def forecast(jobs: Jobs, plan: Plan, durations: Mapping[str, float]) -> Forecast:
+def forecast(
+    jobs: Jobs,
+    plan: Plan,
+    durations: Mapping[str, float],
+    least_s: Callable[[npt.NDArray[np.float64]], float] | None = None,
+) -> Forecast:
     """Return what a round would cost.
 
     Parameters
     ----------
     jobs, plan, durations
         As for `expected_s`.
+    least_s
+        Returns for the run times of the jobs how long the batch system takes, however many of them run at
+        once; where it is not given, every job begins as soon as its parents have ended.
     """
     seconds = expected_s(jobs, plan, durations)
     known = not np.isnan(seconds).any()
@@ -89,6 +100,7 @@ def forecast(jobs: Jobs, plan: Plan, durations: Mapping[str, float]) -> Forecast
         tuple(_kinds(jobs, seconds)),
         float(seconds.sum()) if known else None,
         critical_path_s(jobs, seconds) if known else None,
+        (least_s or partial(critical_path_s, jobs))(seconds) if known else None,
     )
 
 

@@ -13,6 +13,9 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from qgexec.batch.condorapi import Ad, CondorApi, CondorCalls, is_root
 from qgexec.batch.dagfile import (
     CLOSING_NODE,
@@ -23,6 +26,7 @@ from qgexec.batch.dagfile import (
     requested_mib,
     write_dag,
 )
+from qgexec.batch.forecast import critical_path_s
 from qgexec.batch.nodeslog import NodesLog, is_memory_hold, is_time_hold
 from qgexec.batch.rounds import Round, Ticket
 from qgexec.batch.system import JobEnd, JobState, JobStatus, PlannedCall, RoundStatus
@@ -112,6 +116,10 @@ class HTCondorSystem:
         write_dag(batch_round, os.environ, largest_mib)
         command = ["condor_submit_dag", "-usedagdir", "-batch-name", batch_round.name]
         return [PlannedCall([*command, str(batch_round.folder / DAG)], len(batch_round.jobs) + 1)]
+
+    def least_s(self, batch_round: Round, seconds: npt.NDArray[np.float64]) -> float:
+        """Return how long the longest path takes: in a DAG each job waits for its parents alone."""
+        return critical_path_s(batch_round.jobs, seconds)
 
     def submit(self, batch_round: Round) -> Ticket:
         """Hand the DAG over to DAGMan.

@@ -64,22 +64,27 @@ _BATCH = 500
 
 _MIB = 1 << 20
 
+_NO_LIMIT_MIB = 1 << 30
+"""Stands for the largest machine where Slurm names none."""
+
 _PROGRAMS = "sbatch, squeue, scancel, scontrol and sinfo"
 
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 """Variables of a job that do not speak of that job."""
 
 _HINTS = {
-    "partition": "Name one that sinfo shows: the key queue in the configuration.",
+    "submit limit": "Submit fewer jobs at a time (maxJobs), or join more quanta in each (clustering).",
+    "qos": "See which limits hold for you: sacctmgr show qos. Fewer jobs at a time: maxJobs.",
+    "temporarily unavailable": "Slurm holds as many jobs as it can: try later, or with fewer (maxJobs).",
     "account": "Name an account that you may use in this partition: the key accountingGroup.",
+    "partition": "Name one that sinfo shows: the key queue in the configuration.",
     "time limit": "Ask for less time (requestWalltime), or name another partition: queue.",
     "memory": "Ask for less memory (requestMemory), or name another partition: queue.",
     "node configuration": "Ask for fewer cores and less memory, or name another partition: queue.",
-    "submit limit": "Submit fewer jobs at a time (maxJobs), or join more quanta in each (clustering).",
-    "qos": "See which limits hold for you: sacctmgr show qos. Fewer jobs at a time: maxJobs.",
     "contact slurm": "Try again when it answers: scontrol ping.",
+    "timed out": "Try again when it answers: scontrol ping.",
 }
-"""What to do, by words that Slurm says."""
+"""What to do, by words that Slurm says; the first that fits."""
 
 _ORDINARY = frozenset(
     {"", "BeginTime", "Cleaning", "Dependency", "JobArrayTaskLimit", "None", "Priority", "Resources"}
@@ -142,16 +147,17 @@ class SlurmSystem:
         if settings.max_idle is not None:
             _logger.warning("Slurm has no limit on jobs that wait: maxIdle is ignored (maxJobs is not).")
         arrays = self._arrays(batch_round)
+        largest_mib = _largest_mib(_machines(batch_round.settings.queue))
         calls = [
             PlannedCall(
-                array_options(batch_round, number, array, dependency(array, range(len(arrays)))),
+                array_options(batch_round, number, array, dependency(array, range(len(arrays))), largest_mib),
                 len(array.jobs),
                 _in_words(array),
             )
             for number, array in enumerate(arrays)
         ]
-        write_files(batch_round, arrays)
-        closing = closing_options(batch_round, _closing_dependency(range(len(arrays))))
+        write_files(batch_round, arrays, largest_mib)
+        closing = closing_options(batch_round, _closing_dependency(range(len(arrays))), largest_mib)
         return [*calls, PlannedCall(closing, 1, "the end of all of them")]
 
     def least_s(self, batch_round: Round, seconds: npt.NDArray[np.float64]) -> float:
@@ -170,36 +176,30 @@ class SlurmSystem:
             Slurm refuses; its own words, and what to do. What it had taken is removed again.
         """
         arrays = self._arrays(batch_round)
-        self._check_sizes(batch_round, arrays)
+        machines = _machines(batch_round.settings.queue)
+        _check_sizes(batch_round, arrays, machines)
+        largest_mib = _largest_mib(machines)
         ids: list[int] = []
         try:
             for number, array in enumerate(arrays):
                 _note(batch_round, ids)
-                ids.append(_submit(array_options(batch_round, number, array, dependency(array, ids))))
+                waits = dependency(array, ids)
+                ids.append(_submit(array_options(batch_round, number, array, waits, largest_mib)))
             _note(batch_round, ids)
-            closing = _submit(closing_options(batch_round, _closing_dependency(ids)))
-        except BaseException:
-            self.cancel(batch_round, {"arrays": [*ids], "closing": None})
+            closing = _submit(closing_options(batch_round, _closing_dependency(ids), largest_mib))
+        except BaseException as error:
+            self._take_back(batch_round, ids, error)
             raise
         return {"arrays": [*ids], "closing": closing}
 
-    def _check_sizes(self, batch_round: Round, arrays: Sequence[Array]) -> None:
-        """Raise where a job asks for more than any machine has: Slurm may let it wait for ever."""
-        queue = batch_round.settings.queue
-        partition = [] if queue is None else [f"--partition={queue}"]
-        text = _call(["sinfo", "--noheader", "--Node", "--all", "--format=%c|%m", *partition])
-        machines = sorted({(int(c), int(m)) for line in text.split() for c, _, m in [line.partition("|")]})
-        for array in arrays:
-            cores, memory_mib = array.request.cores, -(-(array.request.memory_bytes or 0) // _MIB)
-            if machines and not any(cores <= has and memory_mib <= mib for has, mib in machines):
-                largest = max(machines, key=lambda machine: (machine[1], machine[0]))
-                where = "of Slurm" if queue is None else f"of the partition {queue}"
-                raise ModelError(
-                    f"no machine {where} can take {batch_round.jobs.name(array.jobs[0])}: it asks for "
-                    f"{_request_text(array.request)}, and the largest has "
-                    f"{_request_text(JobRequest(largest[0], largest[1] * _MIB))}",
-                    hint="Ask for less (requestMemory, requestCpus, memoryLimit), or name another queue.",
-                )
+    def _take_back(self, batch_round: Round, ids: Sequence[int], error: BaseException) -> None:
+        try:
+            self.cancel(batch_round, {"arrays": [*ids], "closing": None})
+        except ModelError as other:
+            _logger.warning("Jobs named %s may be left in Slurm: %s", batch_round.name, other.message)
+            if isinstance(error, ModelError):
+                left = f"Remove what may have been taken: scancel --name={batch_round.name}"
+                error.hint = f"{error.hint}\n{left}".lstrip()
 
     def find(self, batch_round: Round) -> Ticket | None:
         """Look for a round: what was noted of it while it was submitted, and jobs that bear its name."""
@@ -283,6 +283,33 @@ class SlurmSystem:
         words = [str(number) for number in sorted(ids)]
         for at in range(0, len(words), _BATCH):
             _call(["scancel", "--quiet", *words[at : at + _BATCH]])
+
+
+def _machines(queue: str | None) -> list[tuple[int, int]]:
+    """Return cores and memory, MiB, of the kinds of machines that jobs can run on."""
+    partition = [] if queue is None else [f"--partition={queue}"]
+    text = _call(["sinfo", "--noheader", "--Node", "--format=%c|%m", *partition])
+    return sorted({(int(c), int(m)) for line in text.split() for c, _, m in [line.partition("|")]})
+
+
+def _largest_mib(machines: Sequence[tuple[int, int]]) -> int:
+    return max((memory_mib for _, memory_mib in machines), default=_NO_LIMIT_MIB)
+
+
+def _check_sizes(batch_round: Round, arrays: Sequence[Array], machines: Sequence[tuple[int, int]]) -> None:
+    """Raise where a job asks for more than any machine has: Slurm may let it wait for ever."""
+    queue = batch_round.settings.queue
+    for array in arrays:
+        cores, memory_mib = array.request.cores, -(-(array.request.memory_bytes or 0) // _MIB)
+        if machines and not any(cores <= has and memory_mib <= mib for has, mib in machines):
+            largest = max(machines, key=lambda machine: (machine[1], machine[0]))
+            where = "of Slurm" if queue is None else f"of the partition {queue}"
+            raise ModelError(
+                f"no machine {where} can take {batch_round.jobs.name(array.jobs[0])}: it asks for "
+                f"{_request_text(array.request)}, and the largest has "
+                f"{_request_text(JobRequest(largest[0], largest[1] * _MIB))}",
+                hint="Ask for less (requestMemory, requestCpus, memoryLimit), or name another queue.",
+            )
 
 
 def _is_left(line: Line) -> bool:

@@ -25,7 +25,7 @@ from qgexec.batch.jobs import JobRequest, Jobs
 
 __all__ = ["Array", "least_s", "make_arrays", "waves"]
 
-_FREE = 8
+_FREE = 32
 """So many lanes, and barriers, each wave and request may have, however small they are."""
 
 _MEAN_SIZE = 50

@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from qgexec.batch.jobs import JobRequest
+from qgexec.batch.jobs import OVERHEAD_BYTES, JobRequest
 from qgexec.batch.rounds import Round
 from qgexec.batch.slurmarrays import Array
 from qgexec.books.linefile import file_error
@@ -31,11 +31,16 @@ CLOSING = "closing"
 _TRIES = 6
 """How often a job that says that another try has something to do is tried in all."""
 
+_RUNS = 3
+"""How often a try of a job begins again after its process was killed."""
+
 _CLOSING_TRIES = 5
 _CLOSING_PAUSE_S = 60
 """The closing job tries again while the registry, or the file system, is not there; seconds in between."""
 
 _MIB = 1 << 20
+
+_OVERHEAD_MIB = OVERHEAD_BYTES // _MIB
 
 _OURS = frozenset(
     {"array", "comment", "dependency", "job-name", "kill-on-invalid-dep", "open-mode", "output"}
@@ -47,7 +52,7 @@ _SHORT = {"a": "array", "d": "dependency", "J": "job-name", "o": "output", "W": 
 
 _JOB = """\
 #!/bin/bash
-# A job of the array $1 of {name}. Written by qgexec.
+# A job of the array $1 of {name}, with a limit of $2 minutes, if any. Written by qgexec.
 round={folder}
 number=
 while read -r index job; do
@@ -58,39 +63,50 @@ if [ -z "$number" ]; then
         "machines that execute jobs must see the run directory by the same path." >&2
     exit 1
 fi
+# A call of sbatch that nobody waited for any more may take effect after its round was given up.
+[ ! -e "$round/closed" ] || exit 0
 padded=$(printf %06d "$number")
 shard=${{padded%???}}
 restarts=${{SLURM_RESTART_COUNT:-0}}
 exec >> "$round/logs/$shard/$padded.txt" 2>&1
 echo "job $number is ${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID, try $((restarts + 1)) of {tries}," \\
     "on $(hostname) at $(date -u +%FT%TZ)"
-{end}[ "${{SLURM_MEM_PER_NODE:-0}}" = 0 ] || export QGEXEC_JOB_MEMORY_MB="$SLURM_MEM_PER_NODE"
+# When Slurm will end it: by its own word (from 23.02 on), by what was asked for, or by the partition's limit.
+ends=$SLURM_JOB_END_TIME
+[ -n "$ends" ] || [ -z "$2" ] || ends=$(($(date +%s) + 60 * $2))
+[ -n "$ends" ] ||
+    ends=$(date -d "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)" +%s 2>/dev/null)
+[ -z "$ends" ] || export QGEXEC_JOB_ENDS_AT="$ends"
+# Memory that earlier tries have found to need, MiB, and whether Slurm has given it to this one.
+find_memory() {{
+    memory=$(sed -n 's/.*= *\\([0-9][0-9]*\\)$/\\1/p' "$round/memory/$shard/$padded" 2>/dev/null)
+    [ -n "$memory" ] || return 1
+    wanted=$((memory + {overhead}))
+    [ "$wanted" -le {largest} ] || wanted={largest}
+}}
+find_memory && [ "${{SLURM_MEM_PER_NODE:-0}}" -ge "$wanted" ] && export QGEXEC_JOB_MEMORY_MB="$memory"
 # At its end Slurm sends SIGTERM to all processes. The worker hands back what it has begun; this
 # script waits for it, and knows that no time is left for another try.
 is_ended=
 trap 'is_ended=1' TERM
-{run} "$number"
-code=$?
-echo "job $number ended with $code at $(date -u +%FT%TZ)"
+for _ in $(seq {runs}); do
+    {run} "$number"
+    code=$?
+    echo "job $number ended with $code at $(date -u +%FT%TZ)"
+    # Over 128: a signal. Unless Slurm is about to end the job, what is left of it can begin again at once.
+    [ $code -gt 128 ] && [ -z "$is_ended" ] || break
+done
 # 75: another try has something to do. Then this job goes back into the queue, and those that come after
 # it go on waiting for it. Only now can its memory be changed; for a moment, since it is sent SIGTERM, too.
 if [ $code = 75 ] && [ -z "$is_ended" ] && [ $((restarts + 1)) -lt {tries} ] && [ ! -e {cancel} ] &&
-    scontrol requeue "$SLURM_JOB_ID"; then
-    memory=$(sed -n 's/.*= *\\([0-9][0-9]*\\)$/\\1/p' "$round/memory/$shard/$padded" 2>/dev/null)
+    scontrol requeue "$SLURM_JOB_ID" && find_memory; then
     for _ in 1 2 3; do
-        [ -z "$memory" ] || scontrol update JobId="$SLURM_JOB_ID" MinMemoryNode="$memory" && break
+        scontrol update JobId="$SLURM_JOB_ID" MinMemoryNode="$wanted" && break
     done
 fi
 # Whatever became of its quanta: the jobs that come after it see for themselves what they can do.
 [ $code = {misconfigured} ] && exit $code
 exit 0
-"""
-
-_END = """\
-# Nobody asked for a time limit: the one of the partition holds.
-ends=$SLURM_JOB_END_TIME
-[ -n "$ends" ] || ends=$(date -d "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)" +%s 2>/dev/null)
-[ -z "$ends" ] || export QGEXEC_JOB_ENDS_AT="$ends"
 """
 
 MISCONFIGURED = 78
@@ -127,7 +143,7 @@ exit $code
 """
 
 
-def array_options(batch_round: Round, number: int, array: Array, waits: str) -> list[str]:
+def array_options(batch_round: Round, number: int, array: Array, waits: str, largest_mib: int) -> list[str]:
     """Return the call of sbatch that brings in an array.
 
     Parameters
@@ -140,22 +156,26 @@ def array_options(batch_round: Round, number: int, array: Array, waits: str) -> 
         The array.
     waits
         Its dependency, empty for none.
+    largest_mib
+        Memory of the largest machine, MiB; no job asks for more.
     """
     names = list(dict.fromkeys(batch_round.jobs.name(job) for job in array.jobs))
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     options = [f"--array={array.index_list()}", *_common(batch_round, f"{number}: {shown}")]
     # %a would make a file for each job, and most stay empty.
     options += [
-        *_requests(array.request),
+        *_requests(array.request, largest_mib),
         f"--output={_pattern(batch_round.logs / f'slurm-{number:03d}.txt')}",
     ]
-    return _call(options, waits, batch_round, "job.sh", f"{number:03d}")
+    minutes = _minutes(array.request)
+    limit = () if minutes is None else (str(minutes),)
+    return _call(options, waits, batch_round, "job.sh", f"{number:03d}", *limit)
 
 
-def closing_options(batch_round: Round, waits: str) -> list[str]:
+def closing_options(batch_round: Round, waits: str, largest_mib: int) -> list[str]:
     """Return the call of sbatch that brings in the closing job; see `array_options`."""
     request = JobRequest(1, batch_round.settings.closing_memory_bytes)
-    options = [*_common(batch_round, CLOSING), *_requests(request)]
+    options = [*_common(batch_round, CLOSING), *_requests(request, largest_mib)]
     options.append(f"--output={_pattern(batch_round.logs / 'closing.txt')}")
     return _call(options, waits, batch_round, "closing.sh")
 
@@ -181,13 +201,18 @@ def _common(batch_round: Round, comment: str) -> list[str]:
     ]
 
 
-def _requests(request: JobRequest) -> list[str]:
+def _requests(request: JobRequest, largest_mib: int) -> list[str]:
     options = [f"--cpus-per-task={request.cores}"]
     if request.memory_bytes is not None:
-        options.append(f"--mem={math.ceil(request.memory_bytes / _MIB)}M")
-    if request.walltime_s is not None:
-        options.append(f"--time={max(1, math.ceil(request.walltime_s / 60))}")
+        memory_mib = math.ceil(request.memory_bytes / _MIB) + _OVERHEAD_MIB
+        options.append(f"--mem={min(memory_mib, largest_mib)}M")
+    if (minutes := _minutes(request)) is not None:
+        options.append(f"--time={minutes}")
     return options
+
+
+def _minutes(request: JobRequest) -> int | None:
+    return None if request.walltime_s is None else max(1, math.ceil(request.walltime_s / 60))
 
 
 def _call(options: Sequence[str], waits: str, batch_round: Round, *script: str) -> list[str]:
@@ -226,7 +251,7 @@ def site_options(lines: Sequence[str]) -> list[str]:
     return options
 
 
-def write_files(batch_round: Round, arrays: Sequence[Array]) -> None:
+def write_files(batch_round: Round, arrays: Sequence[Array], largest_mib: int) -> None:
     """Write scripts and lists of jobs into the round's folder.
 
     Raises
@@ -236,7 +261,7 @@ def write_files(batch_round: Round, arrays: Sequence[Array]) -> None:
     """
     folder = batch_round.folder
     texts = {
-        "job.sh": _job_script(batch_round),
+        "job.sh": _job_script(batch_round, largest_mib),
         "run.sh": _run_script(batch_round),
         "closing.sh": _CLOSING.format(
             name=batch_round.name,
@@ -281,15 +306,16 @@ def read_arrays(batch_round: Round) -> list[dict[int, int]]:
     return found
 
 
-def _job_script(batch_round: Round) -> str:
-    walltimes = batch_round.jobs.walltime_s
+def _job_script(batch_round: Round, largest_mib: int) -> str:
     return _JOB.format(
         name=batch_round.name,
         folder=shlex.quote(str(batch_round.folder)),
-        end=_END if (walltimes == math.inf).any() else "",
         # The number comes last.
         run=_run(batch_round, batch_round.job_command("")[:-1]),
         tries=_TRIES,
+        runs=_RUNS,
+        overhead=_OVERHEAD_MIB,
+        largest=largest_mib,
         cancel=shlex.quote(str(RunDir(batch_round.run_dir).cancel_file)),
         misconfigured=MISCONFIGURED,
     )

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from qgexec.batch.rounds import Round, Ticket
 from qgexec.config.batchsettings import BatchSettings
 
@@ -136,6 +139,21 @@ class BatchSystem(Protocol):
             The settings ask for something that it cannot do.
         qgexec.errors.RunDirError
             A file cannot be written.
+        """
+        ...
+
+    def least_s(self, batch_round: Round, seconds: npt.NDArray[np.float64]) -> float:
+        """Return how long a round takes at the least, however many of its jobs run at once, seconds.
+
+        Where a batch system cannot be told that each job waits for its parents alone, it is longer than
+        their longest path takes.
+
+        Parameters
+        ----------
+        batch_round
+            The round.
+        seconds
+            Run time of each of its jobs; shape ``(n,)``.
         """
         ...
 

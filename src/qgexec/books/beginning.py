@@ -9,7 +9,8 @@ killed leaves one of two things, told apart by ``run.json``:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qgexec.books.holder import check_not_held, this_process
@@ -32,6 +33,9 @@ class Beginning:
 
     settings: RunSettings | None
     """What an earlier start, which was killed, may have done to the registry; `None` for nothing."""
+
+    began_at: float = field(default_factory=time.time)
+    """UNIX seconds."""
 
     def give_up(self) -> None:
         """Let go of it; what was made is taken away again, unless the registry may have been touched."""

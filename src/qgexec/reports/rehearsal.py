@@ -16,6 +16,9 @@ __all__ = ["format_rehearsal"]
 
 _CALLS_SHOWN = 10
 
+_WORTH_SAYING = 0.01
+"""Smaller parts of the expected time are not."""
+
 
 def format_rehearsal(
     batch_round: Round,
@@ -56,11 +59,14 @@ def format_rehearsal(
 
 
 def _times(forecast: Forecast) -> Iterator[str]:
-    if forecast.total_s is None or forecast.critical_path_s is None:
+    if forecast.total_s is None or forecast.critical_path_s is None or forecast.least_s is None:
         yield "Expected       unknown: name an earlier run of these tasks with --run-times RUN_DIR"
         return
     yield f"Expected       {duration_text(forecast.total_s)} in jobs, all added up"
-    yield f"               {duration_text(forecast.critical_path_s)} at the least, however many run at once"
+    yield f"               {duration_text(forecast.least_s)} at the least, however many run at once"
+    waiting_s = forecast.least_s - forecast.critical_path_s
+    if waiting_s > _WORTH_SAYING * forecast.least_s:
+        yield f"               ({duration_text(waiting_s)} of it waiting for jobs that are no prerequisites)"
 
 
 def _columns(forecast: Forecast) -> list[Column]:

@@ -129,7 +129,7 @@ def repository_uri(repository: Butler | ResourcePathExpression | Config, folder:
         The configuration names no repository.
     """
     if not isinstance(repository, Butler | Config):
-        return str(repository)
+        return _from_anywhere(str(repository))
     config = butler_config(repository) if isinstance(repository, Butler) else ButlerConfig(repository)
     if config.configFile is not None:
         return str(config.configFile)
@@ -141,3 +141,10 @@ def repository_uri(repository: Butler | ResourcePathExpression | Config, folder:
     file = folder / "butler.yaml"
     config.dumpToUri(ResourcePath(str(file)))
     return str(file)
+
+
+def _from_anywhere(repository: str) -> str:
+    """Return what names a repository in any working folder: batch jobs, and who resumes, have another."""
+    if ResourcePath(repository, forceAbsolute=False).isabs() or repository in Butler.get_known_repos():
+        return repository
+    return str(Path(repository).absolute()) if Path(repository).exists() else repository

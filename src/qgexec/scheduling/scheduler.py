@@ -60,8 +60,6 @@ _EVENTS_OF_THE_RUN = frozenset(
 _STATES = tuple(State)
 _N_STATES = len(_STATES)
 _WAITING, _READY, _RUNNING, _SUCCEEDED, _SKIPPED, _FAILED, _BLOCKED = range(_N_STATES)
-
-
 _MOVES = compile_moves(TRANSITIONS)
 _RETRY_MOVES = compile_moves(RETRIED)
 _NOT_BEGUN = (_WAITING, _READY)

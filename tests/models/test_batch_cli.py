@@ -1,0 +1,163 @@
+"""The command line over a batch system: what is said while jobs run, and how each command ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jobforks import N_QUANTA, Jobs, Place, killed_in, start_job
+
+from qgexec.batch.rounds import Round
+from qgexec.batch.system import JobState, JobStatus, RoundStatus
+from qgexec.processes import forked
+from qgexec.reports.report import RunState
+from tests.cli.commands import call, one_message
+from tests.crashfaults import Fault, in_task, raising
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    """No process is left over."""
+    yield
+    forked.shut_down()
+
+
+@pytest.fixture
+def given(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The options of a run with three jobs."""
+    monkeypatch.chdir(place.folder)
+    site = place.folder / "site.yaml"
+    site.write_text("cluster:\n  pair:\n    pipetasks: isr, calibrate\n")
+    return [
+        *("-b", place.repository.root, "-g", place.repository.graph, "--register-dataset-types"),
+        *("--model", "hand", "--run-dir", "run", "--resources", site),
+    ]
+
+
+def test_run_waits(place: Place, given: list[object]) -> None:
+    """It ends with the report, as any run."""
+    result = call("run", *given)
+    assert result.code == 0
+    assert f"{N_QUANTA}/{N_QUANTA} done" in result.err
+    assert place.report().state is RunState.COMPLETED
+
+
+def test_ctrl_c_leaves_the_jobs_alone(place: Place, given: list[object]) -> None:
+    """It says so, with the commands that see to them; the exit code is that of an interrupt."""
+    look = place.hand.look
+
+    def interrupting(batch_round: Round, ticket: object) -> RoundStatus:
+        os.kill(os.getpid(), signal.SIGINT)
+        return look(batch_round, ticket)  # type: ignore[arg-type]
+
+    place.hand.look = interrupting  # type: ignore[method-assign]
+    place.hand.pause = True
+    result = call("run", *given)
+    assert result.code == 130
+    assert "Interrupted: leaving; what was submitted goes on without this process." in result.err
+    assert "waiting for the quanta" not in result.err
+    assert f"  qgexec status {place.run_dir}\n  qgexec cancel {place.run_dir}" in result.err
+    assert place.hand.cancelled == []
+    assert place.report().state is RunState.SUBMITTED
+
+
+def test_submit_and_what_is_seen_of_it(place: Place, given: list[object]) -> None:
+    """The run directory is all that is printed; status and report need no driver; the closing job ends it."""
+    place.hand.pause = True
+    result = call("submit", *given)
+    assert (result.code, result.out) == (0, f"{place.run_dir}\n")
+    shown = call("status", place.run_dir).out
+    assert "submitted" in shown
+    assert "Jobs           3 queued" in shown
+    place.work_off([0])
+    shown = call("status", place.run_dir).out
+    assert "Jobs           2 queued, 1 ended" in shown
+    assert place.report().total.succeeded == 4
+    assert call("report", place.run_dir).code == 1
+    place.work_off()
+    assert call("collect", place.run_dir, "--round", 1).code == 0
+    assert call("report", place.run_dir).code == 0
+    assert "Jobs" not in call("status", place.run_dir).out
+
+
+def test_a_batch_system_that_does_not_answer(place: Place, given: list[object]) -> None:
+    """Status shows all else, and says what is not known."""
+    place.hand.pause = True
+    call("submit", *given)
+    place.hand.silent = True
+    result = call("status", place.run_dir)
+    assert result.code == 0
+    assert "Jobs           not known: hand does not answer" in result.out
+
+
+def test_held_jobs(place: Place, given: list[object]) -> None:
+    """Status names them with their reasons, in whatever words."""
+    place.hand.pause = True
+    call("submit", *given)
+    held = JobStatus(JobState.HELD, "no \x1b[31mscratch\nspace")
+    place.hand.look = lambda *_: RoundStatus(False, {1: held}, {JobState.HELD: 1})  # type: ignore[method-assign]
+    shown = call("status", place.run_dir).out
+    assert "Jobs           1 held" in shown
+    assert "Held           job 1 (summary): no" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_refusal(place: Place, given: list[object]) -> None:
+    """One message with the batch system's own words, exit code 2, nothing submitted."""
+    place.hand.refuses = "no such account"
+    result = call("submit", *given)
+    assert result.code == 2
+    assert "hand refuses the jobs: no such account" in result.err
+    assert "Traceback" not in result.err
+    assert place.hand.submitted == []
+
+
+def test_a_model_that_needs_a_driver(place: Place, given: list[object]) -> None:
+    """It cannot be submitted; nothing is left of the attempt."""
+    given[given.index("hand")] = "inprocess"
+    one_message(call("submit", *given), "inprocess needs a driver as long as it runs", "qgexec run")
+    assert not place.run_dir.exists()
+
+
+def test_cancel(place: Place, given: list[object]) -> None:
+    """It says that nothing is left, and what was done; resume goes on."""
+    place.hand.pause = True
+    call("submit", *given)
+    place.work_off([0])
+    result = call("cancel", place.run_dir)
+    assert result.code == 0
+    assert "Nothing of the run is left in any queue." in result.err
+    place.hand.pause = False
+    assert call("resume", place.run_dir).code == 0
+    assert place.report().all_succeeded
+
+
+def test_a_closing_job_whose_run_has_failures(place: Place, given: list[object]) -> None:
+    """Its exit code says so."""
+    fault: Fault = in_task(isr=raising(ValueError("no stars")))
+    place.hand.runs = Jobs({(1, 0): [fault]})
+    place.hand.pause = True
+    call("submit", *given)
+    place.work_off()
+    assert call("collect", place.run_dir, "--round", 1).code == 1
+
+
+def test_a_job_that_is_none(place: Place, given: list[object]) -> None:
+    """A number, or a round, that is not there is named."""
+    place.hand.pause = True
+    call("submit", *given)
+    one_message(call("worker", place.run_dir, "--job", 3), "there is no job 3", "from 0 to 2")
+    one_message(call("worker", place.run_dir, "--round", 2, "--job", 0), "0002")
+    one_message(call("collect", place.run_dir, "--round", 7), "0007")
+
+
+def test_the_log_of_what_a_job_lost(place: Place, given: list[object], tmp_path: Path) -> None:
+    """An attempt whose job was killed has a log as far as it was written, while nobody watches."""
+    place.hand.pause = True
+    call("submit", *given)
+    start_job(place.pending(), 0, killed_in("isr", tmp_path / "killed")).finish()
+    result = call("log", place.run_dir, "0")
+    assert result.code == 0

@@ -1,0 +1,242 @@
+"""Runs on a real Slurm: submitted and left, watched, killed, cancelled; what is there afterwards is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from repos import MockRepository, add_standard_tasks, copy_template, open_repository, save_graph
+
+from tests.cli.commands import Moods, datasets
+from tests.cli.moodytask import MoodyTask, moody_config
+from tests.sites.slurm import Slurm, missing
+from tests.sites.slurmruns import Runs, job_of, task_of
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+
+LABELS = ("isr", "calibrate", "summary", "final")
+
+SITE = "chunkSize: 4\nrequestMemory: 300\nfinalJob: {requestMemory: 300}\n"
+"""Two jobs of isr, two of calibrate behind them, one each of summary and final."""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    extra = {"KillWait": "20", "JobAcctGatherParams": "OverMemoryKill"}
+    with Slurm(tmp_path_factory.mktemp("site"), cpus=8, memory_mb=8000, extra=extra) as slurm:
+        yield slurm
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
+    """The standard repository with moody tasks; tests must not write to it."""
+    folder = tmp_path_factory.mktemp("template")
+    template = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
+    with open_repository(template.root) as repo:
+        add_standard_tasks(
+            repo, {label: moody_config(folder.parent) for label in LABELS}, dict.fromkeys(LABELS, MoodyTask)
+        )
+        save_graph(repo, template.graph, register=False)
+    return template
+
+
+@pytest.fixture
+def moods(template: MockRepository) -> Iterator[Moods]:
+    """Tells the quanta what to do."""
+    moods = Moods(template.root.parents[1])
+    yield moods
+    moods.let_go()
+    moods.close()
+
+
+@pytest.fixture
+def runs(slurm: Slurm, template: MockRepository, moods: Moods, tmp_path: Path) -> Iterator[Runs]:
+    """Commands on a copy of the repository; no job of theirs is left when the test ends."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    runs = Runs(slurm, copy_template(template, tmp_path / "data"), folder)
+    runs.configure(SITE)
+    yield runs
+    moods.let_go()
+    runs.end()
+
+
+def _is_whole(runs: Runs) -> None:
+    """All outputs are there, each once, and the books say so."""
+    report = runs.report()
+    assert report["all_succeeded"], report
+    assert report["state"] == "completed", report
+    assert [len(datasets(runs.repository, name)) for name in ("post_isr", "calibrated")] == [8, 8]
+    assert len(datasets(runs.repository, "visit_summary_mock")) == 2
+    assert datasets(runs.repository, "final_report")
+
+
+def test_submitted_and_left(runs: Runs, template: MockRepository, tmp_path: Path) -> None:
+    """Without a driver the closing job closes the books; the outputs are those of a local run."""
+    said = runs.call(*runs.new_run()).stdout
+    assert said.strip() == str(runs.run_dir)
+    runs.until(runs.is_closed)
+    _is_whole(runs)
+    ours = runs.repository.dump()
+
+    local = copy_template(template, tmp_path / "local")
+    graph = ["-g", str(local.graph), "--register-dataset-types", "-j", "1"]
+    runs.call("run", "-b", local.root, *graph, "--run-dir", runs.folder / "local")
+    assert ours == local.dump()
+    assert runs.n_rounds() == 1
+    name = json.loads((runs.run_dir / "batch/0001/round.json").read_text())["name"]
+    comments = {job["comment"] for job in runs.jobs() if job["name"] == name}
+    assert comments == {"0: isr", "1: calibrate", "2: summary", "3: final", "closing"}
+
+
+def test_a_process_is_killed(runs: Runs, moods: Moods) -> None:
+    """With -9: the job goes on with what is left, and those behind it wait."""
+    moods.set({"isr 1,3": "wait"})
+    runs.call(*runs.new_run())
+    (pid,) = moods.wait_for(1).values()
+    moods.set({})
+    os.kill(job_of(pid), signal.SIGKILL)
+    runs.until(runs.is_closed)
+    _is_whole(runs)
+    assert runs.n_rounds() == 1
+
+
+def test_a_job_is_killed(runs: Runs, moods: Moods, slurm: Slurm) -> None:
+    """With -9 and all that belongs to it: the closing job submits what is left."""
+    moods.set({"isr 1,3": "wait"})
+    runs.call(*runs.new_run())
+    (pid,) = moods.wait_for(1).values()
+    moods.set({})
+    slurm.run("scancel", "--signal=KILL", "--full", task_of(pid))
+    runs.until(lambda: runs.n_rounds() == 2)
+    runs.until(runs.is_closed)
+    _is_whole(runs)
+
+
+def test_failing_quanta(runs: Runs, moods: Moods) -> None:
+    """Only what follows from them does not run; resume runs them again."""
+    moods.set({"isr 1,3": "raise"})
+    runs.call(*runs.new_run())
+    runs.until(runs.is_closed)
+    report = runs.report()
+    counts = {label: dict(counts) for label, counts in report["tasks"].items()}
+    assert report["state"] == "completed"
+    assert counts["isr"]["failed"] == 1
+    assert counts["calibrate"]["succeeded"] == 7
+    assert counts["summary"]["succeeded"] == 1
+    moods.set({})
+    runs.call("resume", runs.run_dir)
+    _is_whole(runs)
+
+
+def test_over_its_memory(runs: Runs, moods: Moods) -> None:
+    """Slurm ends the job; the quantum gets more in the next round."""
+    moods.set({"isr 1,3": "hog"})
+    runs.configure(SITE + "memoryMultiplier: 3\n")
+    runs.call(*runs.new_run())
+    runs.until(runs.is_closed)
+    _is_whole(runs)
+
+
+def test_over_its_time(runs: Runs, moods: Moods, slurm: Slurm) -> None:
+    """Slurm ends the job, which hands back what it was at."""
+    moods.set({"isr 1,3": "wait"})
+    runs.call(*runs.new_run())
+    (pid,) = moods.wait_for(1).values()
+    moods.set({})
+    task = task_of(pid)
+    slurm.run("scontrol", "update", f"JobId={task}", "TimeLimit=1")
+    runs.until(lambda: runs.n_rounds() == 2)
+    assert [job["state"] for job in runs.jobs() if job["id"] == task] == ["TIMEOUT"]
+    runs.until(runs.is_closed)
+    _is_whole(runs)
+
+
+def test_its_time_is_too_short_for_all(runs: Runs, moods: Moods) -> None:
+    """A job begins nothing near its end, and goes back into the queue with the rest."""
+    moods.set({"isr 1,3": "slow"})
+    runs.configure(SITE + "jobWalltime: 60\n")
+    runs.call(*runs.new_run())
+    runs.until(runs.is_closed)
+    _is_whole(runs)
+    assert runs.n_rounds() == 1
+    printed = "".join(path.read_text() for path in (runs.run_dir / "batch/0001/logs/000").glob("*.txt"))
+    assert "try 2 of" in printed
+
+
+def test_slurm_goes_and_comes_back(runs: Runs, moods: Moods, slurm: Slurm) -> None:
+    """A driver goes on watching."""
+    moods.set({"isr 1,3": "wait"})
+    driver = runs.start(*runs.new_run("run"))
+    moods.wait_for(1)
+    slurm.stop_controller()
+    try:
+        runs.until(lambda: "go on unseen" in runs.said())
+    finally:
+        slurm.start_controller()
+    moods.let_go()
+    assert driver.wait(200) == 0, runs.said()
+    _is_whole(runs)
+    assert not runs.left()
+
+
+def test_the_driver_is_killed(runs: Runs, moods: Moods) -> None:
+    """The jobs go on; resume takes up what they did."""
+    moods.set({"isr 1,3": "wait"})
+    driver = runs.start(*runs.new_run("run"))
+    moods.wait_for(1)
+    driver.kill()
+    driver.wait(60)
+    moods.let_go()
+    runs.call("resume", runs.run_dir)
+    assert runs.n_rounds() == 1
+    _is_whole(runs)
+    assert not runs.left()
+
+
+def test_cancelled(runs: Runs, moods: Moods) -> None:
+    """Nothing of it is left in the queue; resume brings it to its end."""
+    moods.set({"isr 1,3": "wait"})
+    runs.call(*runs.new_run())
+    moods.wait_for(1)
+    runs.call("cancel", runs.run_dir)
+    assert not runs.left()
+    report = runs.report()
+    assert report["submitted"] is None
+    moods.set({})
+    runs.call("resume", runs.run_dir)
+    _is_whole(runs)
+
+
+def test_rounds_of_few_jobs(runs: Runs) -> None:
+    """What Slurm should not hold at once is submitted by one closing job after another."""
+    runs.configure(SITE + "maxJobs: 4\n")
+    runs.call(*runs.new_run())
+    runs.until(lambda: runs.n_rounds() == 2 and runs.is_closed())
+    _is_whole(runs)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("queue: nope", "invalid partition specified: nope"),
+        ("requestCpus: 64", "asks for 64 cores"),
+        ("requestMemory: 100000", "asks for 1 core and 104.9 GB"),
+    ],
+)
+def test_refused(runs: Runs, line: str, said: str) -> None:
+    """One message with Slurm's own words, and nothing is left in it."""
+    runs.configure(line + "\n")
+    done = runs.call(*runs.new_run(), code=2)
+    assert done.stderr.count("Error: ") == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not runs.left()
