@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from qgexec.config.runconfig import RunConfig, make_policy
 from qgexec.errors import UsageError
-from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
+
+if TYPE_CHECKING:
+    from qgexec.scheduling.plan import Plan  # numpy, which --help does not wait for
 
 __all__ = ["RunOptions"]
 
