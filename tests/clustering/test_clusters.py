@@ -38,6 +38,13 @@ def test_nothing_left() -> None:
         assert len(Clusters.from_arrays(clusters.to_arrays())) == 0
 
 
+def test_first() -> None:
+    """A first part is whole in itself: none of it waits for what is left out."""
+    clusters = make_clusters(make_plan("a:1 a:2 -> b -> c"), np.arange(4), ClusterRules())
+    assert [_rows(clusters.first(n)) for n in range(5)] == [_rows(clusters)[:n] for n in range(5)]
+    assert _rows(Clusters.from_arrays(clusters.first(3).to_arrays())) == _rows(clusters)[:3]
+
+
 def test_chunks() -> None:
     """A task's quanta in the order of the plan, evenly; each task with its own size."""
     plan = make_plan("a:1; a:2; a:3; a:4; a:5; b:1; b:2; c")

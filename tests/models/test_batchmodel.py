@@ -71,6 +71,15 @@ def test_a_job_is_the_same_program(place: Place, local: EndState) -> None:
     assert local.differences(place.end()) == []
 
 
+def test_rounds_of_a_few_jobs(place: Place, local: EndState) -> None:
+    """What a batch system does not take at once follows in the next round."""
+    place.hand.most = 4
+    assert place.run() == 0
+    assert local.differences(place.end()) == []
+    assert [job for _, job in place.hand.tries] == [*range(4)] * (N_JOBS // 4) + [*range(N_JOBS % 4)]
+    assert len(place.hand.submitted) == -(-N_JOBS // 4)
+
+
 # --- quanta that fail -----------------------------------------------------------------------------------
 
 
