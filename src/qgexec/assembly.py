@@ -329,7 +329,9 @@ def policy_of(options: RunOptions, plan: Plan, *, elsewhere: bool = False) -> Po
 
 def tell_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, policy: Policy) -> None:
     """Warn of what was said and will not be done."""
-    warnings = remarks(options.config, plan.labels, machine_memory_bytes=machine_memory_bytes())
+    # What this machine has is no bound for quanta that run elsewhere.
+    most_bytes = None if model.facts.orders_itself else machine_memory_bytes()
+    warnings = remarks(options.config, plan.labels, machine_memory_bytes=most_bytes)
     rules = [policy.rules_of(label) for label in plan.labels]
     name = model_name(model)
     if not model.facts.enforces_timeout and any(rule.timeout_s is not None for rule in rules):

@@ -145,7 +145,10 @@ class HTCondorSystem:
         """
         machines = self._calls.machines()
         jobs = batch_round.jobs
-        needs = {(r.cores, requested_mib(r)): job for job in jobs for r in [jobs.request(job)]}
+        needs: dict[tuple[int, int], int] = {}
+        for job in jobs:
+            request = jobs.request(job)
+            needs.setdefault((request.cores, requested_mib(request)), job)
         for (cores, memory_mib), job in sorted(needs.items()):
             if machines and not any(cores <= has and memory_mib <= mib for has, mib in machines):
                 largest = max(machines, key=lambda machine: machine[1])
