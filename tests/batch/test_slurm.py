@@ -255,11 +255,11 @@ class TestLooking:
             "squeue",
             _lines(
                 chains,
-                "101|0|COMPLETED|0|n1|0: a, b|None",
-                "101|1|RUNNING|0|n2|0: a, b|None",
-                "102|0-1|PENDING|0||1: c, d|Dependency",
-                "103|0|PENDING|0||2: e|JobHeldUser",
-                "104|N/A|PENDING|0||closing|Dependency",
+                "101|0|101|COMPLETED|0|n1|0: a, b|None",
+                "101|1|101|RUNNING|0|n2|0: a, b|None",
+                "102|0-1|102|PENDING|0||1: c, d|Dependency",
+                "103|0|103|PENDING|0||2: e|JobHeldUser",
+                "104|N/A|104|PENDING|0||closing|Dependency",
             ),
         )
         status = system.look(chains, chains.ticket or {})
@@ -280,7 +280,7 @@ class TestLooking:
     def test_what_waits_for_ever_is_said(self, fake: FakeSlurm, chains: Round) -> None:
         """A reason that is no ordinary one is the round's."""
         system, _ = self._submitted(chains)
-        fake.answer("squeue", _lines(chains, "101|0-1|PENDING|0||0: a, b|AssocGrpCpuLimit"))
+        fake.answer("squeue", _lines(chains, "101|0-1|101|PENDING|0||0: a, b|AssocGrpCpuLimit"))
         assert system.look(chains, chains.ticket or {}).reason == "2 jobs wait: AssocGrpCpuLimit"
 
     @pytest.mark.parametrize(
@@ -295,10 +295,21 @@ class TestLooking:
     def test_ends(self, fake: FakeSlurm, chains: Round, state: str, end: JobEnd) -> None:
         """What one node of a test's own cannot show."""
         system, _ = self._submitted(chains)
-        fake.answer("squeue", _lines(chains, f"101|0|{state}|0|n1|0: a, b|None"))
+        fake.answer("squeue", _lines(chains, f"101|0|101|{state}|0|n1|0: a, b|None"))
         status = system.look(chains, chains.ticket or {})
         assert status.is_over
         assert status.jobs[0].end is end
+
+    def test_killed_for_its_memory(self, fake: FakeSlurm, chains: Round) -> None:
+        """Where Slurm itself watches memory, only its words in the job's log say so."""
+        system, _ = self._submitted(chains)
+        (chains.logs / "slurm-000.txt").write_text(
+            "slurmstepd-n1: error: StepId=101.batch exceeded memory limit (8247 > 7172), being killed\n"
+        )
+        said = "FAILED|9|n1|0: a, b|JobLaunchFailure"
+        fake.answer("squeue", _lines(chains, f"101|0|105|{said}", f"101|1|101|{said}"))
+        jobs = system.look(chains, chains.ticket or {}).jobs
+        assert [jobs[job].end for job in (0, 1)] == [JobEnd.SIGNALLED, JobEnd.OUT_OF_MEMORY]
 
     def test_forgotten(self, fake: FakeSlurm, chains: Round) -> None:
         """Without books, jobs that Slurm has forgotten have ended, and nobody knows how."""
@@ -312,7 +323,7 @@ class TestLooking:
         """With an accounting database it says how they ended; one query for all."""
         fake = install(accounting="accounting_storage/slurmdbd")
         system, _ = self._submitted(chains)
-        fake.answer("squeue", _lines(chains, "103|0|COMPLETED|0|n1|2: e|None"))
+        fake.answer("squeue", _lines(chains, "103|0|103|COMPLETED|0|n1|2: e|None"))
         fake.answer("sacct", "101_0|COMPLETED|0:0|n1||\n101_1|OUT_OF_MEMORY|0:125|n2||\n")
         status = system.look(chains, chains.ticket or {})
         assert status.jobs[1].end is JobEnd.OUT_OF_MEMORY
@@ -342,7 +353,7 @@ class TestFinding:
     def test_submitted_in_part(self, fake: FakeSlurm, chains: Round) -> None:
         """What was noted, and what was submitted last and not noted."""
         (chains.folder / "submitted.txt").write_text("101\n")
-        fake.answer("squeue", _lines(chains, "102|0-1|PENDING|0||1: c, d|Dependency"))
+        fake.answer("squeue", _lines(chains, "102|0-1|102|PENDING|0||1: c, d|Dependency"))
         assert SlurmSystem().find(chains) == {"arrays": [101, 102], "closing": None}
 
     def test_all_forgotten(self, fake: FakeSlurm, chains: Round) -> None:
@@ -352,7 +363,7 @@ class TestFinding:
 
     def test_cancelling(self, fake: FakeSlurm, chains: Round) -> None:
         """All arrays and the closing job, those too that only Slurm knows of."""
-        fake.answer("squeue", _lines(chains, "107|0|PENDING|0||2: e|Dependency"))
+        fake.answer("squeue", _lines(chains, "107|0|107|PENDING|0||2: e|Dependency"))
         SlurmSystem().cancel(chains, {"arrays": [101, 102, None], "closing": 104})
         assert fake.calls("scancel") == [["--quiet", "101", "102", "104", "107"]]
 

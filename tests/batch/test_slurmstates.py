@@ -13,7 +13,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def _squeue(state: str, *, exit_status: int = 0, host: str = "", reason: str = "None") -> JobStatus:
-    (line,) = parse_squeue(f"14|3|{state}|{exit_status}|{host}|3: isr|{reason}|\n")
+    (line,) = parse_squeue(f"14|3|17|{state}|{exit_status}|{host}|3: isr|{reason}|\n")
     return line.status
 
 

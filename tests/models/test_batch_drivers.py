@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,12 @@ def test_the_closing_job_closes_the_books(place: Place, local: EndState) -> None
     assert local.differences(place.end()) == []
 
 
-def test_the_closing_job_submits_what_is_to_be_tried_again(place: Place, local: EndState) -> None:
-    """It leaves the next round to itself, whose own closing job ends the run."""
+@pytest.mark.parametrize("visibility_s", [0.0, 1.0])
+def test_the_closing_job_submits_what_is_to_be_tried_again(
+    place: Place, local: EndState, visibility_s: float
+) -> None:
+    """It waits for last words, then leaves the next round to itself, whose own closing job ends the run."""
+    place.config = replace(place.config, batch=replace(place.config.batch, visibility_s=visibility_s))
     place.hand.runs = Jobs({(1, 0): [killed_in("calibrate", place.mark("killed"))]}, tries=1)
     place.submit()
     place.work_off()

@@ -24,7 +24,7 @@ pytestmark = [
 
 LABELS = ("isr", "calibrate", "summary", "final")
 
-SITE = "chunkSize: 4\nrequestMemory: 300\nfinalJob: {requestMemory: 300}\n"
+SITE = "chunkSize: 4\nrequestMemory: 300\nfinalJob: {requestMemory: 300}\nvisibilityWait: 2\n"
 """Two jobs of isr, two of calibrate behind them, one each of summary and final."""
 
 
@@ -127,7 +127,7 @@ def test_failing_quanta(runs: Runs, moods: Moods) -> None:
     runs.call(*runs.new_run())
     runs.until(runs.is_closed)
     report = runs.report()
-    counts = {label: dict(counts) for label, counts in report["tasks"].items()}
+    counts = {task["label"]: task for task in report["tasks"]}
     assert report["state"] == "completed"
     assert counts["isr"]["failed"] == 1
     assert counts["calibrate"]["succeeded"] == 7

@@ -12,6 +12,8 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -252,7 +254,8 @@ class SlurmSystem:
             number = int(comment) if comment.isdecimal() else -1
         if not 0 <= number < len(known):
             return ()
-        return ((known[number][i], line.status) for i in line.indices if i in known[number])
+        status = _with_words(line, batch_round.logs / f"slurm-{number:03d}.txt")
+        return ((known[number][i], status) for i in line.indices if i in known[number])
 
     def _keeps_books(self) -> bool:
         kind = self._limits().get("AccountingStorageType", "(null)")
@@ -310,6 +313,15 @@ def _check_sizes(batch_round: Round, arrays: Sequence[Array], machines: Sequence
                 f"{_request_text(JobRequest(largest[0], largest[1] * _MIB))}",
                 hint="Ask for less (requestMemory, requestCpus, memoryLimit), or name another queue.",
             )
+
+
+def _with_words(line: Line, log: Path) -> JobStatus:
+    """Return how a job ended, also where Slurm has said why it killed it only to whoever reads its log."""
+    if line.status.end is not JobEnd.SIGNALLED or line.job_id is None or not log.exists():
+        return line.status
+    if f"StepId={line.job_id}.batch exceeded memory limit" not in log.read_text(errors="replace"):
+        return line.status
+    return replace(line.status, end=JobEnd.OUT_OF_MEMORY, reason="exceeded memory limit")
 
 
 def _is_left(line: Line) -> bool:

@@ -17,7 +17,7 @@ __all__ = ["SACCT_FORMAT", "SQUEUE_FORMAT", "Line", "expand", "parse_config", "p
 
 SQUEUE_FORMAT = ",".join(
     f"{name}:|"
-    for name in ("ArrayJobID", "ArrayTaskID", "State", "exit_code", "NodeList", "Comment", "Reason")
+    for name in ("ArrayJobID", "ArrayTaskID", "JobID", "State", "exit_code", "NodeList", "Comment", "Reason")
 )
 """For ``squeue --Format``: each field ends with a bar, and none is cut."""
 
@@ -55,6 +55,8 @@ class Line:
     """Number of the job array, or of a job that is none."""
     indices: tuple[int, ...]
     """Indices in the array; empty for a job that is none."""
+    job_id: int | None
+    """Number that Slurm's own messages have for it, where it is known."""
     comment: str
     status: JobStatus
 
@@ -70,10 +72,10 @@ def parse_squeue(text: str) -> Iterator[Line]:
     for line in text.splitlines():
         if not line.strip():
             continue
-        array, indices, state, exit_status, host, comment, reason = line.split("|", 6)
+        array, indices, job_id, state, exit_status, host, comment, reason = line.split("|", 7)
         exit_code = _exit_code(int(exit_status))
         status = _status(state.strip(), exit_code, host.strip(), reason.rstrip("| "))
-        yield Line(int(array), expand(indices.strip()), comment.strip(), status)
+        yield Line(int(array), expand(indices.strip()), int(job_id), comment.strip(), status)
 
 
 def parse_sacct(text: str) -> Iterator[Line]:
@@ -94,7 +96,7 @@ def parse_sacct(text: str) -> Iterator[Line]:
         host = "" if host == "None assigned" else host
         # "CANCELLED by 1000"
         status = _status(state.partition(" ")[0], exit_code, host, reason)
-        yield Line(int(array), expand(index.strip("[]")), comment, status)
+        yield Line(int(array), expand(index.strip("[]")), None, comment, status)
 
 
 def parse_config(text: str) -> dict[str, str]:

@@ -208,6 +208,8 @@ class BatchModel:
         self._watch = _Watch(found, ticket, self._ledger, self.system, self._clock)
         if self._closing == found.number:
             self._watch.status = self._last_status(found, ticket)
+            # What is in hand now needs this process: it may not leave while it waits for last words.
+            self.facts = replace(self.facts, survives_driver=False)
 
     def _last_status(self, batch_round: Round, ticket: Ticket) -> RoundStatus:
         """Return how the jobs of a round have ended, all but this process, as far as is known."""
@@ -244,6 +246,7 @@ class BatchModel:
             raise
         batch_round.write_ticket(ticket)
         self._watch = _Watch(batch_round, ticket, self._ledger, self.system, self._clock)
+        self.facts = type(self).facts
 
     def plan_round(self, attempts: Sequence[Attempt]) -> Round:
         """Write a round of these attempts, without submitting it."""
