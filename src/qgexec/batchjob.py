@@ -113,6 +113,7 @@ def run_job(run_dir: Path, round_number: int, number: int) -> bool:
     limits = _Limits.of(batch_round, number, os.environ)
     journal = _JobJournal.create(folder, after=epoch, writer=this_process())
     journal.numbers = part.numbers
+    journal.sync_every_s = 0.0  # others wait for its words, and see on a network file system what is synced
     with journal:
         _give_up_running(scheduler, journal, limits, in_the_air, f"try {epoch} of its batch job {number}")
         if limits.last_end is None:

@@ -168,6 +168,8 @@ class Loop:
             self.model.open(self.run)
             if not self.model.facts.orders_itself:
                 self.scheduler.limit_cores(max(1, self.model.capacity().cores))
+                if self.hands_back:
+                    self.scheduler.leave_larger(self.model.capacity().memory_bytes)
             self._drive()
         except KeyboardInterrupt:
             self._stop(StopReason.INTERRUPTED)

@@ -34,7 +34,8 @@ from qgexec.models.base import BenchOpener
 from qgexec.quantum import Attempt
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
-from qgexec.scheduling.scheduler import FINAL_STATES, Scheduler
+from qgexec.scheduling.scheduler import Scheduler
+from qgexec.scheduling.states import FINAL_STATES
 
 __all__ = ["collect", "execute_quanta"]
 

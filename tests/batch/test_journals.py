@@ -94,10 +94,10 @@ def test_a_line_that_is_being_written(desk: Desk) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     assert desk.read() == [started(2)]
-    assert desk.journals.running == {2}
+    assert desk.journals.running == (2,)
     path.write_bytes(whole)
     assert desk.read() == [succeeded(2)]
-    assert desk.journals.running == set()
+    assert len(desk.journals.running) == 0
 
 
 def test_a_job_that_has_only_just_begun(desk: Desk) -> None:

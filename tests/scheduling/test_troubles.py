@@ -73,6 +73,18 @@ def test_left_is_what_has_not_ended_in_order() -> None:
     assert scheduler.left() == []
 
 
+def test_what_is_too_large_is_left_for_another_machine() -> None:
+    """Quanta that ask for more than is told are never selected, and hold up no other; the rest goes on."""
+    scheduler = Scheduler(make_plan("a b c"), policy=_GROWING)
+    scheduler.leave_larger(150)
+    assert _end_badly(scheduler, 1, Ending.OUT_OF_MEMORY).retried  # and asks for 200 from now on
+    assert [attempt.index for attempt in scheduler.select(Resources(9, 1000))] == [0, 2]
+    assert not scheduler.finished
+    assert scheduler.stuck(Resources(9, 150)) is not None
+    scheduler.leave_larger(None)
+    assert [attempt.index for attempt in scheduler.select(Resources(9, 1000))] == [1, 0, 2]
+
+
 def test_part_of_a_plan() -> None:
     """Some quanta alone keep their labels, IDs and data IDs, and the edges between them."""
     plan = make_plan("a -> b -> c; a -> d; d -> c")

@@ -72,7 +72,7 @@ class JobJournals:
         self._jobs: dict[int, _JobNews] = {}
         self._done = bytearray(b"\1") * len(plan)
         self._attempts: dict[int, int] = {}
-        self._running: set[int] = set()
+        self._running: dict[int, None] = {}
         self._n_over = 0
         self.has_moved = False
         """An attempt in this round has come to an end, other than by being handed back."""
@@ -83,12 +83,12 @@ class JobJournals:
                 if n_attempts := attempts(index):
                     self._attempts[index] = n_attempts
                 if now is State.RUNNING:
-                    self._running.add(index)
+                    self._running[index] = None
 
     @property
-    def running(self) -> frozenset[int]:
-        """Quanta whose attempt has begun and not ended, as far as was read."""
-        return frozenset(self._running)
+    def running(self) -> tuple[int, ...]:
+        """Quanta whose attempt has begun and not ended, as far as was read; those of a job as they began."""
+        return tuple(self._running)
 
     @property
     def are_over(self) -> bool:
@@ -117,7 +117,7 @@ class JobJournals:
 
     def forget(self, index: int) -> None:
         """Take it that the running attempt at a quantum has ended, as somebody else has said."""
-        self._running.discard(index)
+        self._running.pop(index, None)
 
     def _begun(self) -> Iterator[int]:
         """Yield the jobs that have begun, parents first."""
@@ -158,18 +158,20 @@ class JobJournals:
         n_attempts = self._attempts.get(index, 0)
         if isinstance(event, AttemptStarted):
             if number <= n_attempts or self._done[index]:  # a try may not have seen what the one before did
+                if number == n_attempts and index in self._running:  # as an earlier driver recorded it
+                    self._running[index] = self._running.pop(index)
                 return True
             if number > n_attempts + 1 or index in self._running or not self._may_begin(index):
                 return False
             self._attempts[index] = number
-            self._running.add(index)
+            self._running[index] = None
         else:
             self.has_moved |= not isinstance(event, AttemptReturned)
             if number > n_attempts and not self._done[index]:
                 return False
             if number != n_attempts or index not in self._running:
                 return True
-            self._running.discard(index)
+            del self._running[index]
             self._done[index] = isinstance(event, AttemptSucceeded | AttemptSkipped)
         news.append(event)
         return True

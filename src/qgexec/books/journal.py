@@ -152,6 +152,8 @@ class Journal:
         self._file = file
         self._clock = clock
         self._synced_at = clock()
+        self.sync_every_s = FSYNC_EVERY_S
+        """Seconds between two appends that force the journal to the disk."""
         self.epoch = epoch
         """Number of this writer, from 1."""
 
@@ -217,7 +219,7 @@ class Journal:
         line = encode(event)
         self._file.write(line)
         now = self._clock()
-        if now - self._synced_at >= FSYNC_EVERY_S:
+        if now - self._synced_at >= self.sync_every_s:
             try:
                 self._file.sync()
             except JournalError:

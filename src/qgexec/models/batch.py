@@ -35,6 +35,7 @@ from qgexec.events import (
 from qgexec.models.base import Ledger, ModelFacts, Run
 from qgexec.models.registry import find_model
 from qgexec.quantum import Attempt, Resources
+from qgexec.scheduling.states import State
 
 __all__ = ["BatchModel", "ask", "harvest", "remove_round"]
 
@@ -48,6 +49,9 @@ _STATUS_S = 10.0
 
 _SHARE = 10
 """Nothing that took t seconds is done again before this many times t."""
+
+_LEAVING_S = 60.0
+"""Longest time that jobs may take to end that have nothing more to do, seconds."""
 
 _CANCEL_S = 300.0
 """Longest time that jobs may take to go away after they were told to, seconds."""
@@ -324,12 +328,22 @@ class BatchModel:
         self._is_closed = True
         if not cancel:
             return watch.read(now=True)
-        if watch.batch_round.number != self._closing:  # whose only job that is left is this process
+        # The only job that is left of a closing job's round is itself.
+        if watch.batch_round.number != self._closing and not self._ends_by_itself(watch):
             remove_round(self.system, watch.batch_round, self._clock)
         events = watch.read(now=True)
         events += watch.returned()
         self._close_round(watch)
         return events
+
+    def _ends_by_itself(self, watch: _Watch) -> bool:
+        """Wait for jobs that have nothing more to do and are about to end; removed, they would look bad."""
+        if not watch.has_succeeded:
+            return False
+        deadline = self._clock() + _LEAVING_S
+        while not watch.is_over() and self._clock() < deadline:
+            time.sleep(_JOURNALS_S)
+        return watch.is_over()
 
     @property
     def _opened(self) -> Run:
@@ -373,6 +387,13 @@ class _Watch:
     def has_moved(self) -> bool:
         """Whether an attempt in this round has come to an end, other than by being handed back."""
         return self._has_lost or self._journals.has_moved
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether all quanta of the round have been done."""
+        jobs, state = self.batch_round.jobs, self._ledger.state
+        done = (State.SUCCEEDED, State.SKIPPED)
+        return all(state(index) in done for job in jobs for index in jobs.quanta(job))
 
     def read(self, *, now: bool = False) -> list[Event]:
         """Return what jobs have said, unless the last look was a moment ago."""
@@ -432,22 +453,31 @@ class _Watch:
         return events
 
     def losses(self) -> list[Event]:
-        """Return the ends of attempts whose job has gone without a word about them; once."""
+        """Return the ends of attempts whose job has gone without a word about them; once.
+
+        Of each job the first was being executed; what had been given to its worker to follow it cost nothing.
+        """
         jobs = self.batch_round.jobs
-        running = self._journals.running
-        job_of = {index: job for job in jobs for index in jobs.quanta(job) if index in running}
+        job_of = {index: job for job in jobs for index in jobs.quanta(job)}
         events: list[Event] = []
-        for index, job in sorted(job_of.items()):
-            event = self._loss(index, job)
-            ledger = self._ledger
-            past = ledger.past(index)
-            retried = ledger.policy.wants_retry(
-                event, ledger.plan.label(index), past.charged, past.n_out_of_memory
-            )
-            events.append(replace(event, retried=retried))
+        gone: set[int] = set()
+        for index in self._journals.running:
+            job = job_of[index]
+            if job in gone:
+                events.append(AttemptReturned(time.time(), index, self._journals.attempts(index)))
+            else:
+                events.append(self._judged(self._loss(index, job)))
+            gone.add(job)
             self._journals.forget(index)
             self._has_lost = True
         return events
+
+    def _judged(self, event: FailureEvent) -> FailureEvent:
+        """Return the event with whether another attempt follows."""
+        index, ledger = event.index, self._ledger
+        past, label = ledger.past(index), ledger.plan.label(index)
+        retried = ledger.policy.wants_retry(event, label, past.charged, past.n_out_of_memory)
+        return replace(event, retried=retried)
 
     def _loss(self, index: int, job: int) -> FailureEvent:
         known: Mapping[int, JobStatus] = self.status.jobs if self.status is not None else {}

@@ -37,7 +37,6 @@ from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.readyqueue import ReadyQueue, keys_of
 from qgexec.scheduling.states import (
-    FINAL_STATES,
     ILLEGAL,
     REOPENED,
     RETRIED,
@@ -45,12 +44,10 @@ from qgexec.scheduling.states import (
     TRANSITIONS,
     State,
     compile_moves,
-    state_diagram,
 )
 from qgexec.scheduling.troubles import Past, Troubles
 
-__all__ = ["FINAL_STATES", "TRANSITIONS", "Scheduler", "State", "state_diagram"]
-
+__all__ = ["Scheduler", "State"]
 
 _EVENTS_OF_THE_RUN = frozenset(
     {RunStarted, RunReopened, RunEnded, StopRequested, WorkerStarted, WorkerEnded, OutputsIngested}
@@ -103,6 +100,7 @@ class Scheduler:
         self._checked_state: int | None = None
         self._n_failed = 0
         self._all_cores = sys.maxsize
+        self._all_memory: int | None = None
         self._troubles = Troubles(plan, policy)
         self._grown = self._troubles.grown
         self._rules = [policy.rules_of(label) for label in plan.labels]
@@ -198,6 +196,10 @@ class Scheduler:
     def limit_cores(self, cores: int) -> None:
         """Let a quantum that asks for more cores than this, which are all there are, have all of them."""
         self._all_cores = cores
+
+    def leave_larger(self, memory_bytes: int | None) -> None:
+        """Select no quantum that asks for more memory than this: it is for another machine to execute."""
+        self._all_memory = memory_bytes
 
     def judge(self, event: FailureEvent) -> FailureEvent:
         """Return the event as it is to be recorded: it says whether another attempt follows.
@@ -319,7 +321,7 @@ class Scheduler:
         cores, memory = capacity.cores, capacity.memory_bytes
         n_quanta, counts = len(self._states), self._counts
         queues = [queue for code, queue in self._serial if not counts[_N_STATES * code + _RUNNING]]
-        queues += self._shared.values()
+        queues += [q for q in self._shared.values() if q.request.fits_memory(self._all_memory)]
         heads = [
             (key // n_quanta, -queue.memory_of(key), key, place)
             for place, queue in enumerate(queues)
@@ -352,10 +354,7 @@ class Scheduler:
         return attempts
 
     def left(self) -> list[Attempt]:
-        """Return the next attempt at each quantum that has not ended and is not running, ascending.
-
-        For models that order the work themselves: quanta that wait are among them. Changes no state.
-        """
+        """Return the next attempt at each quantum that has not begun or waits for others, ascending."""
         if self._stopping is not None:
             return []
         waiting = np.isin(np.frombuffer(self._states, dtype=np.uint8), _NOT_BEGUN)
