@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from condorrounds import GIB, FakeCondor, make_round
@@ -243,3 +244,16 @@ def test_a_round_is_found_by_its_name(
     condor = FakeCondor(queue=list(queue), past=past)
     assert HTCondorSystem(condor).find(batch_round) == TICKET
     assert HTCondorSystem(FakeCondor()).find(batch_round) is None
+
+
+def test_another_machines_schedd_is_not_mistaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the collector does not know the schedd nothing is asked of the one of this machine."""
+    collector = SimpleNamespace(locate=lambda _type, _name=None: None)
+    module = SimpleNamespace(
+        Collector=lambda: collector,
+        DaemonTypes=SimpleNamespace(Schedd=1),  # as the older package calls them
+        HTCondorException=RuntimeError,
+    )
+    monkeypatch.setattr(CondorApi, "_module", module)
+    with pytest.raises(ModelError, match="schedd there does not answer: .*knows no schedd"):
+        CondorApi().query("there", "true", ["ClusterId"])

@@ -208,7 +208,7 @@ def test_a_killed_job_is_tried_again(site: Site) -> None:
 
 def test_a_job_over_its_memory_gets_more(site: Site) -> None:
     """A quantum for which the pool ends its job is tried again with more memory, and its DAG goes on."""
-    site.moods(isr_1_2="hog 350")
+    site.moods(isr_1_2="hog 500")
     site.submit("requestMemory: 300\n")
     site.wait_for_the_end()
     site.check_outputs()

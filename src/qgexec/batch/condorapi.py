@@ -96,7 +96,12 @@ class CondorApi:
             return str(ad["Name"])
 
     def _schedd(self, module: Any, name: str) -> Any:
-        return module.Schedd(module.Collector().locate(_enum(module, "DaemonType").Schedd, name))
+        found = module.Collector().locate(_enum(module, "DaemonType").Schedd, name)
+        if (
+            found is None
+        ):  # and `Schedd(None)` would be the one of this machine, which knows nothing of the jobs
+            raise ValueError("the pool's collector knows no schedd of this name")
+        return module.Schedd(found)
 
     def machines(self) -> list[tuple[int, int]]:
         """Return cores and memory in MiB of each machine of the pool that takes jobs, as a whole."""
@@ -118,10 +123,11 @@ class CondorApi:
 
     def submit_dag(self, dag: Path, batch_name: str) -> int:
         """Submit a DAG and return the cluster of its DAGMan; every path in it is meant from its folder."""
-        options = {"UseDagDir": True, "Force": True, "BatchName": batch_name}
+        options = {"UseDagDir": True, "Force": True}  # the batch name has another name in the older package
         with self._calling("the DAG was not submitted") as module:
             description = module.Submit.from_dag(str(dag), options)
             description["getenv"] = _ENVIRONMENT
+            description["My.JobBatchName"] = f'"{batch_name}"'
             return int(module.Schedd().submit(description).cluster())
 
     def query(self, schedd: str, constraint: str, attributes: Sequence[str]) -> list[Ad]:
