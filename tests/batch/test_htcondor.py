@@ -255,5 +255,5 @@ def test_another_machines_schedd_is_not_mistaken(monkeypatch: pytest.MonkeyPatch
         HTCondorException=RuntimeError,
     )
     monkeypatch.setattr(CondorApi, "_module", module)
-    with pytest.raises(ModelError, match="schedd there does not answer: .*knows no schedd"):
+    with pytest.raises(ModelError, match=r"schedd there does not answer: .*knows no schedd"):
         CondorApi().query("there", "true", ["ClusterId"])
