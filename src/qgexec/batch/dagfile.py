@@ -266,7 +266,6 @@ def submit_description(batch_round: Round, largest_mib: int | None = None) -> st
     folder = batch_round.folder
     shard = "$INT(shard,%03d)"
     output = f"{_value(batch_round.logs)}/{shard}/$INT(number,%06d).$(RETRY:0).out"
-    noted = f"{HELD_FOR_MEMORY} || {HELD_FOR_TIME}"
     lines = [
         f"# {batch_round.name}: what all its jobs have in common. Written by qgexec.",
         *_universe(batch_round.settings.container),
@@ -286,10 +285,19 @@ def submit_description(batch_round: Round, largest_mib: int | None = None) -> st
         f"output = {output}",
         f"error = {output}",
         "request_cpus = $(cores)",
+        *_limits(largest_mib),
+        *_accounting(batch_round),
+        *_site_lines(batch_round.settings.submit_lines),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _limits(largest_mib: int | None) -> list[str]:
+    """Return the lines about memory and time, and about what happens where they do not suffice."""
+    noted = f"{HELD_FOR_MEMORY} || {HELD_FOR_TIME}"
+    return [
         f"periodic_release = NumJobStarts < {_N_STARTS} && ({noted})",
         f"periodic_remove = JobStatus == 5 && NumJobStarts >= {_N_STARTS} && ({noted})",
-    ]
-    lines += [
         "if $(memory)",
         f"    request_memory = {_request_memory(largest_mib)}",
         "else",
@@ -301,8 +309,6 @@ def submit_description(batch_round: Round, largest_mib: int | None = None) -> st
         "    periodic_hold_subcode = 47",
         "endif",
     ]
-    lines += [*_accounting(batch_round), *_site_lines(batch_round.settings.submit_lines)]
-    return "\n".join(lines) + "\n"
 
 
 def _request_memory(largest_mib: int | None) -> str:
