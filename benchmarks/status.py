@@ -80,12 +80,9 @@ def status(settings: Settings) -> Section:
         for name, words in commands.items()
     }
     rows = [
-        ("`qgexec status`, first reader of a run without snapshots", _wall(without), _peak(without), ""),
-        ("`qgexec status`, while a driver is at it", _wall(live), _peak(live), f"{_LIMIT_S:g} s"),
-    ]
-    rows += [
-        (f"`qgexec {name}`, snapshot", _wall(runs), _peak(runs), f"{_LIMIT_S:g} s")
-        for name, runs in found.items()
+        _row("`qgexec status`, first reader of a run without snapshots", without, ""),
+        _row("`qgexec status`, while a driver is at it", live, f"{_LIMIT_S:g} s"),
+        *(_row(f"`qgexec {name}`, snapshot", runs, f"{_LIMIT_S:g} s") for name, runs in found.items()),
     ]
     per_quantum = {
         "journal": journal_bytes,
@@ -101,7 +98,7 @@ def status(settings: Settings) -> Section:
         name="status",
         title=f"Status and report of a run of {shape.n_quanta:,} quanta",
         tables=(
-            Table(("", "wall", "peak memory", "limit"), tuple(rows)),
+            Table(("", "wall", "CPU", "peak memory", "limit"), tuple(rows)),
             Table(("on disk", "all", "bytes per quantum"), sizes),
         ),
         data={
@@ -146,12 +143,11 @@ def _read(settings: Settings, folder: Path, *words: str | Path) -> Measurement:
     return run_measured(command, timeout_s=settings.timeout_s, log=folder / "read.log")
 
 
-def _wall(runs: Sequence[Measurement]) -> str:
-    return f"{median([run.wall_s for run in runs]):.1f} s"
-
-
-def _peak(runs: Sequence[Measurement]) -> str:
-    return f"{median([run.driver_peak_rss_bytes for run in runs]) / _MIB:.0f} MiB"
+def _row(name: str, runs: Sequence[Measurement], limit: str) -> tuple[str, ...]:
+    """Return medians: wall, CPU, peak memory."""
+    wall_s, cpu_s = median([run.wall_s for run in runs]), median([run.cpu_s for run in runs])
+    peak_mib = median([run.driver_peak_rss_bytes for run in runs]) / _MIB
+    return name, f"{wall_s:.1f} s", f"{cpu_s:.1f} s", f"{peak_mib:.0f} MiB", limit
 
 
 def make_books(path: Path, shape: MockShape) -> RunDir:

@@ -24,8 +24,8 @@ __all__ = ["LINES_BETWEEN", "WORTH_A_KEEPER", "keep", "keeping_snapshots"]
 WORTH_A_KEEPER = 50_000
 """Quanta from which on a run has one: the journal of fewer is read in a second."""
 
-LINES_BETWEEN = 100_000
-"""Lines of the journal between two snapshots; what a reader may have to read itself, about a second."""
+LINES_BETWEEN = 50_000
+"""Lines of the journal between two snapshots; what a reader may have to read itself, half a second."""
 
 _LOOK_EVERY_S = 10.0
 """How often it looks whether there is more to read, seconds."""
