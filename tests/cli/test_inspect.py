@@ -158,7 +158,7 @@ def test_models() -> None:
     """Every model has a line, and fits."""
     result = call("models")
     assert result.code == 0
-    assert [line.split()[0] for line in result.out.splitlines()] == ["inprocess", "pool"]
+    assert [line.split()[0] for line in result.out.splitlines()] == ["htcondor", "inprocess", "pool", "slurm"]
     assert max(map(len, result.out.splitlines())) <= 100
 
 
