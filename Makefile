@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS := $(shell n=$$(nproc); [ $$n -gt 8 ] && n=8; echo $$((n + 1)))
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types imports unit format benchmark clean
+.PHONY: demo test lint types imports unit sites format benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/qgexec demo qgexec-demo --overwrite
@@ -21,9 +22,13 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
-# A worker for each core, of which test files with processes of their own keep about one busy; a file stays together.
+# More workers than cores: those that test batch systems mostly wait for them. A file stays together.
 unit: $(STAMP)
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+# Every way in which a job, a driver or a daemon of a real HTCondor and a real Slurm can end: half an hour, mostly waiting.
+sites: $(STAMP)
+	$(BIN)/pytest -m "condor or slurm" -n 2 --dist loadfile tests/sites
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -47,7 +47,8 @@ _RECIPE = 1  # of the folder: another number, and the next use makes it anew
 _DEBIAN = "trixie"
 _BASE_PACKAGES = ["ca-certificates", "procps", "python3", "python3-cffi-backend", "python3-venv"]
 _PACKAGES = ["minicondor"]  # not debootstrap's: it fails at this one's configuration
-_REQUIREMENTS = ["htcondor", "hypothesis", "pytest", "pytest-timeout"]
+_PROJECT = f"{CHECKOUT}[demo,htcondor]"
+_REQUIREMENTS = ["hypothesis", "pytest", "pytest-timeout"]
 _TOOLS = ["bash", "debootstrap", "mount", "nsenter", "unshare"]
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
@@ -288,7 +289,7 @@ class CondorFolder:
         env = {"PATH": f"{VENV}/bin:{_SYSTEM_PATH}", "LANG": "C.UTF-8", "HOME": "/root", **pip}
         # The build writes its metadata into the checkout, as it does for the environment outside.
         binds = [*_network(), *_named_paths(pip.values()), _Bind(CHECKOUT, CHECKOUT, "rw")]
-        install = ["pip", "install", "--quiet", "--no-cache-dir", "--editable", str(CHECKOUT), *_REQUIREMENTS]
+        install = ["pip", "install", "--quiet", "--no-cache-dir", "--editable", _PROJECT, *_REQUIREMENTS]
         with _opened(self.root, binds) as inside:
             _run_logged(inside.command(install, uid=0, cwd=Path("/"), env=env), log)
         stamp.write_text(wanted)

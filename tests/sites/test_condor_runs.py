@@ -167,6 +167,7 @@ def _wait_until(is_so: Callable[[], bool], otherwise: str) -> None:
         time.sleep(_POLL_S)
 
 
+@pytest.mark.thorough
 def test_a_run_is_watched_to_its_end(site: Site) -> None:
     """The driver waits, shows progress, and takes in what a local run makes of the same graph."""
     done = site.qgexec("run", *site.arguments())
@@ -206,6 +207,7 @@ def test_a_killed_job_is_tried_again(site: Site) -> None:
     assert site.n_rounds() == 1
 
 
+@pytest.mark.thorough
 def test_a_job_over_its_memory_gets_more(site: Site) -> None:
     """A quantum for which the pool ends its job is tried again with more memory, and its DAG goes on."""
     site.moods(isr_1_2="hog 500")
@@ -218,6 +220,7 @@ def test_a_job_over_its_memory_gets_more(site: Site) -> None:
     assert site.n_rounds() == 1
 
 
+@pytest.mark.thorough
 def test_a_quantum_over_the_time_of_its_job(site: Site) -> None:
     """A quantum that would outlast its job has timed out; what does not wait for it is done."""
     site.moods(isr_1_2="wait")
@@ -228,6 +231,7 @@ def test_a_quantum_over_the_time_of_its_job(site: Site) -> None:
     assert re.search(rf"^total +{N_QUANTA} +15 +1 ", report, re.MULTILINE), report
 
 
+@pytest.mark.thorough
 def test_a_stopped_job_is_ended_by_its_time_limit(site: Site) -> None:
     """A job that cannot end itself is ended by HTCondor, and its quantum is charged for the time."""
     site.moods(isr_1_2="wait")
@@ -241,6 +245,7 @@ def test_a_stopped_job_is_ended_by_its_time_limit(site: Site) -> None:
     assert [event.retried for event in site.events() if isinstance(event, AttemptTimedOut)] == [True]
 
 
+@pytest.mark.thorough
 def test_a_removed_dag_can_be_resumed(site: Site) -> None:
     """Who removes DAGMan stops the run: its books are closed, nothing new is submitted; resume finishes."""
     site.moods(calibrate_1_2="wait")
@@ -255,6 +260,7 @@ def test_a_removed_dag_can_be_resumed(site: Site) -> None:
     site.check_outputs()
 
 
+@pytest.mark.thorough
 def test_a_stopped_schedd_is_waited_for(site: Site) -> None:
     """While the schedd is away jobs and driver go on; afterwards DAGMan does."""
     site.moods(isr_1_2="wait")
@@ -293,6 +299,7 @@ def test_a_refused_account_is_told(site: Site) -> None:
     assert not site.queue()
 
 
+@pytest.mark.thorough
 def test_memory_over_any_machines_is_told(site: Site) -> None:
     """A job that would wait for ever is not submitted."""
     done = site.qgexec("submit", *site.arguments("requestMemory: 100000\n"), check=False)
@@ -302,6 +309,7 @@ def test_memory_over_any_machines_is_told(site: Site) -> None:
     assert not site.queue()
 
 
+@pytest.mark.thorough
 def test_a_held_job_is_told(site: Site) -> None:
     """A job on hold is in the status with HTCondor's reason, and goes on when it is released."""
     site.moods(isr_1_2="wait")
