@@ -39,7 +39,7 @@ def default_model(processes: int) -> str:
     return "inprocess" if processes == 1 else "pool"
 
 
-def outcome_of(execute: Callable[[], None]) -> tuple[int, QgexecError | None]:
+def outcome_of(execute: Callable[[], object]) -> tuple[int, QgexecError | None]:
     """Execute; return the exit code, and what broke the run, if anything did."""
     from qgexec.api import QuantaFailedError
 

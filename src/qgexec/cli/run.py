@@ -107,10 +107,10 @@ def submit(*, dry_run: bool, **given: Any) -> None:
         _rehearse(graph, given)
         return
     with _executor(given) as executor:
-        run_dir = executor.submit(graph)
-    if not executor.has_left:
-        sys.exit(conclude(executor, 0, None, summary=given["summary"]))
-    click.echo(run_dir)
+        code, broken = outcome_of(lambda: executor.submit(graph))
+    if broken is not None or not executor.has_left:
+        sys.exit(conclude(executor, code, broken, summary=given["summary"]))
+    click.echo(executor.run_dir)
 
 
 def _graph_of(given: dict[str, Any], *, init_only: bool = False) -> str:

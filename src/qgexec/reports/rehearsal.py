@@ -92,7 +92,7 @@ def _or_dash(seconds: float | None) -> str:
 def _calls(calls: tuple[PlannedCall, ...]) -> Iterator[str]:
     for call in calls[:_CALLS_SHOWN]:
         waits = f" ({call.waits_for})" if call.waits_for else ""
-        yield f"{call.n_jobs} jobs{waits}:"
+        yield f"{call.n_jobs} job{'' if call.n_jobs == 1 else 's'}{waits}:"
         yield f"  {shlex.join(call.command)}"
     if len(calls) > _CALLS_SHOWN:
         yield f"and {len(calls) - _CALLS_SHOWN} more calls"
