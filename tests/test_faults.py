@@ -151,7 +151,7 @@ def test_disk_of_the_repository_fills_up(
     stories = [report.traceback(failure.attempts[-1]) for failure in report.failures]
     assert stories
     assert all("No space left on device" in story for story in stories)
-    assert (succeeded(site)["isr"], succeeded(site)["calibrate"], succeeded(site)["final"]) == (1, 0, 0)
+    assert succeeded(site)["final"] == 0  # how many came before it depends on how fast each worker was
     (disk / "ballast").unlink()
     assert resume(site, model) == 0
     check_end(site, undisturbed)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,13 @@ _ENDED = {
     "OUT_OF_MEMORY",
     "TIMEOUT",
 }
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder with a short name: Unix sockets are in it, and several workers of pytest make names long."""
+    with tempfile.TemporaryDirectory(prefix="qgexec-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
