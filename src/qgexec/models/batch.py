@@ -125,7 +125,7 @@ def remove_round(
     ticket = batch_round.ticket or system.find(batch_round)
     if ticket is None:
         return
-    deadline = clock() + _CANCEL_S
+    deadline, pause_s = clock() + _CANCEL_S, _JOURNALS_S
     while True:
         system.cancel(batch_round, ticket)
         status = system.look(batch_round, ticket)
@@ -137,7 +137,8 @@ def remove_round(
                 f"jobs of {batch_round.name} do not go away: {left}",
                 hint=f"Try once more: qgexec cancel {batch_round.run_dir}",
             )
-        time.sleep(_JOURNALS_S)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, max(_STATUS_S, _JOURNALS_S))
 
 
 class BatchModel:
