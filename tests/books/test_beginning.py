@@ -123,11 +123,16 @@ def test_of_two_that_take_it_up_one_gets_it(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_claim_that_does_not_say_whose_it_is(tmp_path: Path) -> None:
-    """Nobody can know whether its writer lives: it is left alone."""
+    """It is left alone as long as its writer may be about to say so; then the folder is as good as empty."""
     run_dir = RunDir.create(tmp_path / "run")
-    (run_dir.journal / "0001.jsonl").write_bytes(b'{"format"')
+    claim = run_dir.journal / "0001.jsonl"
+    claim.write_bytes(b'{"format"')
     with pytest.raises(RunHeldError, match="has not said who"):
         begin(tmp_path / "run")
+    os.utime(claim, (0, 0))
+    begun = begin(tmp_path / "run")
+    assert begun.settings is None
+    assert begun.journal.path.name == "0002.jsonl"
 
 
 @pytest.mark.parametrize("other", ["mine.txt", "segments/0001-worker-0001.jsonl", "logs/worker.log"])

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qgexec.books.holder import check_not_held, this_process
+from qgexec.books.holder import check_not_held, check_silent, this_process
 from qgexec.books.journal import Journal, journal_file, last_epoch, read_writer
 from qgexec.books.rundir import RunDir, default_run_dir
 from qgexec.books.runsettings import RunSettings
@@ -110,9 +110,7 @@ def _last_claim(run_dir: RunDir) -> int:
         file = journal_file(run_dir.journal, epoch)
         writer, _ = read_writer(run_dir.journal, epoch)
         if writer is None:
-            raise RunHeldError(
-                f"somebody began to prepare a run in {run_dir.path}, and has not said who",
-                hint="Name another folder with --run-dir; or, if you know that nobody does, remove this one.",
-            )
-        check_not_held(writer, file)
+            check_silent(file)
+        else:
+            check_not_held(writer, file)
     return epoch

@@ -31,6 +31,7 @@ __all__ = [
     "await_end_of_workers",
     "check_free",
     "check_not_held",
+    "check_silent",
     "driver_is_alive",
     "end_driver",
     "has_restarted_since",
@@ -126,8 +127,8 @@ def require_free(journal: Path, history: History, *, force: bool = False) -> Non
         writer = writer_of(history.driver)
     if writer is not None:
         check_not_held(writer, file, force=force)
-    elif _silent_for(file) < _SILENT_S and not force:
-        raise _somebody(file)
+    elif not force:
+        check_silent(file)
     await_end_of_workers(history.workers.values())
 
 
@@ -151,18 +152,26 @@ def check_free(journal: Path, *, silence_is_death: bool = False) -> None:
         return
     file = journal_file(journal, epoch)
     writer, _ = read_writer(journal, epoch)
-    is_silent = _silent_for(file) >= _SILENT_S
     if writer is not None:
+        is_silent = _silent_for(file) >= _SILENT_S
         check_not_held(writer, file, force=silence_is_death and is_silent)
-    elif not is_silent:
-        raise _somebody(file)
+    else:
+        check_silent(file)
 
 
-def _somebody(file: Path) -> RunHeldError:
-    return RunHeldError(
-        f"somebody took the run in {file.parent.parent} in hand a moment ago, and has not said who",
-        hint="Wait a minute and try again; or, if you know that nobody does, go on with --force.",
-    )
+def check_silent(file: Path) -> None:
+    """Check that whoever made a journal's file, and did not come so far as to say who it is, is long gone.
+
+    Raises
+    ------
+    qgexec.errors.RunHeldError
+        It was made, or changed, a moment ago.
+    """
+    if _silent_for(file) < _SILENT_S:
+        raise RunHeldError(
+            f"somebody took the run in {file.parent.parent} in hand a moment ago, and has not said who",
+            hint=f"Wait {_SILENT_S / 60:.0f} minutes and try again: whoever is as silent until then is gone.",
+        )
 
 
 def end_driver(journal: Path) -> None:
