@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -9,15 +10,12 @@ from uuid import UUID
 
 import networkx
 import pytest
-from lsst.daf.butler import Butler, ButlerConfig, Config, DataCoordinate, Quantum
-from lsst.daf.butler.logging import ButlerLogRecords
+from lsst.daf.butler import Butler, ButlerConfig, Config, DataCoordinate
 from lsst.pipe.base import QuantumGraph
 from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError, MPTimeoutError
-from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph._provenance import ProvenanceQuantumGraphReader
-from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
 from lsst.pipe.base.quantum_reports import ExecutionStatus
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from repos import (
@@ -33,12 +31,15 @@ from repos import (
 )
 
 from qgexec import GraphExecutor
-from qgexec.api import Preparation, QuantaFailedError
+from qgexec.api import ImportedExecutor, Preparation, QuantaFailedError
+from qgexec.books.journal import read_events
 from qgexec.books.rundir import RunDir
 from qgexec.errors import CollectionError, ModelError, RepositoryError, RunDirError, UsageError
+from qgexec.events import AttemptStarted
 from qgexec.quantum import Quanta
 from qgexec.reports.report import read_report
 from qgexec.rubin.initoutputs import InitOutputs
+from tests.countingexecutor import CountingExecutor
 
 EVERYTHING = Preparation(register_dataset_types=True)
 
@@ -208,7 +209,8 @@ def test_failures_raise_what_upstream_raises(tmp_path: Path, run_dir: Path, mode
     """The error is ours and upstream's, and says which quantum failed; the report counts upstream's way."""
     repository = _failing_graph(tmp_path)
     executor = GraphExecutor(repository.root, model, processes=2, run_dir=run_dir, prepare=EVERYTHING)
-    with pytest.raises(MPGraphExecutorError, match=r"1 quanta failed and 1 were blocked.*a\{.*detector: 1"):
+    said = r"1 of 8 quanta failed \(blocked by them: 1\).*a\{.*detector: 1"
+    with pytest.raises(MPGraphExecutorError, match=said):
         executor.execute(repository.graph)
     statuses = [report.status for report in executor.getReport().quantaReports]
     assert sorted(status.value for status in statuses).count("failure") == 1
@@ -224,34 +226,6 @@ def test_time_out_raises_what_upstream_raises(tmp_path: Path, run_dir: Path) -> 
         with pytest.raises(MPTimeoutError):
             executor.execute(repository.graph)
     assert executor.getReport().status is ExecutionStatus.TIMEOUT
-
-
-class CountingExecutor(QuantumExecutor):
-    """Full of state: counts what it executed, and writes it to a file for each process."""
-
-    def __init__(self, folder: Path, fail: str = "") -> None:
-        self.folder = folder
-        self.fail = fail
-        self.count = 0
-        self.keep = lambda: None  # like a butler's connections: must not stop it from being used in process
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder, "fail": self.fail, "count": self.count}
-
-    def execute(
-        self,
-        task_node: TaskNode,
-        /,
-        quantum: Quantum,
-        quantum_id: object = None,
-        *,
-        log_records: ButlerLogRecords | None = None,
-    ) -> QuantumExecutionResult:
-        if task_node.label == self.fail:
-            raise ValueError("as told")
-        self.count += 1
-        (self.folder / f"{quantum_id}").write_text(f"{task_node.label} {self.count}")
-        return QuantumExecutionResult(quantum, None)
 
 
 @pytest.mark.parametrize("model", ["inprocess", "pool"])
@@ -272,8 +246,42 @@ def test_own_quantum_executor_that_fails(repository: MockRepository, tmp_path: P
     executor = GraphExecutor(
         model="inprocess", quantum_executor=CountingExecutor(tmp_path, "calibrate"), run_dir=run_dir
     )
-    with pytest.raises(QuantaFailedError, match="8 quanta failed and 3 were blocked"):
+    with pytest.raises(QuantaFailedError, match=r"8 of 19 quanta failed \(blocked by them: 3\)"):
         executor.execute(repository.graph)
+
+
+@pytest.mark.parametrize("model", ["inprocess", "pool"])
+def test_an_executor_that_is_imported(
+    repository: MockRepository, tmp_path: Path, run_dir: Path, model: str
+) -> None:
+    """Each process makes one; whoever goes on with the run need not bring it."""
+    named = ImportedExecutor(
+        "tests.countingexecutor:CountingExecutor", {"folder": str(tmp_path), "fail": "final"}
+    )
+    executor = GraphExecutor(model=model, processes=1, quantum_executor=named, run_dir=run_dir)
+    with pytest.raises(QuantaFailedError, match="1 of 19 quanta failed"):
+        executor.execute(repository.graph)
+    counts = sorted(int(path.read_text().split()[1]) for path in tmp_path.glob("*-*"))
+    assert counts == list(range(1, N_QUANTA))
+    with pytest.raises(QuantaFailedError, match="1 of 19 quanta failed"):
+        GraphExecutor.of_run(run_dir).resume()
+    attempts = [event for event in read_events(run_dir / "journal") if isinstance(event, AttemptStarted)]
+    assert len(attempts) == N_QUANTA + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "said"),
+    [
+        ("no.such.module:Executor", {}, "No module named 'no'"),
+        ("tests.countingexecutor:Missing", {}, "no attribute 'Missing'"),
+        ("tests.countingexecutor:CountingExecutor", {"folder": Path("/tmp")}, "written as JSON"),
+        ("tests.countingexecutor:CountingExecutor", {"folder": math.nan}, "written as JSON"),
+    ],
+)
+def test_an_executor_that_cannot_be_imported(path: str, arguments: dict[str, object], said: str) -> None:
+    """It is told before anything is begun."""
+    with pytest.raises(UsageError, match=said):
+        GraphExecutor(quantum_executor=ImportedExecutor(path, arguments))
 
 
 class _DetectorsInTurn(ExecutionGraphFixup):

@@ -47,6 +47,7 @@ from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.keeper import keeping_snapshots
 from qgexec.resume import take_over
 from qgexec.rubin.graphfile import read_output_run
+from qgexec.rubin.opener import ImportedExecutor
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
 from qgexec.scheduling.scheduler import Scheduler
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ExecutionResources",
     "GraphExecutor",
+    "ImportedExecutor",
     "Preparation",
     "QuantaFailedError",
     "QuantaTimedOutError",
@@ -83,7 +85,8 @@ class GraphExecutor(QuantumGraphExecutor):
         Worker processes of the ``pool``.
     quantum_executor
         Executes single quanta instead of upstream's `SingleQuantumExecutor`
-        over a quantum-backed butler. Workers get a copy each, once. What it
+        over a quantum-backed butler. Workers get a copy each, once; jobs of a batch
+        system make one each, for which it must be an `ImportedExecutor`. What it
         writes is its own affair: nothing is ingested.
     timeout_s
         Seconds after which a quantum is ended, on models that can do that.
@@ -145,7 +148,7 @@ class GraphExecutor(QuantumGraphExecutor):
         model: str | type[Model] | Model = "pool",
         *,
         processes: int | None = None,
-        quantum_executor: QuantumExecutor | None = None,
+        quantum_executor: QuantumExecutor | ImportedExecutor | None = None,
         timeout_s: float | None = None,
         fail_fast: bool = False,
         max_failures: int | str | None = None,
@@ -171,6 +174,8 @@ class GraphExecutor(QuantumGraphExecutor):
                 "GraphExecutor has neither a butler nor a quantum_executor.",
                 hint="Give the repository as butler=, or an executor of your own as quantum_executor=.",
             )
+        if isinstance(quantum_executor, ImportedExecutor):
+            quantum_executor.find()
         if processes is not None and processes < 1:
             raise UsageError(f"processes={processes} leaves nothing to run with.", hint="Give at least 1.")
         if timeout_s is not None and timeout_s <= 0:
@@ -212,7 +217,7 @@ class GraphExecutor(QuantumGraphExecutor):
         run_dir: str | Path,
         *,
         model: str | type[Model] | Model | None = None,
-        quantum_executor: QuantumExecutor | None = None,
+        quantum_executor: QuantumExecutor | ImportedExecutor | None = None,
         config: RunConfig | None = None,
         observe: Observe | None = None,
         interrupted: Callable[[int], None] = lambda _count: None,
@@ -226,7 +231,7 @@ class GraphExecutor(QuantumGraphExecutor):
         run_dir
             The run directory.
         model, quantum_executor, observe, interrupted, tell
-            As for the class. A run with an executor of the client's own needs it again.
+            As for the class. A run with an executor object of the client's own needs it again.
         config
             What is to hold besides, or instead of, what the run was told of resources and retries.
         **changes
@@ -240,6 +245,7 @@ class GraphExecutor(QuantumGraphExecutor):
             There is no such option, or it makes no sense.
         """
         books, settings = reopen(Path(run_dir))
+        quantum_executor = quantum_executor or ImportedExecutor.of_run(settings.options)
         if settings.options.get("own_executor") and quantum_executor is None:
             raise UsageError(
                 f"the run in {books.path} was executed by a quantum_executor of its client's own",

@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from qgexec.books.beginning import Beginning
 from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir
-from qgexec.books.runsettings import RunSettings
+from qgexec.books.runsettings import OptionValue, RunSettings
 from qgexec.clustering.algorithms import cluster_remarks
 from qgexec.config.runconfig import remarks
 from qgexec.config.runoptions import RunOptions
@@ -42,10 +42,15 @@ from qgexec.rubin.graphfile import (
     serial_labels,
 )
 from qgexec.rubin.ingest import IngesterOpener
-from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
+from qgexec.rubin.opener import (
+    Books,
+    ExecutorBenchOpener,
+    ImportedExecutor,
+    WorkbenchOpener,
+    WorkbenchOptions,
+)
 from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
 from qgexec.rubin.repository import locate, open_butler
-from qgexec.rubin.workbench import ExecutorBenchOpener
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler, State
@@ -86,7 +91,8 @@ class Client:
     """Execution model: name, class or instance."""
 
     quantum_executor: Any = None
-    """A `lsst.pipe.base.quantum_graph_executor.QuantumExecutor` of the client's own, or `None`."""
+    """A `lsst.pipe.base.quantum_graph_executor.QuantumExecutor` of the client's own, the
+    `qgexec.rubin.opener.ImportedExecutor` that makes one, or `None`."""
 
     fixup: Any = None
     """A `lsst.pipe.base.execution_graph_fixup.ExecutionGraphFixup`, or `None`."""
@@ -102,6 +108,16 @@ class Client:
 
     leaves: bool = False
     """Go away as soon as all that is left is in the hands of a batch system."""
+
+    @classmethod
+    def of_run(cls, settings: RunSettings, *, leaves: bool = False) -> Self:
+        """Return what a run's own files say of it."""
+        return cls(settings.model, ImportedExecutor.of_run(settings.options), leaves=leaves)
+
+    def own_executor(self) -> OptionValue:
+        """Return what ``run.json`` is to say of the executor: how to make it, or whether there is one."""
+        named = self.quantum_executor
+        return named.to_json() if isinstance(named, ImportedExecutor) else named is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +282,7 @@ def _run_settings(
     return RunSettings(
         context=opened.context,
         model=model_name(client.model),
-        options=options.to_json() | {"own_executor": client.quantum_executor is not None},
+        options=options.to_json() | {"own_executor": client.own_executor()},
         created_at=opened.began_at,
         run_is_new=opened.run_is_new,
         preparation=None if to_do is None else to_do.to_json(),
@@ -296,13 +312,13 @@ def make_model(client: Client, options: RunOptions, *, closing: int | None = Non
         cores = options.processes * (options.config.common.get("cores") or 1)
         found = find_model(model, processes=options.processes, cores=cores)
     if (
-        client.quantum_executor is not None
+        not isinstance(client.quantum_executor, ImportedExecutor | None)
         and isinstance(found, ExecutionModel)
         and found.facts.orders_itself
     ):
         raise UsageError(
-            f"{model_name(model)} cannot take a quantum_executor: its jobs execute as upstream's own does",
-            hint="Leave it out, or name a model that runs here.",
+            f"{model_name(model)} cannot take a quantum_executor as an object: its jobs are other processes",
+            hint="Say how they make one: quantum_executor=ImportedExecutor('package.module:Class', {...}).",
         )
     return found
 

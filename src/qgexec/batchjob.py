@@ -53,12 +53,19 @@ from qgexec.events import (
 from qgexec.executor import Loop
 from qgexec.ingestion.base import NoIngestion
 from qgexec.interrupts import Interrupts
-from qgexec.models.base import Run
+from qgexec.models.base import BenchOpener, Run
 from qgexec.models.pool import Pool
 from qgexec.processes.proctree import look_at
 from qgexec.quantum import Attempt
 from qgexec.rubin import JOB_PRELOAD
-from qgexec.rubin.opener import Books, JobBenchOpener, WorkbenchOpener, WorkbenchOptions
+from qgexec.rubin.opener import (
+    Books,
+    ExecutorBenchOpener,
+    ImportedExecutor,
+    JobBenchOpener,
+    WorkbenchOpener,
+    WorkbenchOptions,
+)
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import FINAL_STATES
@@ -155,10 +162,12 @@ class _Job:
             )
         return cls(books, settings, batch_round, number, plan, RunOptions.from_json(settings.options))
 
-    def bench_opener(self, part: _Part) -> JobBenchOpener:
+    def bench_opener(self, part: _Part) -> BenchOpener:
         """Return the opener of the bench that its worker works at."""
         run_dir, context = self.books, self.settings.context
         books = Books(str(run_dir.segments), self.batch_round.number, str(run_dir.logs), "INFO")
+        if (executor := ImportedExecutor.of_run(self.settings.options)) is not None:
+            return ExecutorBenchOpener(executor, context.graph_file, books, self.options.implicit_threads)
         how = WorkbenchOptions.of_run(
             self.options, run_is_new=self.settings.run_is_new, run_began_at=self.settings.created_at
         )

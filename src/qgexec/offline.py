@@ -94,7 +94,7 @@ def collect(run_dir: Path, *, force: bool = False) -> int:
 
     def harvest(history: History, journal: Journal) -> bool:
         try:
-            return harvest_round(opened, Client(settings.model), options, history, journal)
+            return harvest_round(opened, Client.of_run(settings), options, history, journal)
         except ModelError as error:
             _logger.warning("Jobs may be left: %s", error.message)
             return False
@@ -138,7 +138,7 @@ def close_round(run_dir: Path, number: int, *, patience_s: float = _PATIENCE_S) 
     batch_round = Round.open(round_folder(books, number))
     if batch_round.is_closed and has_ended(books.journal, last_epoch(books.journal)):
         return found.submitted is not None or found.all_succeeded  # a driver did it all
-    client = Client(settings.model, leaves=True)
+    client = Client.of_run(settings, leaves=True)
     options = RunOptions.from_json(settings.options)
     _, loop = take_over(books, settings, client, options, force=True, closing=number)
     loop.execute()

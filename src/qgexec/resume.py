@@ -121,7 +121,11 @@ def take_over(
             raise _jobs_are_left(opened)
         if closing is None:  # whose user has not asked for anything: a mark that was left just now stands
             books.cancel_file.unlink(missing_ok=True)
-        changed = replace(settings, model=model_name(client.model), options=options.to_json() | _own(client))
+        changed = replace(
+            settings,
+            model=model_name(client.model),
+            options=options.to_json() | {"own_executor": client.own_executor()},
+        )
         books.rewrite_settings(changed)
         if not strict_versions:
             _take_over_versions(client, context, strict=False)
@@ -237,7 +241,3 @@ def _as_timed_out(event: AttemptSucceeded | AttemptReturned, opened: OpenRun, li
         return event
     timeout_s = limits.rules_of(opened.plan.label(event.index)).timeout_s or 0.0
     return AttemptTimedOut(event.at, event.index, event.attempt, timeout_s)
-
-
-def _own(client: Client) -> dict[str, bool]:
-    return {"own_executor": client.quantum_executor is not None}

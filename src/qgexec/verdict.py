@@ -51,16 +51,18 @@ def raise_if_failed(run_dir: RunDir, scheduler: Scheduler) -> None:
     if scheduler.stopping is StopReason.INTERRUPTED:
         raise KeyboardInterrupt
     counts = scheduler.counts()
+    n_quanta = sum(counts.values())
     if not counts[State.FAILED]:
         if n_left := counts[State.WAITING] + counts[State.READY]:
             raise QuantaFailedError(
-                f"{n_left} quanta were not run", hint=f"Go on with: qgexec resume {run_dir.path}"
+                f"{n_left} of {n_quanta} quanta were not run",
+                hint=f"Go on with: qgexec resume {run_dir.path}",
             )
         return
     failures = read_report(run_dir.path).failures
     first = failures[0]
     message = (
-        f"{len(failures)} quanta failed and {counts[State.BLOCKED]} were blocked by them; "
+        f"{len(failures)} of {n_quanta} quanta failed (blocked by them: {counts[State.BLOCKED]}); "
         f"the first: {first} {first.exception_type or ''}: {first.message}"
     )
     timed_out = all(failure.timed_out for failure in failures)

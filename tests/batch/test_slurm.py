@@ -274,7 +274,7 @@ class TestLooking:
         assert status.counts == {JobState.ENDED: 1, JobState.RUNNING: 1, JobState.QUEUED: 2, JobState.HELD: 1}
         assert status.closing is not None
         assert status.closing.state is JobState.QUEUED
-        assert status.reason == "1 jobs wait: JobHeldUser"
+        assert status.reason == "1 job waits: JobHeldUser"
         assert len(fake.calls("squeue")) == 1
 
     def test_what_waits_for_ever_is_said(self, fake: FakeSlurm, chains: Round) -> None:

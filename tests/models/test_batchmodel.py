@@ -22,9 +22,17 @@ from qgexec.batch.system import JobEnd, JobState, JobStatus
 from qgexec.books.journal import Journal, read_events
 from qgexec.config.runconfig import TaskSettings
 from qgexec.errors import JournalError, ModelError, UsageError
-from qgexec.events import AttemptLost, AttemptOutOfMemory, AttemptReturned, AttemptTimedOut, StopReason
+from qgexec.events import (
+    AttemptLost,
+    AttemptOutOfMemory,
+    AttemptReturned,
+    AttemptTimedOut,
+    OutputsIngested,
+    StopReason,
+)
 from qgexec.models.batch import _Watch
 from qgexec.processes import forked
+from qgexec.rubin.opener import ImportedExecutor
 from tests.crashfaults import Fault, in_task, is_first
 from tests.crashforks import KILLED
 
@@ -419,3 +427,14 @@ def test_an_executor_of_the_clients_own(place: Place) -> None:
     with pytest.raises(UsageError, match="hand cannot take a quantum_executor"):
         place.run(quantum_executor=object())
     assert not place.run_dir.exists()
+
+
+def test_an_executor_that_is_imported(place: Place) -> None:
+    """Each job makes one, and it is given every quantum; nothing is taken into the registry."""
+    out = place.folder / "out"
+    out.mkdir()
+    named = ImportedExecutor("tests.countingexecutor:CountingExecutor", {"folder": str(out)})
+    assert place.run(quantum_executor=named) == 0
+    assert len(list(out.iterdir())) == len(place.books.load_plan())
+    assert place.report().all_succeeded
+    assert not any(isinstance(event, OutputsIngested) for event in read_events(place.books.journal))

@@ -27,8 +27,8 @@ from qgexec.books.journal import segment_path
 from qgexec.errors import GraphError, QuantumTimeUp, RepositoryError, RunDirError
 from qgexec.quantum import OutcomeStatus
 from qgexec.rubin.graphfile import read_plan
+from qgexec.rubin.opener import ExecutorBenchOpener
 from qgexec.rubin.recorder import MESSAGE_LENGTH
-from qgexec.rubin.workbench import ExecutorBenchOpener
 
 
 @pytest.fixture(scope="module")

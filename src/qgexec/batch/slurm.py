@@ -442,8 +442,12 @@ def _request_text(request: JobRequest) -> str:
     return f"{cores} and {size_text(request.memory_bytes)} of memory"
 
 
+def _jobs_wait(n: int) -> str:
+    return "1 job waits" if n == 1 else f"{n} jobs wait"
+
+
 def _why(statuses: Iterable[JobStatus]) -> str:
     """Return the most frequent reason for which jobs wait that is no ordinary one."""
     waiting = (JobState.QUEUED, JobState.HELD)
     reasons = Counter(s.reason for s in statuses if s.state in waiting and s.reason not in _ORDINARY)
-    return "; ".join(f"{n} jobs wait: {reason}" for reason, n in reasons.most_common(2))
+    return "; ".join(f"{_jobs_wait(n)}: {reason}" for reason, n in reasons.most_common(2))

@@ -6,19 +6,31 @@ takes seconds, and ten times the memory.
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from qgexec.config.runoptions import RunOptions
+from qgexec.errors import UsageError
 from qgexec.quantum import SegmentRef
 
 if TYPE_CHECKING:
-    from qgexec.rubin.jobbench import JobBench
-    from qgexec.rubin.workbench import Workbench
+    from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
 
-__all__ = ["Books", "JobBenchOpener", "WorkbenchOpener", "WorkbenchOptions"]
+    from qgexec.rubin.jobbench import JobBench
+    from qgexec.rubin.workbench import ExecutorBench, Workbench
+
+__all__ = [
+    "Books",
+    "ExecutorBenchOpener",
+    "ImportedExecutor",
+    "JobBenchOpener",
+    "WorkbenchOpener",
+    "WorkbenchOptions",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +146,99 @@ class JobBenchOpener:
         from qgexec.rubin.jobbench import JobBench
 
         return JobBench(self, name)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedExecutor:
+    """An executor of the client's own, by what a process imports and calls to make one.
+
+    That can be written down where an object cannot: jobs of a batch system make one each, and `resume`
+    needs nobody to bring it again.
+
+    Raises
+    ------
+    qgexec.errors.UsageError
+        The arguments cannot be written as JSON.
+    """
+
+    path: str
+    """``package.module:Class``, a subclass of `lsst.pipe.base.quantum_graph_executor.QuantumExecutor` or
+    a function that returns one."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments, as JSON can hold them."""
+
+    def __post_init__(self) -> None:
+        try:
+            json.dumps(self.to_json(), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"the arguments of the quantum executor {self.path} cannot be written as JSON: {error}",
+                hint="Give numbers, text, lists and mappings of them.",
+            ) from error
+
+    def find(self) -> Any:
+        """Return what makes the executor.
+
+        Raises
+        ------
+        qgexec.errors.UsageError
+            It cannot be imported.
+        """
+        module, _, name = self.path.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UsageError(
+                f"the quantum executor {self.path} cannot be imported: {error}",
+                hint="Name it as package.module:Class, and have it installed wherever quanta run.",
+            ) from error
+
+    def make(self) -> QuantumExecutor:
+        """Return a new executor; raises as `find`, and whatever it raises itself."""
+        executor: QuantumExecutor = self.find()(**self.arguments)
+        return executor
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its attributes by their names."""
+        return {"path": self.path, "arguments": dict(self.arguments)}
+
+    @classmethod
+    def of_run(cls, options: Mapping[str, Any]) -> Self | None:
+        """Return the one that ``run.json`` names among a run's options; `None` where it names none."""
+        named = options.get("own_executor")
+        return cls(named["path"], named["arguments"]) if isinstance(named, Mapping) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorBenchOpener:
+    """Opens benches for an executor of the client's own."""
+
+    executor: QuantumExecutor | ImportedExecutor
+    """The executor itself, of which another process works with a copy of its own, sent once; or how it
+    is made in each process."""
+
+    graph_file: str
+    """Local ``.qg`` file."""
+
+    books: Books
+    """Where to write details and logs."""
+
+    implicit_threads: bool = False
+    """Leave numerical libraries their own threads."""
+
+    def __call__(self, name: str) -> ExecutorBench:
+        """Open a bench in this process.
+
+        Raises
+        ------
+        qgexec.errors.GraphError
+            The graph file cannot be read, or a task class not be imported.
+        qgexec.errors.RunDirError
+            Details or logs cannot be written.
+        qgexec.errors.UsageError
+            The executor cannot be imported.
+        """
+        from qgexec.rubin.workbench import ExecutorBench
+
+        return ExecutorBench(self, name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from uuid import UUID
@@ -18,7 +17,7 @@ from uuid import UUID
 from lsst.daf.butler import DatasetRef, Quantum, QuantumBackedButler
 from lsst.pipe.base import ExecutionResources
 from lsst.pipe.base.pipeline_graph import TaskNode
-from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.utils.threads import disable_implicit_threading
 
@@ -35,41 +34,12 @@ from qgexec.rubin.datastores import (
 )
 from qgexec.rubin.detail import Detail, output_row, records_to_json
 from qgexec.rubin.graphfile import GraphSource
-from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
+from qgexec.rubin.opener import ExecutorBenchOpener, ImportedExecutor, WorkbenchOpener, WorkbenchOptions
 from qgexec.rubin.quantumlog import QuantumLogRecords
 from qgexec.rubin.recorder import Recorder
 from qgexec.rubin.supply import Supply
 
-__all__ = ["ExecutorBench", "ExecutorBenchOpener", "Workbench"]
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutorBenchOpener:
-    """Opens benches for an executor of the client's own."""
-
-    executor: QuantumExecutor
-    """The executor itself; another process works with a copy of its own, sent once."""
-
-    graph_file: str
-    """Local ``.qg`` file."""
-
-    books: Books
-    """Where to write details and logs."""
-
-    implicit_threads: bool = False
-    """Leave numerical libraries their own threads."""
-
-    def __call__(self, name: str) -> ExecutorBench:
-        """Open a bench in this process.
-
-        Raises
-        ------
-        qgexec.errors.GraphError
-            The graph file cannot be read, or a task class not be imported.
-        qgexec.errors.RunDirError
-            Details or logs cannot be written.
-        """
-        return ExecutorBench(self, name)
+__all__ = ["ExecutorBench", "Workbench"]
 
 
 class Workbench:
@@ -108,7 +78,8 @@ class ExecutorBench:
     """Calls an executor of the client's own, and leaves what it writes to it."""
 
     def __init__(self, opener: ExecutorBenchOpener, name: str) -> None:
-        self._executor = opener.executor
+        executor = opener.executor
+        self._executor = executor.make() if isinstance(executor, ImportedExecutor) else executor
         with contextlib.ExitStack() as stack:
             self._source = _open_source(opener.graph_file, opener.implicit_threads)
             stack.callback(self._source.close)
