@@ -35,7 +35,7 @@ from qgexec.assembly import (
 )
 from qgexec.books.beginning import begin, find_place
 from qgexec.books.journal import Journal
-from qgexec.books.rundir import RunDir, default_run_dir, reopen
+from qgexec.books.rundir import RunDir, reopen
 from qgexec.books.runsettings import RunSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
@@ -370,16 +370,24 @@ class GraphExecutor(QuantumGraphExecutor):
         Raises
         ------
         qgexec.errors.UsageError
-            The execution model submits nothing.
+            The execution model submits nothing, or the run directory holds a run that was begun.
         qgexec.errors.QgexecError
             The graph or the repository cannot be used, or quanta cannot be clustered as asked.
         """
-        run_dir = RunDir.create(self._wanted_run_dir or default_run_dir(f"{read_output_run(graph)}-dry-run"))
+        beginning = begin(self._wanted_run_dir or find_place(f"{read_output_run(graph)}-dry-run"))
+        if beginning.settings is not None:
+            beginning.give_up()
+            raise UsageError(
+                f"{beginning.run_dir.path} holds a run that was killed as it began",
+                hint=f"Go on with it (qgexec resume {beginning.run_dir.path}), or name another folder.",
+            )
         try:
-            return rehearse(graph, self._butler, self._client, self._options, run_dir)
+            found = rehearse(graph, self._butler, self._client, self._options, beginning.run_dir)
         except BaseException:
-            run_dir.discard()
+            beginning.give_up()
             raise
+        beginning.journal.withdraw()  # the folder is as good as an empty one: for the run itself, too
+        return found
 
     def _check_survival(self) -> None:
         model = make_model(self._client, self._options)

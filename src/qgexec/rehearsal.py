@@ -51,7 +51,7 @@ def rehearse(graph: Any, repository: Any, client: Client, options: RunOptions, r
     graph, repository, client, options
         As for a run.
     run_dir
-        A new run directory; it stays unfinished, and no run can be resumed from it.
+        An unfinished run directory; it stays so, and no run can be resumed from it.
 
     Raises
     ------
@@ -80,7 +80,11 @@ def rehearse(graph: Any, repository: Any, client: Client, options: RunOptions, r
     batch_round, calls = model.rehearse(bare_run(opened, scheduler), scheduler.left())
     after = _size(run_dir.path)
     jobs, batch = batch_round.jobs, options.config.batch
-    remarks = cluster_remarks(plan, jobs.all_quanta(), batch.clustering, durations=batch.durations)
+    submitted = jobs.all_quanta()
+    remarks = cluster_remarks(plan, submitted, batch.clustering, durations=batch.durations)
+    if n_later := len(plan) - len(submitted):
+        most = f"These are as many jobs as {model.system.name} is given at once (maxJobs, or its own limit)"
+        remarks = [f"{most}; the other {n_later} quanta follow in further rounds.", *remarks]
     return Rehearsal(
         batch_round,
         tuple(calls),

@@ -50,6 +50,8 @@ from qgexec.rubin.opener import WorkbenchOpener
 from qgexec.rubin.settle import InTheAir, missing_outputs, settle
 from qgexec.rubin.versions import update_versions
 from qgexec.scheduling.policy import Policy
+from qgexec.scheduling.scheduler import Scheduler
+from qgexec.scheduling.states import State
 
 __all__ = ["harvest_round", "take_over"]
 
@@ -119,6 +121,8 @@ def take_over(
         is_over = closing is None and harvest_round(opened, client, options, history, journal)
         if not is_over and not _has_in_hand(model, opened):
             raise _jobs_are_left(opened)
+        if not is_over and closing is None:
+            _tell_of_failures(history.scheduler)
         if closing is None:  # whose user has not asked for anything: a mark that was left just now stands
             books.cancel_file.unlink(missing_ok=True)
         changed = replace(
@@ -185,6 +189,16 @@ def _jobs_are_left(opened: OpenRun) -> UsageError:
         hint=f"Let them end (qgexec status), end them (qgexec cancel {opened.run_dir.path}), "
         f"or go on with --model {pending.model}.",
     )
+
+
+def _tell_of_failures(scheduler: Scheduler) -> None:
+    """Say that what has failed is not reopened while jobs are left, which may be at it still."""
+    if n_failed := scheduler.counts()[State.FAILED]:
+        _logger.warning(
+            "Jobs of the run are still at work, and are watched. What has failed (quanta: %d) is not tried "
+            "again before they have ended: resume once more then.",
+            n_failed,
+        )
 
 
 def _take_over_versions(client: Client, context: RunContext, *, strict: bool) -> None:

@@ -127,6 +127,22 @@ def test_a_closing_job_says_what_failed(place: Place) -> None:
     assert (total.failed, total.blocked, len(place.hand.submitted)) == (2, 4, 1)
 
 
+def test_a_resume_while_jobs_are_left(
+    place: Place, local: EndState, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It watches them, and says that what has failed waits for the next resume, which tries it again."""
+    place.hand.runs = Jobs({(1, 0): [in_task(isr=raising(ValueError("no stars")))]})
+    place.submit()
+    place.work_off([0])
+    assert place.resume() == 1
+    assert "What has failed (quanta: 2) is not tried again before they have ended" in caplog.text
+    assert len(place.hand.submitted) == 1
+    caplog.clear()
+    assert place.resume() == 0
+    assert "has failed" not in caplog.text
+    assert local.differences(place.end()) == []
+
+
 def test_a_closing_job_that_comes_again(place: Place, local: EndState) -> None:
     """It does nothing, and says the same."""
     place.submit()

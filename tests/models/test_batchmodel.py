@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from handsystem import HandSystem, run_once
-from jobforks import N_JOBS, Jobs, Place, configured, killed_in, make_place
+from jobforks import N_JOBS, N_QUANTA, Jobs, Place, configured, killed_in, make_place
 from repos import MockRepository
 
 from benchmarks.endstate import EndState
@@ -86,6 +86,19 @@ def test_rounds_of_a_few_jobs(place: Place, local: EndState) -> None:
     assert local.differences(place.end()) == []
     assert [job for _, job in place.hand.tries] == [*range(4)] * (N_JOBS // 4) + [*range(N_JOBS % 4)]
     assert len(place.hand.submitted) == -(-N_JOBS // 4)
+
+
+def test_a_rehearsal_of_a_few_jobs(place: Place) -> None:
+    """It says what is not in the round that is shown."""
+    place.hand.most = 1
+    found = place.executor().rehearse(str(place.repository.graph))
+    n_here = len(found.batch_round.jobs.all_quanta())
+    assert n_here < N_QUANTA
+    assert f"the other {N_QUANTA - n_here} quanta follow in further rounds" in found.remarks[0]
+    place.hand.most = None
+    assert not place.executor().rehearse(str(place.repository.graph)).remarks
+    assert place.run() == 0  # into the same folder
+    assert len(place.hand.submitted) == 1
 
 
 # --- quanta that fail -----------------------------------------------------------------------------------

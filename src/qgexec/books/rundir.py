@@ -39,8 +39,8 @@ __all__ = [
     "write_aside",
 ]
 
-_BEFORE_SETTINGS = ("plan.npz", "graph.qg", "butler.yaml")
-"""Files that may be there before ``run.json`` is."""
+_BEFORE_SETTINGS = ("plan.npz", "graph.qg", "butler.yaml", "batch")
+"""What may be there before ``run.json`` is; the last is that of a rehearsed submission."""
 
 _ASIDE = (".run.json.*.tmp", ".plan.npz.*.tmp", ".*-graph.qg", ".again-*")
 """What is left of one of them whose writer was killed."""
@@ -138,7 +138,7 @@ class RunDir:
             for path in self._remains():
                 if path.name in _BEFORE_SETTINGS and has_settings:
                     continue
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                _remove(path)
             for folder in (self.segments, self.logs):
                 folder.mkdir(exist_ok=True)
         except OSError as err:
@@ -326,14 +326,18 @@ class RunDir:
 
     def _take_back(self) -> None:
         with contextlib.suppress(OSError):
-            for file in self._remains():
-                file.unlink(missing_ok=True)
+            for path in self._remains():
+                _remove(path)
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
                 if self.path in folder.parents:
                     shutil.rmtree(folder)
                 else:
                     folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def reopen(run_dir: Path) -> tuple[RunDir, RunSettings]:
