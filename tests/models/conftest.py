@@ -18,6 +18,8 @@ from qgexec.processes import forked
 if TYPE_CHECKING:
     from jobforks import Place
 
+    from benchmarks.endstate import EndState
+
 
 @pytest.fixture
 def hand(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
@@ -41,6 +43,23 @@ def place(moody: MockRepository, hand: HandSystem, tmp_path: Path) -> Place:
 
     hand.runs = Jobs()
     return make_place(moody, hand, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def local(moody: MockRepository, tmp_path_factory: pytest.TempPathFactory) -> EndState:
+    """What an undisturbed run in this process leaves in a copy of it."""
+    from jobforks import make_place
+
+    place = make_place(moody, HandSystem(), tmp_path_factory.mktemp("local"))
+    assert place.run("inprocess") == 0
+    return place.end()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    """No process that forks workers is left over."""
+    yield
+    forked.shut_down()
 
 
 @pytest.fixture

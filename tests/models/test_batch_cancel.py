@@ -8,35 +8,20 @@ from pathlib import Path
 
 import pytest
 from handsystem import HandSystem
-from jobforks import Jobs, Place, in_first, make_place, start_job
-from repos import MockRepository
+from jobforks import Jobs, Place, in_first, start_job
 
 from benchmarks.endstate import EndState
 from qgexec.errors import ModelError
 from qgexec.models.batch import BatchModel
 from qgexec.offline import cancel, close_round
-from qgexec.processes import forked
 from qgexec.reports.report import RunState
 from qgexec.resume import take_over
 from tests.crashfaults import at_call, together
 from tests.crashforks import Flag, Fork
 
+pytestmark = pytest.mark.usefixtures("server")
+
 _ONCE = {"isr": [1, 1], "calibrate": [1, 1], "summary": [1], "final": [1]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    """No process is left over."""
-    yield
-    forked.shut_down()
-
-
-@pytest.fixture(scope="module")
-def local(moody: MockRepository, tmp_path_factory: pytest.TempPathFactory) -> EndState:
-    """What an undisturbed run in this process leaves."""
-    place = make_place(moody, HandSystem(), tmp_path_factory.mktemp("local"))
-    assert place.run("inprocess") == 0
-    return place.end()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,11 @@ from jobforks import N_QUANTA, Jobs, Place, killed_in
 
 from qgexec.batch.rounds import Round
 from qgexec.batch.system import JobState, JobStatus, RoundStatus
-from qgexec.processes import forked
 from qgexec.reports.report import RunState
 from tests.cli.commands import call, one_message
 from tests.crashfaults import Fault, in_task, raising
 
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    """No process is left over."""
-    yield
-    forked.shut_down()
+pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.fixture

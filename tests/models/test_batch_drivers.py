@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from handsystem import HandSystem
-from jobforks import N_QUANTA, Jobs, Place, configured, killed_in, make_place
-from repos import MockRepository
+from jobforks import N_QUANTA, Jobs, Place, configured, killed_in
 
 from benchmarks.endstate import EndState
 from qgexec.api import GraphExecutor
@@ -23,27 +22,13 @@ from qgexec.config.runconfig import TaskSettings
 from qgexec.errors import ModelError, RunHeldError, UsageError
 from qgexec.models.batch import BatchModel, ask
 from qgexec.offline import close_round, collect
-from qgexec.processes import forked
 from qgexec.reports.report import RunState
 from tests.crashfaults import Fault, at_call, in_task, raising, together
 from tests.crashforks import KILLED, Flag, Fork
 
+pytestmark = pytest.mark.usefixtures("server")
+
 _ONCE = {"isr": [1, 1], "calibrate": [1, 1], "summary": [1], "final": [1]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    """No process is left over."""
-    yield
-    forked.shut_down()
-
-
-@pytest.fixture(scope="module")
-def local(moody: MockRepository, tmp_path_factory: pytest.TempPathFactory) -> EndState:
-    """What an undisturbed run in this process leaves."""
-    place = make_place(moody, HandSystem(), tmp_path_factory.mktemp("local"))
-    assert place.run("inprocess") == 0
-    return place.end()
 
 
 @pytest.fixture

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from handsystem import HandSystem, run_once
-from jobforks import N_JOBS, N_QUANTA, Jobs, Place, configured, killed_in, make_place
-from repos import MockRepository
+from handsystem import run_once
+from jobforks import N_JOBS, N_QUANTA, Jobs, Place, configured, killed_in
 
 from benchmarks.endstate import EndState
 from qgexec import batchjob
@@ -31,27 +29,13 @@ from qgexec.events import (
     StopReason,
 )
 from qgexec.models.batch import _Watch
-from qgexec.processes import forked
 from qgexec.rubin.opener import ImportedExecutor
 from tests.crashfaults import Fault, in_task, is_first
 from tests.crashforks import KILLED
 
+pytestmark = pytest.mark.usefixtures("server")
+
 _GROWING = TaskSettings(memory_bytes=1 << 30, memory_multiplier=2.0, timed_out=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    """No process is left over."""
-    yield
-    forked.shut_down()
-
-
-@pytest.fixture(scope="module")
-def local(moody: MockRepository, tmp_path_factory: pytest.TempPathFactory) -> EndState:
-    """What an undisturbed run in this process leaves."""
-    place = make_place(moody, HandSystem(), tmp_path_factory.mktemp("local"))
-    assert place.run("inprocess") == 0
-    return place.end()
 
 
 def test_a_run_is_what_a_local_run_is(place: Place, local: EndState) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -23,19 +22,13 @@ from qgexec.events import (
     AttemptSucceeded,
     AttemptTimedOut,
 )
-from qgexec.processes import forked
 from tests.crashfaults import Fault, in_task, is_first
 from tests.crashforks import KILLED
 
+pytestmark = pytest.mark.usefixtures("server")
+
 _GIB = 1 << 30
 _GROWING = TaskSettings(memory_bytes=_GIB, memory_multiplier=2.0, timed_out=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    """No process is left over."""
-    yield
-    forked.shut_down()
 
 
 def _told(**variables: str) -> Fault:
