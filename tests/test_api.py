@@ -36,6 +36,7 @@ from qgexec.books.journal import read_events
 from qgexec.books.rundir import RunDir
 from qgexec.errors import CollectionError, ModelError, RepositoryError, RunDirError, UsageError
 from qgexec.events import AttemptStarted
+from qgexec.offline import collect, execute_quanta
 from qgexec.quantum import Quanta
 from qgexec.reports.report import read_report
 from qgexec.rubin.initoutputs import InitOutputs
@@ -349,6 +350,28 @@ def test_simple_client_is_handed_the_quanta(repository: MockRepository, run_dir:
 
     GraphExecutor(repository.root, Client(), run_dir=run_dir, prepare=EVERYTHING).execute(repository.graph)
     assert seen == list(range(N_QUANTA))
+
+
+def test_simple_client_with_an_executor_that_is_imported(
+    repository: MockRepository, tmp_path: Path, run_dir: Path
+) -> None:
+    """What it has executed elsewhere, by index, is executed so too; nothing of it is taken in."""
+
+    class Client:
+        def execute(self, quanta: Quanta) -> None:
+            books = Path(quanta.context.run_dir)
+            assert execute_quanta(books, [node.index for node in quanta])
+
+    out = tmp_path / "out"
+    out.mkdir()
+    named = ImportedExecutor("tests.countingexecutor:CountingExecutor", {"folder": str(out)})
+    executor = GraphExecutor(
+        repository.root, Client(), quantum_executor=named, run_dir=run_dir, prepare=EVERYTHING
+    )
+    executor.execute(repository.graph)
+    assert len(list(out.iterdir())) == N_QUANTA
+    assert collect(run_dir) == 0
+    assert read_report(run_dir).all_succeeded
 
 
 def test_unknown_model_changes_nothing(repository: MockRepository, run_dir: Path) -> None:

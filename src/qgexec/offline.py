@@ -18,11 +18,18 @@ from qgexec.books.rundir import RunDir, reopen
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import ModelError, RunHeldError
 from qgexec.ingestion.process import InlineIngestion
+from qgexec.models.base import BenchOpener
 from qgexec.models.batch import BatchModel, remove_round
 from qgexec.reports.report import read_report
 from qgexec.resume import harvest_round, take_over
 from qgexec.rubin.graphfile import prepare_graph
-from qgexec.rubin.opener import Books, WorkbenchOpener, WorkbenchOptions
+from qgexec.rubin.opener import (
+    Books,
+    ExecutorBenchOpener,
+    ImportedExecutor,
+    WorkbenchOpener,
+    WorkbenchOptions,
+)
 from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
 from qgexec.scheduling.states import State
 
@@ -64,13 +71,14 @@ def execute_quanta(run_dir: Path, indices: Sequence[int]) -> bool:
     books = RunDir.open(run_dir)
     settings = books.read_settings()
     context = settings.context
-    opener = WorkbenchOpener(
-        context.repository,
-        context.graph_file,
-        Books(str(books.segments), 0, str(books.logs), "INFO"),
+    places = Books(str(books.segments), 0, str(books.logs), "INFO")
+    opener: BenchOpener
+    if (executor := ImportedExecutor.of_run(settings.options)) is not None:
+        opener = ExecutorBenchOpener(executor, context.graph_file, places)
+    else:
         # Quanta may be tried again by whatever runs the scripts.
-        WorkbenchOptions(run_is_new=False, skip_existing=True, clobber_outputs=True),
-    )
+        options = WorkbenchOptions(run_is_new=False, skip_existing=True, clobber_outputs=True)
+        opener = WorkbenchOpener(context.repository, context.graph_file, places, options)
     return scripted.execute_quanta(books, books.load_plan(), indices, opener)
 
 
