@@ -65,6 +65,7 @@ def assert_same(books: HandBooks, fold: Fold) -> None:
         expected.apply(event)
     assert fold.tasks() == expected.tasks()
     assert fold.troubled(NoFiles()) == expected.troubled(NoFiles())
+    assert fold.running() == expected.running()
     for name in ("driver", "end", "stop_reason", "last_event_at", "wall_s"):
         assert getattr(fold, name) == getattr(expected, name)
     assert fold.scheduler.stopping is expected.scheduler.stopping
