@@ -88,6 +88,8 @@ def test_only_what_is_new_is_read(books: HandBooks, n_read: list[Event]) -> None
         assert_same(books, read(books))
         assert len(n_read) == 2
         n_read.clear()
+        assert_same(books, read(books))  # also what runs, and since when
+        assert n_read == []
         journal.append(succeeded(5))
     assert_same(books, read(books))
     assert n_read == [succeeded(5)]
