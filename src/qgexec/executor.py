@@ -266,7 +266,7 @@ class Loop:
         except IngestError as error:
             # Quanta need no registry: they go on, and their outputs wait in the segments.
             self._ingest_error = error
-            _logger.warning("Quanta go on, but nothing more is taken into the registry: %s", error.message)
+            _logger.warning("Quanta go on, and their outputs wait in the run directory: %s", error.message)
 
     def _finish_ingestion(self) -> None:
         """Take in what is left.

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lsst.pex.config import Field
-from lsst.pipe.base import InputQuantizedConnection, OutputQuantizedConnection, QuantumContext
+from lsst.pipe.base import (
+    InputQuantizedConnection,
+    InvalidQuantumError,
+    OutputQuantizedConnection,
+    QuantumContext,
+)
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask, DynamicTestPipelineTaskConfig
 from lsst.pipe.base.tests.mocks._pipeline_task import DynamicTestPipelineTaskConnections
 
@@ -66,6 +71,8 @@ class MoodyTask(DynamicTestPipelineTask):
         match mood:
             case "raise":
                 raise ValueError(f"bad pixels in {name}")
+            case "raise invalid":
+                raise InvalidQuantumError(f"no such band in {name}")
             case "raise unpicklable":
                 raise UnpicklableError("telescope", why="on fire")
             case "sys.exit":

@@ -116,9 +116,9 @@ class TestDebug:
         """They are there although nothing has been ingested; those that are not are named."""
         result = call("debug", run.path, "calibrate{visit: 1, detector: 1}")
         assert result.code == 0
-        assert "inputs are not there" not in result.err
+        assert "of its inputs" not in result.err
         missing = call("debug", run.path, "calibrate{visit: 1, detector: 2}")
-        assert "1 of its inputs are not there" in missing.err
+        assert "1 of its inputs is not there" in missing.err
         unchanged()
 
     def test_keep(self, run: RunDir, moods: Moods, unchanged: Callable[[], None], tmp_path: Path) -> None:

@@ -15,7 +15,16 @@ import pytest
 from repos import INPUT_CHAIN, N_QUANTA, OUTPUT_RUN, MockRepository
 
 from qgexec.processes import forked
-from tests.cli.commands import Command, Moods, Result, call, datasets, go_on_command, report_of
+from tests.cli.commands import (
+    Command,
+    Moods,
+    Result,
+    call,
+    datasets,
+    go_on_command,
+    one_message,
+    report_of,
+)
 from tests.cli.moodytask import STDERR_BYTES
 
 Start = Callable[..., Command]
@@ -120,6 +129,22 @@ class TestFailures:
         assert f"{N_QUANTA}/{N_QUANTA} done" in again.err
         assert datasets(repository, "calibrated") == DETECTORS
         assert datasets(repository, "final_report") == {""}
+
+    def test_same_command_again(self, repository: MockRepository, moods: Moods) -> None:
+        """Who only calls up the last command is told of the one that goes on."""
+        moods.set({"isr 1,3": "raise"})
+        assert run(repository).code == 1
+        again = run(repository, "--run-dir", "other")
+        one_message(again, "exists already", f"qgexec resume qgexec-runs/{OUTPUT_RUN}")
+
+    def test_wrong_graph(self, repository: MockRepository, moods: Moods) -> None:
+        """The run stops, and nobody is told to go on with it."""
+        moods.set({"isr 1,3": "raise invalid"})
+        result = run(repository)
+        assert result.code == 1
+        assert "stopped (invalid quantum)" in result.out
+        assert "Make a new graph" in result.err
+        assert "qgexec resume" not in result.err
 
     def test_quantum_ends_the_only_process(
         self, repository: MockRepository, moods: Moods, start: Start, folder: Path

@@ -266,6 +266,12 @@ class TestRemarks:
         assert "a (4.3 GB), b (60 cores)" in told
         assert "(8 cores, 2.1 GB of memory)" in told
 
+    def test_more_than_its_own_maximum(self) -> None:
+        """A request that an earlier file's maximum holds down has no effect: that is said."""
+        config = RunConfig({}, {"a": {"memory_bytes": 4 * GIB, "memory_max_bytes": 2 * GIB}})
+        (told,) = remarks(config, ["a"], machine_memory_bytes=8 * GIB)
+        assert "requestMemoryMax: a (4.3 GB, gets 2.1 GB)" in told
+
     def test_a_limit_of_the_users_own(self) -> None:
         """A request above the user's own limit is no surprise."""
         config = RunConfig({"memory_bytes": 4 * GIB, "memory_limit_bytes": GIB})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -49,6 +50,12 @@ def draw(channel: Channel) -> None:
     import numpy as np
 
     channel.send((float(np.random.random()),))  # noqa: NPY002 - the state that a fork copies
+
+
+def leave_late(channel: Channel, path: str) -> None:
+    atexit.register(Path(path).unlink)
+    channel.send((os.getpid(),))
+    channel.receive()
 
 
 def fail(channel: Channel) -> None:
@@ -114,6 +121,17 @@ def test_what_is_raised_is_told(output: Path) -> None:
     assert "in fail" in trace
     assert reap(process) == 1
     assert "ValueError: told to" in output.read_text()
+
+
+def test_exit_handlers_are_called(output: Path, tmp_path: Path) -> None:
+    """What a library has registered in the process, as to remove its temporary folder, is done at its end."""
+    there = tmp_path / "there"
+    there.touch()
+    process = start(output, leave_late, str(there))
+    assert process.channel.receive() is not None
+    assert there.exists()
+    assert reap(process) == 0
+    assert not there.exists()
 
 
 def test_random_numbers_differ(output: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_text_says_what_was_retried(mixed: RunReport) -> None:
     place = lines.index("Retries: 2; 1 quantum succeeded only after one. Earlier attempts died of")
     assert [line.split() for line in lines[place + 2 : place + 5]] == [
         ["task", "cause", "attempts", "quanta"],
-        ["isr", "lost", "1", "1"],
+        ["isr", "lost", "(SIGKILL)", "1", "1"],
         ["isr", "out", "of", "memory", "1", "1"],
     ]
     header = next(line for line in lines if line.startswith("task"))
@@ -71,6 +71,7 @@ def test_the_text_says_what_was_retried(mixed: RunReport) -> None:
         (-11, "1. 1 x signalled (SIGSEGV), blocks 1"),
         (-99, "1. 1 x signalled (99), blocks 1"),
         (9, "1. 1 x exited (9), blocks 1"),
+        (-9, "1. 1 x lost (SIGKILL), blocks 1"),
         (None, "1. 1 x lost, blocks 1"),
     ],
 )
@@ -127,7 +128,7 @@ def test_columns_without_anything_to_say_are_left_out(books: HandBooks) -> None:
     assert report.all_succeeded
     text = format_report(report)
     header = next(line for line in text.splitlines() if line.startswith("task"))
-    assert header.split() == ["task", "quanta", "succeeded", "failed", "time", "CPU", "memory"]
+    assert header.split() == ["task", "quanta", "succeeded", "failed", "memory", "time", "CPU"]
     assert "Retries" not in text
 
 
@@ -147,6 +148,68 @@ def test_a_run_that_has_not_started(books: HandBooks) -> None:
 
 
 def test_a_run_that_goes_on(books: HandBooks) -> None:
-    """It says what runs."""
-    books.write(BEGAN, *started(0, 1), AttemptStarted(BEGAN.at + 2, 2, 1))
-    assert "0 of 8 quanta done (0 %), 3 running" in format_status(books.read(is_alive=True))
+    """It says what runs, and for how long."""
+    books.write(BEGAN, AttemptStarted(BEGAN.at + 2, 2, 1), *started(0, 1))
+    text = format_status(books.read(is_alive=True), now=BEGAN.at + 122)
+    assert "0 of 8 quanta done (0 %), 3 running" in text
+    assert text.splitlines()[-5:] == [
+        "Running, the longest first",
+        "",
+        "   quantum 0, attempt 1, for 2.0 min: isr{detector: 1}",
+        "   quantum 1, attempt 1, for 2.0 min: isr{detector: 2}",
+        "   quantum 2, attempt 1, for 2.0 min: isr{detector: 3}",
+    ]
+
+
+def test_a_run_whose_driver_is_gone(books: HandBooks) -> None:
+    """It says what ran then, since when, and how to go on; `report` says so, too."""
+    books.write(BEGAN, *started(0))
+    report = books.read(is_alive=False)
+    for text in (format_status(report), format_report(report)):
+        assert "driver gone; go on with qgexec resume" in text
+        assert "Ran when the driver went away" in text
+        assert "quantum 0, attempt 1, since 20" in text
+
+
+def test_what_runs_is_cut_short(books: HandBooks) -> None:
+    """Five are named, the rest is counted."""
+    books.write(BEGAN, *started(0))
+    report = books.read(is_alive=True)
+    text = format_status(replace(report, running=report.running * 7))
+    assert text.count("quantum 0, attempt 1, for ") == 5
+    assert text.endswith("\n   and 2 more")
+
+
+def test_memory_is_shown_on_a_narrow_terminal(mixed: RunReport) -> None:
+    """Where not all columns have room it is not the first to go."""
+    lines = format_report(mixed, width=80).splitlines()
+    header = next(line for line in lines if line.startswith("task"))
+    assert "memory" in header
+    assert "CPU" not in header
+
+
+def test_the_next_step_is_named(mixed: RunReport, books: HandBooks) -> None:
+    """Each cause has its own; commands are whole, to be typed as they stand."""
+    text = format_report(mixed, width=100)
+    assert f"     qgexec debug {books.run_dir.path} 1" in text.splitlines()
+    assert "Next: qgexec resume; as far as is known it was not the task's doing" in text
+    assert "with a longer requestWalltime for isr" in text
+
+
+@pytest.mark.parametrize(
+    ("ended", "exit_code", "said"),
+    [
+        ("raised", 21, "Next: the graph or the configuration is wrong; make a new graph"),
+        ("raised", 20, "Next: run it again, here, under pdb"),
+        ("exited", 3, "Next: read its log"),
+        ("out of memory", None, "with more requestMemory for isr"),
+    ],
+)
+def test_the_next_step_depends_on_the_cause(
+    mixed: RunReport, ended: str, exit_code: int | None, said: str
+) -> None:
+    """What helps after one cause is no help after another."""
+    failure = mixed.failures[0]
+    last = replace(failure.last, ended=ended, exit_code=exit_code)
+    report = replace(mixed, failures=(replace(failure, attempts=(last,)),))
+    assert [line for line in format_report(report, width=200).splitlines() if said in line]

@@ -65,6 +65,7 @@ def assert_same(books: HandBooks, fold: Fold) -> None:
         expected.apply(event)
     assert fold.tasks() == expected.tasks()
     assert fold.troubled(NoFiles()) == expected.troubled(NoFiles())
+    assert fold.running() == expected.running()
     for name in ("driver", "end", "stop_reason", "last_event_at", "wall_s"):
         assert getattr(fold, name) == getattr(expected, name)
     assert fold.scheduler.stopping is expected.scheduler.stopping
@@ -87,6 +88,8 @@ def test_only_what_is_new_is_read(books: HandBooks, n_read: list[Event]) -> None
         assert_same(books, read(books))
         assert len(n_read) == 2
         n_read.clear()
+        assert_same(books, read(books))  # also what runs, and since when
+        assert n_read == []
         journal.append(succeeded(5))
     assert_same(books, read(books))
     assert n_read == [succeeded(5)]

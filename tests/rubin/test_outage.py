@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, Pro
 
 from qgexec.errors import IngestError, RepositoryError
 from qgexec.rubin.ingest import Ingester, IngesterOpener
-from qgexec.rubin.outage import Patience, is_gone, is_locked
+from qgexec.rubin.outage import Patience, in_words, is_gone, is_locked
 from tests.peer.postgres import PostgresServer
 
 
@@ -65,6 +65,14 @@ def test_what_passes(error: Exception, locked: bool, gone: bool) -> None:
     wrapped.__cause__ = error
     for each in (error, wrapped):
         assert (is_locked(each), is_gone(each)) == (locked, gone)
+
+
+def test_what_an_error_says() -> None:
+    """Statements with the values of a thousand datasets are not for the eye."""
+    wrapped = RuntimeError("upstream's words")
+    wrapped.__cause__ = OperationalError("INSERT", [1] * 1000, sqlite3.OperationalError("disk is full"))
+    assert in_words(wrapped) == "OperationalError: disk is full"
+    assert in_words(ValueError("no database")) == "ValueError: no database"
 
 
 class Clock:

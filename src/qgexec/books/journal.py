@@ -325,7 +325,8 @@ def _read_file(
         except ValueError as err:
             raise JournalError(
                 f"{path}:{number}: damaged line: {err}",
-                hint="Bring the file back from a copy; the outputs themselves are not affected.",
+                hint="Bring the file back from a copy. Without one, run the graph again with --extend-run "
+                "--clobber-outputs: the outputs themselves are not affected, and what is done is skipped.",
             ) from err
         yield event
     return Position(offset, number)

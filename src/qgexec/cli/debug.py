@@ -179,7 +179,9 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 def _execute(scratch: Scratch, debugger: ModuleType) -> bool:
     missing = scratch.missing_inputs()
     if missing:
-        click.echo(f"{len(missing)} of its inputs are not there:", err=True)
+        click.echo(
+            f"{len(missing)} of its inputs {'is' if len(missing) == 1 else 'are'} not there:", err=True
+        )
         for name in missing[:_SHOWN]:
             click.echo(f"  {name}", err=True)
     began = time.monotonic()

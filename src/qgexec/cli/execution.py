@@ -14,6 +14,7 @@ import click
 from qgexec.cli import EXIT_BAD_USE, EXIT_FAILED, EXIT_INTERRUPTED
 from qgexec.cli.inspect import print_report
 from qgexec.errors import QgexecError
+from qgexec.events import StopReason
 
 if TYPE_CHECKING:
     from qgexec.api import GraphExecutor
@@ -77,10 +78,10 @@ def conclude(executor: GraphExecutor, code: int, broken: QgexecError | None, *, 
         return code
     if summary:
         _write_summary(executor, summary)
-    print_report(executor.run_dir, ended=True)
+    found = print_report(executor.run_dir, ended=True)
     if code == 0:
         return code
-    advice = _how_to_go_on(code, executor.run_dir)
+    advice = _how_to_go_on(code, executor.run_dir, found.stop_reason)
     if broken is not None:
         broken.hint = f"{broken.hint}\n{advice}".lstrip()
         raise broken
@@ -100,10 +101,17 @@ def _command(verb: str, run_dir: Path) -> str:
     return f"  {shlex.join(['qgexec', verb, str(run_dir)])}"
 
 
-def _how_to_go_on(code: int, run_dir: Path) -> str:
+def _how_to_go_on(code: int, run_dir: Path, stop_reason: StopReason | None) -> str:
+    if code == EXIT_FAILED and stop_reason is StopReason.INVALID_QUANTUM:
+        return (
+            "Stopped, for the graph or the configuration is wrong. What succeeded is kept.\n"
+            "Make a new graph, with another output RUN."
+        )
     began = {
         EXIT_FAILED: "What succeeded is kept. To run the rest again",
         EXIT_INTERRUPTED: "Interrupted. What was done is kept. To go on",
         EXIT_BAD_USE: "The run broke off; what was done is kept. To go on",
     }[code]
+    if code == EXIT_FAILED and stop_reason is not None:
+        began = f"Stopped: {stop_reason.value}. {began}"
     return f"{began}:\n{_command('resume', run_dir)}"

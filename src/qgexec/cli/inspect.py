@@ -7,10 +7,14 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qgexec.errors import QgexecError
+
+if TYPE_CHECKING:
+    from qgexec.reports.report import RunReport
 
 __all__ = ["RUN_DIR", "models", "print_report", "print_text", "report", "status", "terminal_width"]
 
@@ -83,7 +87,7 @@ def report(*, run_dir: Path, as_json: bool) -> None:
         found = read_report(run_dir)
         print_text(json.dumps(found.to_json(), indent=2))
         raise SystemExit(0 if found.all_succeeded else 1)
-    raise SystemExit(0 if print_report(run_dir) else 1)
+    raise SystemExit(0 if print_report(run_dir).all_succeeded else 1)
 
 
 @click.command(epilog="Example:  qgexec models")
@@ -95,8 +99,8 @@ def models() -> None:
         click.echo(f"{entry.name:<12} {entry.summary}")
 
 
-def print_report(run_dir: Path, *, ended: bool = False) -> bool:
-    """Print the report of a run to stdout; return whether all quanta succeeded.
+def print_report(run_dir: Path, *, ended: bool = False) -> RunReport:
+    """Print the report of a run to stdout, and return it.
 
     Parameters
     ----------
@@ -111,7 +115,7 @@ def print_report(run_dir: Path, *, ended: bool = False) -> bool:
 
     found = read_report(run_dir, is_alive=(lambda _driver: False) if ended else driver_is_alive)
     print_text(format_report(found, width=terminal_width()))
-    return found.all_succeeded
+    return found
 
 
 def print_text(text: str) -> None:

@@ -158,13 +158,13 @@ def remarks(
     """Return what the user should know before the run, one sentence or two each.
 
     Keys that mean nothing, all in one; options for single tasks that are not taken; tasks
-    of this graph that ask for more than the machine has.
+    of this graph that ask for more than their own maximum, or than the machine has.
     """
     told = []
     if config.unknown:
         told.append(f"Keys that mean nothing here, and are ignored: {', '.join(config.unknown)}.")
     not_taken: dict[str, list[str]] = {}
-    larger = []
+    larger, held_down = [], []
     for label in labels:
         settings = config.settings(label)
         if options := settings.get("other_options"):
@@ -175,11 +175,19 @@ def remarks(
             larger.append(f"{label} ({asked.cores} cores)")
         if asked.memory_bytes is not None and memory is not None and memory < asked.memory_bytes:
             larger.append(f"{label} ({size_text(asked.memory_bytes)})")
+        wanted, most = settings.get("memory_bytes"), settings.get("memory_max_bytes")
+        if wanted is not None and most is not None and most < wanted:
+            held_down.append(f"{label} ({size_text(wanted)}, gets {size_text(most)})")
     told += [
         f"extraRunQuantumOptions of {_few(labels)} is not taken: {options}. "
         "On the command line such options hold for all tasks."
         for options, labels in not_taken.items()
     ]
+    if held_down:
+        told.append(
+            f"These tasks ask for more than their requestMemoryMax: {_few(held_down)}. "
+            "To give them more, raise that, too."
+        )
     if larger:
         told.append(
             f"These tasks ask for more than there is: {_few(larger)}. "

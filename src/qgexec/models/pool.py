@@ -354,7 +354,7 @@ class Pool:
         if self._error is not None or self._closing:
             return
         kind: type[ModelError] = ModelError
-        doing = f"the bench of worker {worker.number} broke its contract"
+        doing = f"worker {worker.number} cannot go on"
         if not worker.ready:
             kind, doing = WorkerStartError, f"worker {worker.number} cannot start"
         self._error = kind(f"{doing}: {what}", hint=hint)

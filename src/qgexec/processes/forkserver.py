@@ -8,6 +8,7 @@ the driver is always noticed, whatever the children are doing.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import faulthandler
 import gc
@@ -406,6 +407,8 @@ def _be_child(channel_fd: int, payload_fd: int) -> NoReturn:
     """Be a child of the server: do what the payload says, then end; tell the driver of what is raised."""
     channel = Channel(socket.socket(fileno=channel_fd))
     status = 1
+    # Exit handlers that exist were registered by the server's imports, and are the server's.
+    atexit._clear()  # noqa: SLF001 - as multiprocessing does in its forks
     try:
         os.setsid()
         _die_with(os.getppid())
@@ -422,11 +425,14 @@ def _be_child(channel_fd: int, payload_fd: int) -> NoReturn:
             with suppress(OSError, ValueError):  # the disk that the output goes to may be full
                 traceback.print_exc()
     finally:
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        # No exit handlers: those that exist were registered by the server's imports, and are the server's.
-        os._exit(status)
+        # Those that were registered since the fork: folders for copies of remote files are removed by them.
+        try:
+            atexit._run_exitfuncs()  # noqa: SLF001
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+        finally:
+            os._exit(status)
 
 
 def _in_words(err: BaseException) -> tuple[str, str, str]:

@@ -5,6 +5,7 @@ The states are the scheduler's own: the fold is the live run once more.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -97,6 +98,8 @@ class FoldState:
     """Flags by quantum."""
     blocked: Mapping[int, int]
     """Quanta that a failure blocked, by the quantum that failed."""
+    started: Mapping[int, float]
+    """When the attempts that run were started, by quantum; UNIX seconds."""
     endings: Sequence[Ending]
     """What ended attempts at quanta that had trouble; those of one quantum in order."""
     quantum_s: Sequence[float]
@@ -136,6 +139,7 @@ class Fold:
         self._blocked: dict[int, int] = {}
         self._caveats: dict[int, int] = {}
         self._ingested = bytearray(len(plan))
+        self._started_at = array("d", bytes(8 * len(plan)))
         self._quantum_s = [0.0] * n_labels
         self._cpu_s = [0.0] * n_labels
         self._peak_rss_bytes: list[int | None] = [None] * n_labels
@@ -189,6 +193,7 @@ class Fold:
             self._add_peak(event.index, event.used_bytes)
 
     def _note_started(self, event: AttemptStarted) -> None:
+        self._started_at[event.index] = event.at
         if event.attempt > 1:  # what an earlier attempt left is no longer true
             self._caveats.pop(event.index, None)
             self._ingested[event.index] = 0
@@ -270,6 +275,12 @@ class Fold:
             for code, (label, counts) in enumerate(self.scheduler.counts_by_label().items())
         )
 
+    def running(self) -> dict[int, float]:
+        """Return by index since when quanta run, UNIX seconds; the one that has run longest first."""
+        return dict(
+            sorted(((i, self._started_at[i]) for i in self.scheduler.running()), key=lambda item: item[1])
+        )
+
     def endings(self, index: int) -> Sequence[Ending]:
         """Return what ended the attempts at a quantum, in order; nothing if none of them ended badly."""
         return tuple(self._endings.get(index, ()))
@@ -304,6 +315,7 @@ class Fold:
             ingested=bytes(self._ingested),
             caveats=dict(self._caveats),
             blocked=dict(self._blocked),
+            started=self.running(),
             endings=[event for endings in self._endings.values() for event in endings],
             quantum_s=tuple(self._quantum_s),
             cpu_s=tuple(self._cpu_s),
@@ -336,6 +348,8 @@ class Fold:
             fold._endings.setdefault(event.index, []).append(event)
         fold._blocked, fold._caveats = dict(state.blocked), dict(state.caveats)
         fold._ingested = bytearray(state.ingested)
+        for index, at in state.started.items():
+            fold._started_at[index] = at
         fold._quantum_s, fold._cpu_s = list(state.quantum_s), list(state.cpu_s)
         fold._peak_rss_bytes = list(state.peak_rss_bytes)
         fold.driver, fold.end, fold.stop_reason = state.driver, state.end, state.stop_reason

@@ -21,20 +21,29 @@ from qgexec.books.rundir import RunDir
 from qgexec.books.runsettings import RunSettings
 from qgexec.errors import JournalError
 from qgexec.events import EndReason, RunStarted, StopReason
+from qgexec.quantum import DataIdValue
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum, group_failures
 from qgexec.reports.fold import Fold, TaskReport, total_of
 from qgexec.reports.snapshot import read_fold
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.states import State
 
-__all__ = ["REPORT_VERSION", "RunReport", "RunState", "Submission", "add_jobs", "read_report"]
+__all__ = [
+    "REPORT_VERSION",
+    "RunReport",
+    "RunState",
+    "RunningQuantum",
+    "Submission",
+    "add_jobs",
+    "read_report",
+]
 
 REPORT_VERSION = 2
 """Version of `RunReport.to_json`.
 
 1: the first.
 2: ``causes``, ``retried``; each failure has its ``attempts`` instead of what was known of the last one.
-   Since then ``submitted`` has come in, and the state "submitted".
+   Since then ``submitted`` and ``running`` have come in, and the state "submitted".
 """
 
 _LONGEST_STACK = 100_000
@@ -92,6 +101,23 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningQuantum:
+    """A quantum that runs, or did when the driver went away."""
+
+    index: int
+    attempt: int
+    """Number of the attempt, from 1."""
+    task_label: str
+    data_id: Mapping[str, DataIdValue]
+    started_at: float
+    """When it was handed to the execution model, UNIX seconds."""
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{key}: {value!r}" for key, value in self.data_id.items())
+        return f"{self.task_label}{{{values}}}"
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """What became of a run, up to the last event in its journal."""
 
@@ -112,6 +138,8 @@ class RunReport:
     """All tasks together."""
     submitted: Submission | None
     """What a batch system has in hand; `None` where nothing was submitted, or all of it is in the books."""
+    running: tuple[RunningQuantum, ...]
+    """Quanta that run, the one that has run longest first."""
     failures: tuple[TroubledQuantum, ...]
     """Quanta that failed, in the order of their indices."""
     retried: tuple[TroubledQuantum, ...]
@@ -161,6 +189,7 @@ class RunReport:
             - ``driver``: null, or ``at``, ``host``, ``pid``, ``pid_started_at``, ``model``, ``n_quanta``;
             - ``submitted``: null, or the attributes of `Submission`;
             - ``tasks`` (a list) and ``total``: the attributes of `TaskReport`;
+            - ``running``: a list of the attributes of `RunningQuantum`;
             - ``causes``: a list of ``ended``, ``exception_type``, ``where``, ``exit_code``, ``message``
               (see `qgexec.reports.failures.FailureGroup`), ``n_quanta``, ``n_blocked``, ``quanta`` (indices)
               and ``example`` (an index);
@@ -186,6 +215,7 @@ class RunReport:
             "submitted": self.submitted and asdict(self.submitted),
             "tasks": [asdict(task) for task in self.tasks],
             "total": asdict(self.total),
+            "running": [asdict(quantum) for quantum in self.running],
             "causes": [_group_to_json(group) for group in self.causes()],
             "failures": [self._quantum_to_json(quantum) for quantum in self.failures],
             "retried": [self._quantum_to_json(quantum) for quantum in self.retried],
@@ -257,6 +287,10 @@ def read_report(
         tasks=tasks,
         total=total_of(tasks),
         submitted=submitted,
+        running=tuple(
+            RunningQuantum(index, fold.scheduler.attempts(index), plan.label(index), plan.data_id(index), at)
+            for index, at in fold.running().items()
+        ),
         failures=tuple(quantum for quantum in troubled if quantum.state is State.FAILED),
         retried=tuple(quantum for quantum in troubled if quantum.state is not State.FAILED),
     )

@@ -31,10 +31,11 @@ from qgexec.scheduling.restorable import STATE_CODES
 
 __all__ = ["SNAPSHOT_VERSION", "WORTH_KEEPING", "SnapshotReader", "read_fold"]
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 """Version of the file, an ``.npz`` without objects.
 
 1: header (JSON), states, attempts, ingested, caveats and blocked (index and value), endings (journal lines).
+2: also running and started_at.
 """
 
 WORTH_KEEPING = 20_000
@@ -231,6 +232,7 @@ def _state(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) ->
         ingested=arrays["ingested"].tobytes(),
         caveats=dict(arrays["caveats"].tolist()),
         blocked=dict(arrays["blocked"].tolist()),
+        started=dict(zip(arrays["running"].tolist(), arrays["started_at"].tolist(), strict=True)),
         endings=endings,
         quantum_s=header["quantum_s"],
         cpu_s=header["cpu_s"],
@@ -252,6 +254,8 @@ def _write_snapshot(snapshot: Path, state: FoldState, header: Mapping[str, Any])
         "ingested": _bytes_array(state.ingested),
         "caveats": _pairs(state.caveats),
         "blocked": _pairs(state.blocked),
+        "running": np.array(list(state.started), dtype=np.int64),
+        "started_at": np.array(list(state.started.values()), dtype=np.float64),
         "endings": _bytes_array(b"".join(map(encode, state.endings))),
     }
     aside = snapshot.with_name(f".{snapshot.name}.{socket.gethostname()}-{os.getpid()}.tmp")

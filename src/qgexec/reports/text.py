@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import textwrap
 import time
@@ -11,15 +12,16 @@ from datetime import UTC, datetime
 
 from qgexec.config.units import duration_text, size_text
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum
-from qgexec.reports.report import RunReport
+from qgexec.reports.report import RunReport, RunState
 from qgexec.reports.table import Column, fit, printable, render
-from qgexec.scheduling.policy import Cause
+from qgexec.scheduling.policy import INVALID_QUANTUM_EXIT_CODE, Cause
 from qgexec.scheduling.states import State
 
 __all__ = ["format_report", "format_status"]
 
 _SHOWN_PER_CAUSE = 10
 _SHOWN_CAUSES = 20
+_SHOWN_RUNNING = 5
 
 
 def format_report(report: RunReport, *, width: int = 100) -> str:
@@ -34,6 +36,8 @@ def format_report(report: RunReport, *, width: int = 100) -> str:
     """
     lines = [*_head(report), "", *render(_task_columns(report), width)]
     lines += _caveat_lines(report, width)
+    if report.state is RunState.DRIVER_GONE:
+        lines += _running_lines(report, width, time.time())
     lines += _retry_lines(report, width)
     lines += _failure_lines(report, width)
     return "\n".join(lines)
@@ -64,16 +68,21 @@ def format_status(report: RunReport, *, width: int = 100, now: float | None = No
         )
         if number
     ]
-    lines = [*_head(report), f"Progress       {', '.join(words)}"]
+    now = time.time() if now is None else now
+    progress = textwrap.wrap(f"Progress       {', '.join(words)}", max(30, width), subsequent_indent=" " * 15)
+    lines = [*_head(report), *progress]
     if report.last_event_at is not None:
-        ago = max(0.0, (time.time() if now is None else now) - report.last_event_at)
+        ago = max(0.0, now - report.last_event_at)
         lines.append(f"Last event     {duration_text(ago)} ago")
-    return "\n".join([*lines, "", *render(_task_columns(report)[:-3], width)])
+    lines += ["", *render(_task_columns(report)[:-3], width)]
+    return "\n".join([*lines, *_running_lines(report, width, now)])
 
 
 def _head(report: RunReport) -> list[str]:
     context, driver = report.settings.context, report.driver
     state = report.state.value
+    if report.state is RunState.DRIVER_GONE:
+        state += "; go on with qgexec resume"
     if report.stop_reason is not None:
         state += f" ({report.stop_reason.value})"
     lines = [
@@ -115,9 +124,10 @@ def _task_columns(report: RunReport) -> list[Column]:
     return [
         Column("task", [printable(row.label) for row in rows], is_text=True),
         *counts,
+        # The last are left out where there is no room; what is asked most is how much memory a task needs.
+        Column("memory", [size_text(row.peak_rss_bytes) for row in rows]),
         Column("time", [duration_text(row.quantum_s) for row in rows]),
         Column("CPU", [duration_text(row.cpu_s) for row in rows]),
-        Column("memory", [size_text(row.peak_rss_bytes) for row in rows]),
     ]
 
 
@@ -135,6 +145,25 @@ def _caveat_lines(report: RunReport, width: int) -> Iterator[str]:
         ],
         width,
     )
+
+
+def _running_lines(report: RunReport, width: int, now: float) -> Iterator[str]:
+    """Name the quanta that run, or did when the driver went away."""
+    if not report.running:
+        return
+    is_over = report.state is RunState.DRIVER_GONE
+    yield from ("", "Ran when the driver went away" if is_over else "Running, the longest first", "")
+    for quantum in report.running[:_SHOWN_RUNNING]:
+        at = quantum.started_at
+        since = (
+            f"since {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+            if is_over
+            else f"for {duration_text(max(0.0, now - at))}"
+        )
+        name = f"quantum {quantum.index}, attempt {quantum.attempt}, {since}: {printable(str(quantum))}"
+        yield from _wrapped(name, width, hanging=2)
+    if len(report.running) > _SHOWN_RUNNING:
+        yield f"   and {len(report.running) - _SHOWN_RUNNING} more"
 
 
 def _retry_lines(report: RunReport, width: int) -> Iterator[str]:
@@ -167,11 +196,14 @@ def _retry_lines(report: RunReport, width: int) -> Iterator[str]:
     )
 
 
+_BY_SIGNAL = (Cause.SIGNALLED.value, Cause.LOST.value)
+
+
 def _kind_in_words(attempt: AttemptRecord) -> str:
     if attempt.exception_type:
         return attempt.exception_type
     code = attempt.exit_code
-    if attempt.ended == Cause.SIGNALLED.value and code is not None:
+    if attempt.ended in _BY_SIGNAL and code is not None and code < 0:
         known = -code in signal.valid_signals()
         return f"{attempt.ended} ({signal.Signals(-code).name if known else -code})"
     if attempt.ended == Cause.EXITED.value:
@@ -204,7 +236,13 @@ def _group_lines(report: RunReport, number: int, group: FailureGroup, width: int
     blocked = f", blocks {group.n_blocked}," if group.n_blocked else ""
     place = f" at {last.where}" if last.where else ""
     title = f"{number}. {len(group.quanta)} x {_kind_in_words(last)}{blocked}{place}".rstrip(",")
-    yield fit(printable(title), width)
+    yield from textwrap.wrap(
+        printable(title),
+        max(20, width),
+        subsequent_indent=" " * 5,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     for line in printable(last.message).splitlines():
         yield from _wrapped(line, width)
     if traceback := report.traceback(last):
@@ -216,6 +254,33 @@ def _group_lines(report: RunReport, number: int, group: FailureGroup, width: int
     if len(group.quanta) > _SHOWN_PER_CAUSE:
         left = len(group.quanta) - _SHOWN_PER_CAUSE
         yield fit(f"   and {left} more; qgexec report --json lists all", width)
+    yield from _next_step(report, group, width)
+
+
+def _next_step(report: RunReport, group: FailureGroup, width: int) -> Iterator[str]:
+    """Say what one does about such failures."""
+    last, label, command = group.example.last, group.example.task_label, ""
+    if last.exit_code == INVALID_QUANTUM_EXIT_CODE and last.ended == Cause.RAISED.value:
+        what = "the graph or the configuration is wrong; make a new graph"
+    else:
+        match Cause(last.ended):
+            case Cause.RAISED:
+                what, command = "run it again, here, under pdb", "debug"
+            case Cause.OUT_OF_MEMORY:
+                what = (
+                    f"qgexec resume --resources FILE, with more requestMemory for {label} "
+                    "(and more requestMemoryMax or --memory-limit, where it had reached that)"
+                )
+            case Cause.TIMED_OUT:
+                what = f"qgexec resume --resources FILE, with a longer requestWalltime for {label}"
+            case Cause.EXITED | Cause.SIGNALLED:
+                what, command = "read its log", "log"
+            case Cause.LOST:
+                what = "qgexec resume; as far as is known it was not the task's doing"
+    yield from _wrapped(f"Next: {what}", width, hanging=2)
+    if command:
+        where = [str(report.run_dir.path), str(group.example.index)]
+        yield f"     {shlex.join(['qgexec', command, *where])}"
 
 
 def _quantum_lines(quantum: TroubledQuantum, width: int) -> Iterator[str]:

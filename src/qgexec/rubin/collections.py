@@ -119,7 +119,9 @@ def resolve_collections(
     if run_type is not None and extend_run is False:
         raise CollectionError(
             f"the output RUN {run!r} exists already",
-            hint="Give --extend-run to add to it, or build the graph with another output RUN.",
+            hint=f"To go on with its run: qgexec resume qgexec-runs/{run} (or what its --run-dir was)\n"
+            "Where that run directory is lost, give --extend-run --clobber-outputs; "
+            "or build the graph with another output RUN.",
         )
     flat = _flatten(butler, inputs)
     if begun_fresh:  # one of them may be a chain that the RUN is in by now

@@ -32,7 +32,7 @@ from qgexec.errors import DatasetTypeError, IngestError, QgexecError
 from qgexec.rubin.compat import datastore_of, has_fast_ingest, import_datasets
 from qgexec.rubin.detail import records_from_json
 from qgexec.rubin.discard import Discarder
-from qgexec.rubin.outage import Patience, is_gone, is_locked
+from qgexec.rubin.outage import Patience, in_words, is_gone, is_locked
 from qgexec.rubin.repository import open_butler
 
 __all__ = ["PATIENCE_S", "Ingester", "IngesterOpener"]
@@ -213,7 +213,7 @@ class Ingester:
         except Exception as error:
             raise IngestError(
                 f"{failure} the registry of {self._opener.repository}, "
-                f"RUN {self._opener.output_run}: {type(error).__name__}: {error}",
+                f"RUN {self._opener.output_run}: {in_words(error)}",
                 hint=_advice(error),
             ) from error
 

@@ -93,6 +93,14 @@ class Patience:
         )
 
 
+def in_words(error: Exception) -> str:
+    """Return what an error says, without the statement and the values that SQLAlchemy adds to it."""
+    found = next(_database_errors(error), None)
+    if found is None or found.orig is None:
+        return f"{type(error).__name__}: {error}"
+    return f"{type(found.orig).__name__}: {str(found.orig).strip()}"
+
+
 def is_locked(error: BaseException) -> bool:
     """Tell whether a database is reached, but kept by others for the moment."""
     return any(_is_busy(each) for each in _database_errors(error))
