@@ -1,13 +1,15 @@
-"""`qgexec worker` and `qgexec collect`, wrongly used; what they do is tested with the examples."""
+"""`qgexec worker` and `qgexec collect`, wrongly used or unlucky; what they do is tested with the examples."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from repos import MockRepository
 
-from tests.cli.commands import call, one_message
+from tests.cli.commands import DEADLINE_S, call, one_message
 
 
 @pytest.fixture
@@ -50,3 +52,25 @@ def test_demo_in_the_way(folder: Path) -> None:
     (folder / "thesis.tex").touch()
     one_message(call("demo", folder, "--overwrite"), "is not empty", "Choose another folder")
     assert [*folder.iterdir()] == [folder / "thesis.tex"]
+
+
+@pytest.mark.parametrize("command", [["worker", "nowhere", "--job", "0"], ["collect", "nowhere"], ["models"]])
+def test_nobody_can_be_told(command: list[str]) -> None:
+    """On a full disk what went wrong cannot be printed; that is no verdict over quanta, whose code is 1."""
+    with Path("/dev/full").open("w") as full:
+        process = [sys.executable, "-m", "qgexec", *command]
+        done = subprocess.run(process, stdout=full, stderr=full, timeout=DEADLINE_S, check=False)
+    assert done.returncode == 2
+
+
+def test_what_nobody_has_foreseen(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """It is shown whole, and is no verdict either."""
+
+    def broken(run_dir: Path, *, force: bool) -> int:
+        raise ZeroDivisionError("no quanta at all")
+
+    monkeypatch.setattr("qgexec.offline.collect", broken)
+    result = call("collect", folder)
+    assert result.code == 2
+    assert "Traceback" in result.err
+    assert "no quanta at all" in result.err

@@ -5,6 +5,7 @@ Commands are imported when they are called, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import io
@@ -12,6 +13,7 @@ import logging
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 
 import click
 
@@ -88,7 +90,7 @@ def main() -> None:
     """Run the command line; never returns.
 
     Exit codes: 0 all succeeded, 1 some quanta failed or were blocked, 2 wrong
-    use or bad input, 130 interrupted.
+    use, bad input or anything unforeseen, 130 interrupted.
     """
     wants_traceback = "--traceback" in sys.argv[1:]
     # Who asks a run how far it is may ask before it has begun, or as it ends: that must not kill it.
@@ -100,17 +102,27 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        _say(error.show)
         code = EXIT_BAD_USE
     except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("Interrupted before anything was executed.", err=True)
+        _say(lambda: click.echo("Interrupted before anything was executed.", err=True))
         code = EXIT_INTERRUPTED
     except QgexecError as error:
-        _show(error, wants_traceback=wants_traceback)
+        broken = error
+        _say(lambda: _show(broken, wants_traceback=wants_traceback))
+        code = EXIT_BAD_USE
+    except Exception:  # noqa: BLE001 -- Python's own exit code is 1: that of a run whose quanta have failed
+        _say(traceback.print_exc)
         code = EXIT_BAD_USE
     # The interpreter's last garbage collection over the whole stack takes half a second, and frees nothing.
     gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(words: Callable[[], object]) -> None:
+    """Say it, if anybody can be told: what a batch job prints may go to a disk that is full."""
+    with contextlib.suppress(OSError):
+        words()
 
 
 def _show(error: QgexecError, *, wants_traceback: bool) -> None:
