@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -210,6 +212,29 @@ def test_what_is_gone_is_told_by_the_log(tmp_path: Path) -> None:
     assert status.closing.state is JobState.ENDED
 
 
+@pytest.mark.parametrize(
+    ("queue", "silent_s", "is_stuck"),
+    [
+        ([DAGMAN], 1000, True),
+        ([DAGMAN], 10, False),
+        ([DAGMAN, {"ClusterId": 9, "DAGNodeName": "j0", "JobStatus": 2}], 1000, False),
+        ([DAGMAN, {"ClusterId": 9, "DAGNodeName": "closing", "JobStatus": 2}], 1000, False),
+        ([{"ClusterId": 8, "JobStatus": 5, "HoldReason": "via condor_hold"}], 1000, False),
+        ([], 1000, False),
+    ],
+)
+def test_dagman_waits_in_vain(
+    tmp_path: Path, queue: list[dict[str, object]], silent_s: int, *, is_stuck: bool
+) -> None:
+    """It does nothing, and none of its jobs is in the queue: it has missed how they ended."""
+    made = make_round(tmp_path)
+    log = shutil.copy(REAL, made.folder)
+    os.utime(log, (time.time() - silent_s,) * 2)
+    status = HTCondorSystem(FakeCondor(queue=list(queue))).look(made, TICKET)
+    assert status.is_stuck == is_stuck
+    assert ("not in the queue any more" in status.reason) == is_stuck
+
+
 def test_a_held_dagman_is_told(batch_round: Round) -> None:
     """Somebody who holds DAGMan holds the round."""
     condor = FakeCondor(queue=[{"ClusterId": 8, "JobStatus": 5, "HoldReason": "via condor_hold"}])
@@ -225,6 +250,12 @@ def test_a_silent_schedd_is_asked_again_later(batch_round: Round) -> None:
     condor.silent = False
     condor.queue = [DAGMAN]
     assert not system.look(batch_round, TICKET).is_over
+
+
+def test_words_that_nobody_understands(batch_round: Round) -> None:
+    """Where the schedd's answer says of nothing what it is, the jobs are not taken to be gone."""
+    with pytest.raises(ModelError, match="says of jobs what cannot be read"):
+        HTCondorSystem(FakeCondor(queue=[{}])).look(batch_round, TICKET)
 
 
 def test_cancel_removes_all(batch_round: Round) -> None:
@@ -244,6 +275,30 @@ def test_a_round_is_found_by_its_name(
     condor = FakeCondor(queue=list(queue), past=past)
     assert HTCondorSystem(condor).find(batch_round) == TICKET
     assert HTCondorSystem(FakeCondor()).find(batch_round) is None
+
+
+def test_machines_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no machines too small for anything."""
+    ads = [{"TotalSlotCpus": 4, "TotalSlotMemory": 8000}, {"TotalSlotCpus": 4}, {}]
+    module = SimpleNamespace(
+        Collector=lambda: SimpleNamespace(query=lambda _type, **_options: ads),
+        AdType=SimpleNamespace(Startd=1),
+        HTCondorException=RuntimeError,
+    )
+    monkeypatch.setattr(CondorApi, "_module", module)
+    assert CondorApi().machines() == [(4, 8000)]
+
+
+def test_no_schedd_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector that knows none says so with nothing at all."""
+    module = SimpleNamespace(
+        Collector=lambda: SimpleNamespace(locate=lambda _type: None),
+        DaemonType=SimpleNamespace(Schedd=1),
+        HTCondorException=RuntimeError,
+    )
+    monkeypatch.setattr(CondorApi, "_module", module)
+    with pytest.raises(ModelError, match="no schedd answers on this machine"):
+        CondorApi().schedd_name()
 
 
 def test_another_machines_schedd_is_not_mistaken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,6 +233,30 @@ class TestRefusals:
             SlurmSystem().check()
         _said(caught.value, "scontrol ping")
 
+    @pytest.mark.parametrize(
+        ("program", "said"),
+        [
+            ("scontrol", "MaxArraySize = (null)\nMaxJobCount = (null)\n"),
+            ("sinfo", "CPUS|MEMORY\n4|8000\n"),
+        ],
+    )
+    def test_numbers_that_are_none(self, fake: FakeSlurm, chains: Round, program: str, said: str) -> None:
+        """What stands where a number should is told; nothing was submitted."""
+        fake.answer(program, said)
+        with pytest.raises(ModelError, match=f"{program} says what cannot be read"):
+            SlurmSystem().submit(chains)
+        assert not fake.calls("sbatch")
+
+    def test_a_job_whose_number_cannot_be_read(self, fake: FakeSlurm, chains: Round) -> None:
+        """A site's own sbatch says more than a number: what it has taken is removed again, by its name."""
+        (fake.folder / "bin" / "sbatch").write_text("#!/bin/sh\necho Welcome; echo 101\n")
+        fake.answer("squeue", _lines(chains, "101|0-1|101|PENDING|0||0: a, b|Priority"))
+        system = SlurmSystem()
+        system.write(chains)
+        with pytest.raises(ModelError, match=r"sbatch says what cannot be read: .*Welcome"):
+            system.submit(chains)
+        assert fake.calls("scancel") == [["--quiet", "101"]]
+
     def test_it_hangs(self, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nobody waits for ever."""
         (fake.folder / "bin" / "scontrol").write_text("#!/bin/sh\nexec tail -f /dev/null\n")
@@ -337,10 +361,18 @@ class TestLooking:
         with pytest.raises(ModelError, match="does not answer"):
             system.look(chains, chains.ticket or {})
 
-    def test_words_that_nobody_understands(self, fake: FakeSlurm, chains: Round) -> None:
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "hello\n",
+            "101|0|101|COMPLETED|0|n1|0: a, b|None|\n101|1|101|COMPL",  # a pipe that broke
+            "101|0,...|101|PENDING|0||0: a, b|None|\n",  # squeue's own abbreviation
+        ],
+    )
+    def test_words_that_nobody_understands(self, fake: FakeSlurm, chains: Round, said: str) -> None:
         """They are no reason to conclude anything either."""
         system, _ = self._submitted(chains)
-        fake.answer("squeue", "hello\n")
+        fake.answer("squeue", said)
         with pytest.raises(ModelError, match="squeue says what cannot be read"):
             system.look(chains, chains.ticket or {})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from standins import AGAIN, RunsJob, StandIn
 
 from qgexec.batch.rounds import Round, Ticket
 from qgexec.batch.system import JobEnd, JobState, JobStatus, PlannedCall, RoundStatus
@@ -31,25 +32,20 @@ JOB_PATIENCE_S = 120.0
 
 
 @dataclass
-class HandSystem:
+class HandSystem(StandIn):
     """Runs a round's jobs one by one; all models of a process share it, as all drivers do."""
 
     name: str = "hand"
-    runs: Callable[[Round, int], JobStatus] = field(default_factory=lambda: run_as_told)
+    runs: RunsJob = field(default_factory=lambda: run_as_told)
     """Runs a job, and says what the batch system says of it afterwards."""
-    refuses: str = ""
-    """Words with which it refuses to take anything."""
     most: int | None = None
     """The most jobs that it takes in one round."""
-    silent: bool = False
-    """It does not answer."""
-    pause: bool = False
-    """It runs no further job."""
-    submitted: list[str] = field(default_factory=list)
-    """Names of the rounds that were handed over."""
-    cancelled: list[str] = field(default_factory=list)
+    tries_each: int = 1
+    """How often it tries a job that says that another try has something to do."""
     jobs: dict[str, dict[int, JobStatus]] = field(default_factory=dict)
     """What has become of the jobs of each round."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """How many jobs each round has."""
     tries: list[tuple[str, int]] = field(default_factory=list)
     """Round and job of each job that was run, in order."""
 
@@ -71,6 +67,7 @@ class HandSystem:
             raise ModelError(f"hand refuses the jobs: {self.refuses}", hint="Ask for less.")
         self.submitted.append(batch_round.name)
         self.jobs[batch_round.name] = {}
+        self.sizes[batch_round.name] = len(batch_round.jobs)
         return {"name": batch_round.name}
 
     def find(self, batch_round: Round) -> Ticket | None:
@@ -78,28 +75,49 @@ class HandSystem:
 
     def look(self, batch_round: Round, ticket: Ticket) -> RoundStatus:
         self.check()
-        ended = self.jobs[str(ticket["name"])]
-        todo = [job for job in batch_round.jobs if job not in ended]
+        if self.garbled:
+            raise ModelError("hand says what cannot be read")
+        begun = self.jobs[str(ticket["name"])]
+        todo = [job for job in batch_round.jobs if job not in begun and job not in self.loses]
         if todo and not self.pause:
             job = todo.pop(0)
-            ended[job] = self.runs(batch_round, job)
+            begun[job] = self._try(batch_round, job)
             self.tries.append((batch_round.name, job))
-        counts = {JobState.QUEUED: len(todo), JobState.ENDED: len(ended)}
-        return RoundStatus(not todo, dict(ended), counts)
+        n_running = sum(status.state is JobState.RUNNING for status in begun.values())
+        counts = {JobState.QUEUED: len(todo), JobState.ENDED: len(batch_round.jobs) - len(todo) - n_running}
+        if n_running:
+            counts[JobState.RUNNING] = n_running
+        return RoundStatus(not todo and not n_running, {} if self.forgets else dict(begun), counts)
+
+    def _try(self, batch_round: Round, job: int) -> JobStatus:
+        for _ in range(self.tries_each):
+            status = self.runs(batch_round, job)
+            if status.exit_code != AGAIN:
+                break
+        return status
+
+    def left(self, name: str) -> set[int]:
+        """Return the jobs of a round that have not ended."""
+        if name not in self.jobs:
+            return set()
+        known = self.jobs[name]
+        todo = set(range(self.sizes[name])) - self.loses
+        return {job for job in todo if job not in known or known[job].state is JobState.RUNNING}
 
     def cancel(self, batch_round: Round, ticket: Ticket) -> None:
         self.check()
         self.cancelled.append(batch_round.name)
         removed = JobStatus(JobState.ENDED, "removed", JobEnd.CANCELLED)
-        ended = self.jobs[str(ticket["name"])]
-        ended.update({job: removed for job in batch_round.jobs if job not in ended})
+        known = self.jobs[str(ticket["name"])]
+        is_left = self.left(str(ticket["name"]))
+        known.update(dict.fromkeys(is_left, removed))
 
 
 def run_as_told(batch_round: Round, job: int) -> JobStatus:
     """Run a job until it has nothing left to do, at most three times."""
     code = 0
     for _ in range(3):
-        if (code := run_once(batch_round, job).returncode) != 75:
+        if (code := run_once(batch_round, job).returncode) != AGAIN:
             break
     return JobStatus(JobState.ENDED, f"exited with {code}", JobEnd.EXITED, code)
 
@@ -136,13 +154,18 @@ def hand_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
     entries = dict(registry._entries())
     entries["hand"] = EntryPoint("hand", f"{__name__}:Hand", registry.GROUP)
     monkeypatch.setattr(registry, "_entries", lambda: entries)
+    be_quick(monkeypatch)
+    vars(SYSTEM).clear()  # also of what a test has put in the place of a method
+    vars(SYSTEM).update(vars(HandSystem()))
+    yield SYSTEM
+
+
+def be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have models ask as often as they can: what is asked here answers at once."""
     monkeypatch.setattr("qgexec.models.batch._STATUS_S", 0.0)
     monkeypatch.setattr("qgexec.models.batch._JOURNALS_S", 0.01)
     monkeypatch.setattr("qgexec.models.batch._SHARE", 0)
     monkeypatch.setattr("qgexec.offline._PAUSE_S", 0.01)
-    vars(SYSTEM).clear()  # also of what a test has put in the place of a method
-    vars(SYSTEM).update(vars(HandSystem()))
-    yield SYSTEM
 
 
 def journal_lines(folder: Path) -> list[dict[str, object]]:

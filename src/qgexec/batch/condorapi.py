@@ -93,6 +93,8 @@ class CondorApi:
         """Return the name of the schedd that submits from here."""
         with self._calling("no schedd answers on this machine") as module:
             ad = module.Collector().locate(_enum(module, "DaemonType").Schedd)
+            if ad is None:
+                raise ValueError("the collector knows none")
             return str(ad["Name"])
 
     def _schedd(self, module: Any, name: str) -> Any:
@@ -104,17 +106,20 @@ class CondorApi:
         return module.Schedd(found)
 
     def machines(self) -> list[tuple[int, int]]:
-        """Return cores and memory in MiB of each machine of the pool that takes jobs, as a whole."""
+        """Return cores and memory in MiB of each machine of the pool that takes jobs, as a whole.
+
+        What does not say how large it is is left out.
+        """
         with self._calling("the pool's machines cannot be listed") as module:
             ads = module.Collector().query(
                 _enum(module, "AdType").Startd,
                 constraint='PartitionableSlot =?= true || SlotType =?= "Static"',
                 projection=["TotalSlotCpus", "TotalSlotMemory", "Cpus", "Memory"],
             )
-            return [
-                (int(_number(ad, "TotalSlotCpus", "Cpus")), int(_number(ad, "TotalSlotMemory", "Memory")))
-                for ad in ads
+            sizes = [
+                (_number(ad, "TotalSlotCpus", "Cpus"), _number(ad, "TotalSlotMemory", "Memory")) for ad in ads
             ]
+            return [(int(cores), int(mib)) for cores, mib in sizes if cores and mib]
 
     def submit(self, description: str) -> int:
         """Submit one job and return its cluster."""

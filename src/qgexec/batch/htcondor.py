@@ -47,6 +47,15 @@ _ATTRIBUTES = (
     *("HoldReason", "HoldReasonCode", "HoldReasonSubCode", "RemoveReason", "ExitCode"),
 )
 
+_STUCK = (
+    "DAGMan waits for jobs that are not in the queue any more: their ends are missing in its log, as after "
+    "a full disk; qgexec resume has the DAG removed, and goes on"
+)
+
+_STUCK_S = 300.0
+"""DAGMan waits in vain that does nothing for so long while none of its jobs is in the queue, seconds. By
+itself it would notice after 8 hours, or not at all."""
+
 _SCHEDULER_UNIVERSE = 7
 _MIB = 1 << 20
 
@@ -183,10 +192,12 @@ class HTCondorSystem:
         Raises
         ------
         qgexec.errors.ModelError
-            The schedd does not answer at the moment.
+            The schedd does not answer at the moment, or answers what cannot be read.
         """
         cluster, schedd = int(str(ticket["cluster"])), str(ticket["schedd"])
         ads = self._calls.query(schedd, f"DAGManJobId == {cluster} || ClusterId == {cluster}", _ATTRIBUTES)
+        if not all("ClusterId" in ad for ad in ads):  # nothing may be concluded from what is not there
+            raise ModelError(f"HTCondor: schedd {schedd} says of jobs what cannot be read")
         dagman = next((ad for ad in ads if ad.get("ClusterId") == cluster), None)
         nodes = {str(ad["DAGNodeName"]): ad for ad in ads if "DAGNodeName" in ad}
         closing = nodes.pop(CLOSING_NODE, None)
@@ -195,13 +206,18 @@ class HTCondorSystem:
         # Between two jobs there may be none in the queue; only the closing job comes after all others.
         is_over = not nodes and (dagman is None or closing is not None)
         dagman_says = self._last_words(schedd, cluster) if dagman is None else _why_dagman_waits(dagman)
+        # With nothing in the queue DAGMan hands over the next jobs within seconds.
+        is_stuck = (
+            not is_over and not dagman_says and not nodes and closing is None and log.silent_s() > _STUCK_S
+        )
         statuses = _statuses(batch_round, nodes, log, is_over=is_over)
         return RoundStatus(
             is_over=is_over,
             jobs=statuses,
             counts=_counts(len(batch_round.jobs), statuses, is_over=is_over),
             closing=_closing_status(closing, log, is_gone=dagman is None),
-            reason=dagman_says,
+            reason=_STUCK if is_stuck else dagman_says,
+            is_stuck=is_stuck,
         )
 
     def _last_words(self, schedd: str, cluster: int) -> str:

@@ -8,6 +8,7 @@ XML or JSON) tells nothing here; what is asked of the queue is enough to go on.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +77,13 @@ class NodesLog:
     """Of the node that comes after all; `None` before it was submitted."""
     _of_cluster: dict[int, NodeStory] = field(default_factory=dict)
     _offset: int = 0
+
+    def silent_s(self) -> float:
+        """Return for how long nothing has been written, seconds; 0 where nothing ever was."""
+        try:
+            return time.time() - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def read(self) -> None:
         """Take in what is new; a last event that is not whole waits for the next time.

@@ -121,7 +121,7 @@ class SlurmSystem:
         qgexec.errors.ModelError
             Slurm does not say.
         """
-        most = int(self._limits().get("MaxJobCount", "10000")) // _SHARE
+        most = _number(self._limits().get("MaxJobCount", "10000"), "scontrol") // _SHARE
         return max(1, min(most, settings.max_jobs or most) - 1)
 
     def _limits(self) -> Mapping[str, str]:
@@ -130,7 +130,7 @@ class SlurmSystem:
         return self._config
 
     def _arrays(self, batch_round: Round) -> list[Array]:
-        most = max(1, int(self._limits().get("MaxArraySize", "1001")) - 1)
+        most = max(1, _number(self._limits().get("MaxArraySize", "1001"), "scontrol") - 1)
         return make_arrays(batch_round.jobs, min(most, _MAX_TASKS))
 
     def write(self, batch_round: Round) -> Sequence[PlannedCall]:
@@ -292,7 +292,8 @@ def _machines(queue: str | None) -> list[tuple[int, int]]:
     """Return cores and memory, MiB, of the kinds of machines that jobs can run on."""
     partition = [] if queue is None else [f"--partition={queue}"]
     text = _call(["sinfo", "--noheader", "--Node", "--format=%c|%m", *partition])
-    return sorted({(int(c), int(m)) for line in text.split() for c, _, m in [line.partition("|")]})
+    sizes = {tuple(_number(word, "sinfo") for word in line.partition("|")[::2]) for line in text.split()}
+    return sorted((cores, memory_mib) for cores, memory_mib in sizes)
 
 
 def _largest_mib(machines: Sequence[tuple[int, int]]) -> int:
@@ -359,11 +360,21 @@ def _parsed(parse: Callable[[str], Iterable[Line]], text: str, program: str) -> 
         raise ModelError(f"{program} says what cannot be read: {error}") from error
 
 
+def _number(text: str, program: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ModelError(
+            f"{program} says what cannot be read: {text.strip()!r} is no number",
+            hint="Try it in a shell: a site's own script in its place may print more than Slurm does.",
+        ) from error
+
+
 def _submit(command: Sequence[str]) -> int:
     began_at = time.monotonic()
     text = _call(command, timeout_s=_SUBMIT_S, what="Slurm refuses the jobs")
     time.sleep(max(0.0, began_at + _PERIOD_S - time.monotonic()))
-    return int(text.strip().partition(";")[0])  # with several clusters the name of one follows
+    return _number(text.partition(";")[0], "sbatch")  # with several clusters the name of one follows
 
 
 def _closing_dependency(ids: Sequence[int]) -> str:

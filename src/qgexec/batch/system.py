@@ -90,6 +90,8 @@ class RoundStatus:
     """The job that ingests and closes the books after all others; `None` where it is not known any more."""
     reason: str = ""
     """Why the round as a whole ended or waits, where the batch system says so."""
+    is_stuck: bool = False
+    """The batch system waits for what will never be: whoever watches has the round removed, and goes on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -415,6 +415,9 @@ class _Watch:
             return False
         try:
             status = self._system.look(self.batch_round, self._ticket)
+            if status.is_stuck:
+                _logger.warning("%s is removed: %s", self.batch_round.name, status.reason)
+                self._system.cancel(self.batch_round, self._ticket)
         except ModelError as error:
             if not self._is_silent:
                 _logger.warning("The jobs go on unseen: %s", error.message)
