@@ -208,6 +208,10 @@ class _Enclosure:
         clean = ["env", "--ignore-environment", f"--chdir={cwd}", *(f"{key}={env[key]}" for key in env)]
         return [*enter, "--", "/usr/bin/setpriv", "--pdeathsig=KILL", "--", *clean, *map(str, command)]
 
+    def seen(self, path: Path) -> Path:
+        """Return the path by which something inside can be reached from outside."""
+        return Path(f"/proc/{self._first}/root") / path.relative_to("/")
+
     def close(self) -> None:
         """End everything inside; may be called twice."""
         with contextlib.suppress(BrokenPipeError):
@@ -445,6 +449,23 @@ class CondorPool:
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to a process of the pool, by its number inside, as HTCondor and `run` show it."""
         self.run("/bin/kill", f"-{number.value}", "--", str(pid))
+
+    def mount_disk(self, folder: Path, n_bytes: int) -> Path:
+        """Mount a file system in memory, of the pool's user's, at an empty folder; it goes with the pool.
+
+        Returns
+        -------
+        seen
+            Where it is from outside; at its own path it is seen inside only.
+        """
+        assert self._inside is not None
+        options = f"size={n_bytes},uid={UID},gid={UID},mode=0755"
+        mount = ["/usr/bin/mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        command = self._inside.command(mount, uid=0, cwd=Path("/"), env=self.environment)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMMAND_S)
+        if done.returncode:
+            raise SiteError(f"no file system can be mounted: {done.stderr}")
+        return self._inside.seen(folder)
 
     def stop_schedd(self) -> None:
         """Stop the schedd, and wait until it is gone, with all shadows and DAGMans; the queue is kept.

@@ -14,12 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from repos import MockRepository
+from repos import MockRepository, add_standard_tasks, open_repository, save_graph
 
-from tests.cli.commands import CHECKOUT
+from tests.cli.commands import CHECKOUT, datasets
+from tests.cli.moodytask import MoodyTask, moody_config
 from tests.sites.slurm import Slurm
 
-__all__ = ["Runs", "job_of", "task_of"]
+__all__ = ["SITE", "Runs", "job_of", "make_moody", "task_of"]
+
+SITE = "chunkSize: 4\nrequestMemory: 300\nfinalJob: {requestMemory: 300}\nvisibilityWait: 2\n"
+"""Two jobs of isr, two of calibrate behind them, one each of summary and final."""
+
+_LABELS = ("isr", "calibrate", "summary", "final")
 
 PATIENCE_S = 400.0
 """Longest wait for something that must happen: reached only where it does not."""
@@ -126,6 +132,15 @@ class Runs:
         found: dict[str, Any] = json.loads(self.call("report", self.run_dir, "--json", code=None).stdout)
         return found
 
+    def check_outputs(self) -> None:
+        """All outputs are there, each once, and the books say so."""
+        report = self.report()
+        assert report["all_succeeded"], report
+        assert report["state"] == "completed", report
+        assert [len(datasets(self.repository, name)) for name in ("post_isr", "calibrated")] == [8, 8]
+        assert len(datasets(self.repository, "visit_summary_mock")) == 2
+        assert datasets(self.repository, "final_report")
+
     def is_closed(self) -> bool:
         """Whether the last round is over and in the books."""
         rounds = sorted(self.run_dir.glob("batch/[0-9]*"))
@@ -153,6 +168,17 @@ _ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "TIMEOUT"),
 }
+
+
+def make_moody(folder: Path) -> MockRepository:
+    """Make the standard repository with moody tasks in a folder; moods are looked up in the one above it."""
+    made = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
+    with open_repository(made.root) as repo:
+        add_standard_tasks(
+            repo, {label: moody_config(folder.parent) for label in _LABELS}, dict.fromkeys(_LABELS, MoodyTask)
+        )
+        save_graph(repo, made.graph, register=False)
+    return made
 
 
 def job_of(pid: int) -> int:

@@ -21,6 +21,7 @@ from qgexec.books.journal import read_events
 from qgexec.events import AttemptLost, AttemptOutOfMemory, AttemptTimedOut, Event
 from tests.sites.condor import CHECKOUT, UID, CondorPool, missing
 from tests.sites.jobtask import GO, MOODS
+from tests.test_faults import fill
 
 pytestmark = [pytest.mark.condor, pytest.mark.timeout(900)]
 
@@ -34,6 +35,9 @@ SUBMIT_REQUIREMENT_NAMES = Account
 SUBMIT_REQUIREMENT_Account = AcctGroup =!= "refused"
 SUBMIT_REQUIREMENT_Account_REASON = "the account refused has no time left"
 """
+
+_DISK_BYTES = 24 << 20
+"""Room on a disk of a test's own: several times what a run needs."""
 
 _SETTINGS = "clusterAlgorithm: chunks\nchunkSize: 4\n"
 
@@ -323,3 +327,70 @@ def test_a_held_job_is_told(site: Site) -> None:
     site.pool.run("condor_release", "-constraint", f'DAGManJobId == {cluster} && DAGNodeName == "j0"')
     site.wait_for_the_end()
     site.check_outputs()
+
+
+@pytest.mark.thorough
+def test_what_somebody_does_by_hand(site: Site) -> None:
+    """A job that is removed is tried again; while DAGMan is on hold what runs goes on, and nothing begins."""
+    site.moods(isr_1_2="wait")
+    site.submit()
+    site.wait_for("isr 1,2")
+    cluster = str((site.round().ticket or {})["cluster"])
+    site.pool.run("condor_rm", "-constraint", f'DAGManJobId == {cluster} && DAGNodeName == "j0"')
+    site.wait_for("isr 1,2", times=2)
+    site.pool.run("condor_hold", cluster)
+    assert "DAGMan is held: via condor_hold" in site.qgexec("status", site.run_dir).stdout
+    (site.folder / GO).touch()
+    _wait_until(lambda: site.queue() == [cluster], "jobs do not leave the queue")
+    site.pool.run("condor_release", cluster)
+    site.wait_for_the_end()
+    site.check_outputs()
+    assert site.n_rounds() == 1
+
+
+@pytest.mark.thorough
+def test_disk_of_the_run_directory_fills_up(site: Site) -> None:
+    """Jobs end, for they cannot say what they do, and DAGMan ends too; with room again all goes on."""
+    site.run_dir.mkdir()
+    disk = site.pool.mount_disk(site.run_dir, _DISK_BYTES)
+    site.moods(isr_1_2="wait", isr_2_2="wait")
+    site.submit()
+    site.wait_for("isr 1,2")
+    site.wait_for("isr 2,2")
+    fill(disk / "ballast")
+    (site.folder / GO).touch()
+    _wait_until(lambda: not _jobs_that_run(site), "jobs go on")
+    assert site.qgexec("resume", site.run_dir, check=False).returncode == 2
+    (disk / "ballast").unlink()
+    site.qgexec("resume", site.run_dir)
+    site.check_outputs()
+    site.wait_for_the_end()
+    assert len(list((disk / "batch").glob("*/round.json"))) == 1
+
+
+@pytest.mark.thorough
+def test_dagman_misses_how_jobs_ended(site: Site) -> None:
+    """Where its log was torn it waits for a job that is long gone: the DAG is removed, the run goes on."""
+    site.moods(calibrate_1_2="wait")
+    site.submit()
+    site.wait_for("calibrate 1,2")
+    log = site.round().folder / "round.dag.nodes.log"
+    with log.open("a") as file:
+        file.write("005 (001.000.000) 2026-01-01 00:00:00 Jo")  # and then the disk was full
+    (site.folder / GO).touch()
+    _wait_until(lambda: len(site.queue()) == 1, "jobs do not leave the queue")
+    _wait_until(lambda: time.time() - log.stat().st_mtime > 30, "DAGMan goes on")
+    assert len(site.queue()) == 1, Path(f"{site.round().folder}/round.dag.dagman.out").read_text()
+    ago_s = time.time() - 1000
+    os.utime(log, (ago_s, ago_s))  # as if it had waited for so long
+    assert "not in the queue any more" in site.qgexec("status", site.run_dir).stdout
+    site.qgexec("resume", site.run_dir)
+    site.check_outputs()
+    site.wait_for_the_end()
+    assert site.n_rounds() == 2
+
+
+def _jobs_that_run(site: Site) -> list[str]:
+    constraint = "JobStatus == 2 && DAGNodeName =!= undefined"
+    shown = site.pool.run("condor_q", "-allusers", "-constraint", constraint, "-autoformat", "ClusterId")
+    return shown.stdout.split()

@@ -9,23 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from repos import MockRepository, add_standard_tasks, copy_template, open_repository, save_graph
+from repos import MockRepository, copy_template
 
-from tests.cli.commands import Moods, datasets
-from tests.cli.moodytask import MoodyTask, moody_config
+from tests.cli.commands import Moods
 from tests.sites.slurm import Slurm, missing
-from tests.sites.slurmruns import Runs, job_of, task_of
+from tests.sites.slurmruns import SITE, Runs, job_of, make_moody, task_of
 
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.timeout(900),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
-
-LABELS = ("isr", "calibrate", "summary", "final")
-
-SITE = "chunkSize: 4\nrequestMemory: 300\nfinalJob: {requestMemory: 300}\nvisibilityWait: 2\n"
-"""Two jobs of isr, two of calibrate behind them, one each of summary and final."""
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +32,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
     """The standard repository with moody tasks; tests must not write to it."""
-    folder = tmp_path_factory.mktemp("template")
-    template = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
-    with open_repository(template.root) as repo:
-        add_standard_tasks(
-            repo, {label: moody_config(folder.parent) for label in LABELS}, dict.fromkeys(LABELS, MoodyTask)
-        )
-        save_graph(repo, template.graph, register=False)
-    return template
+    return make_moody(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture
@@ -69,22 +56,12 @@ def runs(slurm: Slurm, template: MockRepository, moods: Moods, tmp_path: Path) -
     runs.end()
 
 
-def _is_whole(runs: Runs) -> None:
-    """All outputs are there, each once, and the books say so."""
-    report = runs.report()
-    assert report["all_succeeded"], report
-    assert report["state"] == "completed", report
-    assert [len(datasets(runs.repository, name)) for name in ("post_isr", "calibrated")] == [8, 8]
-    assert len(datasets(runs.repository, "visit_summary_mock")) == 2
-    assert datasets(runs.repository, "final_report")
-
-
 def test_submitted_and_left(runs: Runs, template: MockRepository, tmp_path: Path) -> None:
     """Without a driver the closing job closes the books; the outputs are those of a local run."""
     said = runs.call(*runs.new_run()).stdout
     assert said.strip() == str(runs.run_dir)
     runs.until(runs.is_closed)
-    _is_whole(runs)
+    runs.check_outputs()
     ours = runs.repository.dump()
 
     local = copy_template(template, tmp_path / "local")
@@ -106,7 +83,7 @@ def test_a_process_is_killed(runs: Runs, moods: Moods) -> None:
     moods.set({})
     os.kill(job_of(pid), signal.SIGKILL)
     runs.until(runs.is_closed)
-    _is_whole(runs)
+    runs.check_outputs()
     assert runs.n_rounds() == 1
 
 
@@ -119,7 +96,7 @@ def test_a_job_is_killed(runs: Runs, moods: Moods, slurm: Slurm) -> None:
     slurm.run("scancel", "--signal=KILL", "--full", task_of(pid))
     runs.until(lambda: runs.n_rounds() == 2)
     runs.until(runs.is_closed)
-    _is_whole(runs)
+    runs.check_outputs()
 
 
 @pytest.mark.thorough
@@ -136,7 +113,7 @@ def test_failing_quanta(runs: Runs, moods: Moods) -> None:
     assert counts["summary"]["succeeded"] == 1
     moods.set({})
     runs.call("resume", runs.run_dir)
-    _is_whole(runs)
+    runs.check_outputs()
 
 
 @pytest.mark.thorough
@@ -146,7 +123,7 @@ def test_over_its_memory(runs: Runs, moods: Moods) -> None:
     runs.configure(SITE + "memoryMultiplier: 3\n")
     runs.call(*runs.new_run())
     runs.until(runs.is_closed)
-    _is_whole(runs)
+    runs.check_outputs()
 
 
 @pytest.mark.thorough
@@ -161,7 +138,7 @@ def test_over_its_time(runs: Runs, moods: Moods, slurm: Slurm) -> None:
     runs.until(lambda: runs.n_rounds() == 2)
     assert [job["state"] for job in runs.jobs() if job["id"] == task] == ["TIMEOUT"]
     runs.until(runs.is_closed)
-    _is_whole(runs)
+    runs.check_outputs()
 
 
 @pytest.mark.thorough
@@ -171,7 +148,7 @@ def test_its_time_is_too_short_for_all(runs: Runs, moods: Moods) -> None:
     runs.configure(SITE + "jobWalltime: 60\n")
     runs.call(*runs.new_run())
     runs.until(runs.is_closed)
-    _is_whole(runs)
+    runs.check_outputs()
     assert runs.n_rounds() == 1
     printed = "".join(path.read_text() for path in (runs.run_dir / "batch/0001/logs/000").glob("*.txt"))
     assert "try 2 of" in printed
@@ -190,7 +167,7 @@ def test_slurm_goes_and_comes_back(runs: Runs, moods: Moods, slurm: Slurm) -> No
         slurm.start_controller()
     moods.let_go()
     assert driver.wait(200) == 0, runs.said()
-    _is_whole(runs)
+    runs.check_outputs()
     runs.until(lambda: not runs.left())  # the closing job ends when it finds all done
 
 
@@ -205,7 +182,7 @@ def test_the_driver_is_killed(runs: Runs, moods: Moods) -> None:
     moods.let_go()
     runs.call("resume", runs.run_dir)
     assert runs.n_rounds() == 1
-    _is_whole(runs)
+    runs.check_outputs()
     runs.until(lambda: not runs.left())  # the closing job ends when it finds all done
 
 
@@ -220,7 +197,7 @@ def test_cancelled(runs: Runs, moods: Moods) -> None:
     assert report["submitted"] is None
     moods.set({})
     runs.call("resume", runs.run_dir)
-    _is_whole(runs)
+    runs.check_outputs()
 
 
 @pytest.mark.thorough
@@ -229,7 +206,7 @@ def test_rounds_of_few_jobs(runs: Runs) -> None:
     runs.configure(SITE + "maxJobs: 4\n")
     runs.call(*runs.new_run())
     runs.until(lambda: runs.n_rounds() == 2 and runs.is_closed())
-    _is_whole(runs)
+    runs.check_outputs()
 
 
 @pytest.mark.parametrize(
