@@ -381,7 +381,7 @@ def _closing_dependency(ids: Sequence[int]) -> str:
     return ":".join(["afterany", *map(str, ids)])
 
 
-def _call(command: Sequence[str], *, timeout_s: float = _PATIENCE_S, what: str = "") -> str:
+def _call(command: Sequence[str], *, timeout_s: float | None = None, what: str = "") -> str:
     """Return what a command of Slurm's prints.
 
     Raises
@@ -390,6 +390,7 @@ def _call(command: Sequence[str], *, timeout_s: float = _PATIENCE_S, what: str =
         It is missing, fails, or takes too long.
     """
     program = command[0]
+    timeout_s = timeout_s or _PATIENCE_S
     try:
         done = subprocess.run(
             command,
