@@ -85,6 +85,10 @@ class Site:
             *more,
         ]
 
+    def all_of_isr_wait(self) -> None:
+        """Have both jobs of isr wait, whichever quanta are in which of them."""
+        self.moods(**{f"isr_{visit}_{detector}": "wait" for visit in (1, 2) for detector in (1, 2, 3, 4)})
+
     def submit(self, settings: str = "", *more: str) -> None:
         self.qgexec("submit", *self.arguments(settings, *more))
 
@@ -100,6 +104,14 @@ class Site:
     def wait_for_the_end(self) -> None:
         """Wait until nothing is in the queue any more."""
         _wait_until(lambda: not self.queue(), "the queue does not become empty")
+
+    def wait_for_quanta(self, n_quanta: int) -> None:
+        """Wait until so many have begun."""
+        began = self.folder / "began"
+        _wait_until(
+            lambda: began.exists() and len(began.read_text().splitlines()) >= n_quanta,
+            f"less than {n_quanta} quanta begin",
+        )
 
     def wait_for(self, name: str, times: int = 1) -> None:
         """Wait until a quantum has begun so often."""
@@ -316,9 +328,9 @@ def test_memory_over_any_machines_is_told(site: Site) -> None:
 @pytest.mark.thorough
 def test_a_held_job_is_told(site: Site) -> None:
     """A job on hold is in the status with HTCondor's reason, and goes on when it is released."""
-    site.moods(isr_1_2="wait")
+    site.all_of_isr_wait()
     site.submit()
-    site.wait_for("isr 1,2")
+    site.wait_for_quanta(2)
     cluster = str((site.round().ticket or {})["cluster"])
     site.pool.run("condor_hold", "-constraint", f'DAGManJobId == {cluster} && DAGNodeName == "j0"')
     status = site.qgexec("status", site.run_dir).stdout
@@ -332,12 +344,12 @@ def test_a_held_job_is_told(site: Site) -> None:
 @pytest.mark.thorough
 def test_what_somebody_does_by_hand(site: Site) -> None:
     """A job that is removed is tried again; while DAGMan is on hold what runs goes on, and nothing begins."""
-    site.moods(isr_1_2="wait")
+    site.all_of_isr_wait()
     site.submit()
-    site.wait_for("isr 1,2")
+    site.wait_for_quanta(2)
     cluster = str((site.round().ticket or {})["cluster"])
     site.pool.run("condor_rm", "-constraint", f'DAGManJobId == {cluster} && DAGNodeName == "j0"')
-    site.wait_for("isr 1,2", times=2)
+    site.wait_for_quanta(3)
     site.pool.run("condor_hold", cluster)
     assert "DAGMan is held: via condor_hold" in site.qgexec("status", site.run_dir).stdout
     (site.folder / GO).touch()
@@ -353,10 +365,9 @@ def test_disk_of_the_run_directory_fills_up(site: Site) -> None:
     """Jobs end, for they cannot say what they do, and DAGMan ends too; with room again all goes on."""
     site.run_dir.mkdir()
     disk = site.pool.mount_disk(site.run_dir, _DISK_BYTES)
-    site.moods(isr_1_2="wait", isr_2_2="wait")
+    site.all_of_isr_wait()
     site.submit()
-    site.wait_for("isr 1,2")
-    site.wait_for("isr 2,2")
+    site.wait_for_quanta(2)
     fill(disk / "ballast")
     (site.folder / GO).touch()
     _wait_until(lambda: not _jobs_that_run(site), "jobs go on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -82,14 +83,17 @@ def start(
 def test_what_slurm_has_forgotten_is_in_its_books(start: Start, moods: Moods) -> None:
     """With an accounting database, how a job was killed is known though squeue does not show it any more."""
     runs = start(accounting=True, min_job_age_s=2)
-    moods.set({"isr 1,3": "wait", "calibrate 2,3": "wait"})
+    moods.set({"isr": "wait"})
     runs.call(*runs.new_run())
-    pids = moods.wait_for(2)
+    pid, _ = moods.wait_for(2).values()
     moods.set({})
-    task = task_of(pids["isr 1,3"])
-    _kill_without_a_word(job_of(pids["isr 1,3"]))
-    runs.until(lambda: task not in {job["id"] for job in runs.jobs()})
+    closing = str(json.loads((runs.run_dir / "batch/0001/ticket.json").read_text())["closing"])
+    runs.slurm.run("scontrol", "hold", closing)
+    task = task_of(pid)
+    _kill_without_a_word(job_of(pid))
     moods.let_go()
+    runs.until(lambda: task not in {job["id"] for job in runs.jobs()})
+    runs.slurm.run("scontrol", "release", closing)
     runs.until(lambda: runs.n_rounds() == 2 and runs.is_closed())
     runs.check_outputs()
     (lost,) = (event for event in read_events(runs.run_dir / "journal") if isinstance(event, AttemptLost))
