@@ -271,6 +271,7 @@ class GraphExecutor(QuantumGraphExecutor):
         self,
         *,
         force: bool = False,
+        leave: bool = False,
         provenance_graph_file: str | None = None,
     ) -> None:
         """Go on with the run that this was made from, to its end; raises as `execute` does.
@@ -281,19 +282,25 @@ class GraphExecutor(QuantumGraphExecutor):
         ----------
         force
             Believe that an earlier driver on another host is gone.
+        leave
+            Leave what is to be executed to a batch system and do not wait, as `submit` does.
         provenance_graph_file
             As for `execute`.
 
         Raises
         ------
+        qgexec.errors.UsageError
+            The execution model does not go on without a driver, but is to be left.
         qgexec.errors.RunHeldError
             Another driver has the run in hand, or may have.
         """
         if self._reopened is None:
             raise UsageError("there is no run to go on with", hint="Make the executor with of_run(run_dir).")
+        if leave:
+            self._check_survival()
         opened, loop = take_over(
             *self._reopened,
-            self._client,
+            replace(self._client, leaves=leave),
             self._options,
             force=force,
             strict_versions=self._options.strict_versions,
@@ -394,7 +401,7 @@ class GraphExecutor(QuantumGraphExecutor):
         if not (isinstance(model, ExecutionModel) and model.facts.survives_driver):
             raise UsageError(
                 f"{model_name(self._client.model)} needs a driver as long as it runs: it cannot be submitted",
-                hint="Name a batch system, as with --model slurm, or run it: qgexec run.",
+                hint="Name a batch system (--model slurm), or wait for it: qgexec run, or no --no-wait.",
             )
 
     def _execute(

@@ -209,6 +209,7 @@ initialization = _stack(
     click.option("--register-dataset-types", is_flag=True, help="Register dataset types that are missing."),
     click.option("--skip-init-writes", is_flag=True, help="Do not write configs and other init-outputs."),
     click.option("--no-versions", is_flag=True, help="Do not save or check package versions."),
+    click.option("--no-output-chain", is_flag=True, help="Leave the output CHAINED collection as it is."),
 )
 
 run_dir = click.option(

@@ -53,7 +53,8 @@ def _without_defaults(command: click.Command) -> click.Command:
 @options.execution
 @options.resources
 @click.option("--force", is_flag=True, help="Take over although an earlier driver elsewhere may still run.")
-def resume(*, run_dir: Path, force: bool, summary: str | None, **given: Any) -> None:
+@click.option("--no-wait", is_flag=True, help="Leave it to the batch system, as `qgexec submit` does.")
+def resume(*, run_dir: Path, force: bool, no_wait: bool, summary: str | None, **given: Any) -> None:
     """Go on with a run that was interrupted, killed or has failures, to its end.
 
     What succeeded is kept, what failed or was never run is executed, and outputs
@@ -85,7 +86,7 @@ def resume(*, run_dir: Path, force: bool, summary: str | None, **given: Any) -> 
             tell=display.show_now,
             **changes,
         )
-        code, broken = outcome_of(lambda: executor.resume(force=force))
+        code, broken = outcome_of(lambda: executor.resume(force=force, leave=no_wait))
     sys.exit(conclude(executor, code, broken, summary=summary))
 
 

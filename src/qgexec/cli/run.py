@@ -220,6 +220,7 @@ def _preparation(given: dict[str, Any]) -> Preparation:
         register_dataset_types=given["register_dataset_types"],
         init_writes=not given["skip_init_writes"],
         versions=not given["no_versions"],
+        chain=not given["no_output_chain"],
     )
 
 

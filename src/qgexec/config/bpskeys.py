@@ -27,6 +27,9 @@ _BY_PURPOSE = {
         fileDistributionEndPointDefault makeIdLink idLinkPath saveDot saveGenericWorkflow
         saveClusteredQgraph validateClusteredQgraph overwriteJobFiles workflowName workflowPath
     """,
+    "the service of BPS in qgexec.bps": """
+        qgexecModel qgexecProcesses qgexecWait runWmsSubmissionChecks
+    """,
     "jobs, sites and queues": """
         wmsServiceClass wmsConfig wmsAttemptNum computeCloud computingCloud priority
         category mailTo whenToMail concurrencyLimit preemptible nodeset
@@ -47,4 +50,4 @@ _BY_PURPOSE = {
 }
 
 BATCH_KEYS = frozenset(name for names in _BY_PURPOSE.values() for name in names.split())
-"""Keys of ctrl_bps 30 and of its plug-ins for HTCondor, PanDA and Parsl, in any section."""
+"""Keys of ctrl_bps 30 and of its plug-ins for HTCondor, PanDA, Parsl and qgexec, in any section."""

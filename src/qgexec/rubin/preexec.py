@@ -49,6 +49,9 @@ class Preparation:
     versions: bool = True
     """Include package versions in that."""
 
+    chain: bool = True
+    """Put the RUN into the CHAINED collection; otherwise that is left alone."""
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
         return asdict(self) | {"inputs": list(self.inputs)}
@@ -152,7 +155,7 @@ def _resolve(butler: Butler, graph: GraphFile, asked: Preparation, begun: Begun 
     return resolve_collections(
         butler,
         inputs=asked.inputs or graph.inputs,
-        output=asked.output or graph.output,
+        output=(asked.output or graph.output) if asked.chain else None,
         output_run=graph.output_run,
         extend_run=None if is_ours else asked.extend_run,
         inputs_given=bool(asked.inputs),

@@ -1,0 +1,267 @@
+"""Owns what a BPS configuration, as ctrl_bps hands it over, means here: a file of resources and a command.
+
+What the keys about memory, time, retries, sites and clusters mean is left to `qgexec.config.bpsfile`; here
+the sections that only ctrl_bps has (``bps_cmdline``, ``bps_defined``) are laid where that reads them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from lsst.ctrl.bps import BPS_DEFAULTS
+from lsst.daf.butler import Butler, Config, MissingCollectionError
+
+from qgexec.books.rundir import write_aside
+from qgexec.bps.clustering import ALGORITHMS
+from qgexec.bps.refusal import Refusal
+from qgexec.cli.run import run, submit
+from qgexec.config.bpsfile import read_config
+from qgexec.errors import UsageError
+from qgexec.models.registry import facts_of
+from qgexec.rubin.repository import open_butler, require_writeable
+
+__all__ = ["Settings"]
+
+_logger = logging.getLogger(f"lsst.{__name__}")  # what the --log-level of bps is about
+
+_NOT_RUN = "it is not run: qgexec executes the quanta itself"
+_TAKEN_IN = "outputs are taken into the registry by qgexec, while the run goes on and at its end"
+
+_IGNORED = {
+    "runQuantumCommand": _NOT_RUN,
+    "extraInitOptions": "init-outputs are written by qgexec",
+    "extraAggregateOptions": _TAKEN_IN,
+    "ordering": "quanta are ordered by the graph alone",
+}
+"""Keys that make another service do something else than this one, where they are not BPS's defaults."""
+
+_IGNORED_OF_FINAL_JOB = {"whenRun": _TAKEN_IN, "command1": _TAKEN_IN, "command2": _TAKEN_IN}
+
+
+class Settings:
+    """A configuration, and what follows from it.
+
+    Parameters
+    ----------
+    config : `lsst.ctrl.bps.BpsConfig`
+        As ctrl_bps gives it to a service.
+
+    Raises
+    ------
+    qgexec.errors.QgexecError
+        A value makes no sense, or there is no such model.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self._places: dict[str, str] = {}
+        site, cloud = self._text("computeSite"), self._text("computeCloud")
+        # Without a name ctrl_bps would take the section of all sites for that of one.
+        self._places = {k: v for k, v in (("curr_site", site), ("curr_cloud", cloud)) if v}
+        self.model = self._text("qgexecModel") or "pool"
+        self.ends = facts_of(self.model).survives_driver
+        """The command ends when the run is handed over to a batch system."""
+        self.processes = self._whole("qgexecProcesses") or len(os.sched_getaffinity(0))
+        self.waits = self._yes_or_no("qgexecWait")
+        self.repository = self._text("butlerConfig")
+
+    def _value(self, key: str) -> Any:
+        return self._config.search(key, opt={"default": "", "curvals": dict(self._places)})[1]
+
+    def _text(self, key: str) -> str:
+        value = self._value(key)
+        return "" if value is None or isinstance(value, Mapping) else str(value).strip()
+
+    def _whole(self, key: str) -> int | None:
+        text = self._text(key)
+        if text and not (text.isdecimal() and int(text) > 0):
+            raise UsageError(f"{key} is {text!r}, which is no number of processes", hint="Give 1 or more.")
+        return int(text) if text else None
+
+    def _yes_or_no(self, key: str) -> bool:
+        text = self._text(key).lower()
+        if text not in ("", "true", "false"):
+            raise UsageError(f"{key} is {text!r}, which is neither true nor false")
+        return text == "true"
+
+    def check(self) -> None:
+        """Find what is wrong before anything is made: neither submit directory nor graph.
+
+        Raises
+        ------
+        qgexec.errors.QgexecError, Refusal
+            It cannot be executed like this.
+        """
+        self._check_payload()
+        with tempfile.TemporaryDirectory(prefix="qgexec-") as folder:
+            file = Path(folder) / "qgexec.yaml"
+            self.write_resources(file)
+            for name in _read(file).unknown:
+                _logger.warning("Of no meaning in the BPS configuration: %s", _without_place(name, file))
+            self._check_command(self._command("graph.qg", file, Path(folder), extends=False))
+        with open_butler(self.repository, writeable=True) as butler:
+            require_writeable(butler)
+        for remark in self.remarks():
+            _logger.warning("%s", remark)
+
+    def _check_payload(self) -> None:
+        if not self.repository:
+            raise UsageError(
+                "the BPS configuration names no repository", hint="Write `butlerConfig` below `payload`."
+            )
+        graph = self._text("qgraphFile")
+        if graph and not Path(graph).is_file():
+            raise UsageError(f"qgraphFile: there is no file {graph}")
+        if not graph and not self._text("pipelineYaml"):
+            raise UsageError(
+                "the BPS configuration names neither a pipeline nor a graph",
+                hint="Write `pipelineYaml`, or `qgraphFile`.",
+            )
+        name = self._text("clusterAlgorithm")
+        if name in ("auto", "chunks"):
+            raise UsageError(
+                f"clusterAlgorithm is {name!r}, which ctrl_bps would not find",
+                hint=f"In a BPS configuration write `clusterAlgorithm: qgexec.bps.{name}`.",
+            )
+
+    def _check_command(self, command: list[str]) -> None:
+        verb = submit if self.ends else run
+        try:
+            verb.make_context(f"qgexec {command[0]}", command[1:])
+        except click.ClickException as error:
+            raise Refusal(
+                f"extraRunQuantumOptions of the BPS configuration: {error.format_message()}\n"
+                f"They are given to `qgexec {command[0]}`, which has options of the same names as pipetask."
+            ) from error
+
+    def remarks(self) -> Iterator[str]:
+        """Yield a sentence for each key that would have made another service do something else."""
+        tree = _plain(self._config)
+        sections = {"": tree, "payload: ": tree.get("payload") or {}}
+        sections |= {f"pipetask: {label}: ": own for label, own in (tree.get("pipetask") or {}).items()}
+        for prefix, section in sections.items():
+            default = BPS_DEFAULTS["pipetask"]["pipetaskInit"] if "pipetaskInit" in prefix else BPS_DEFAULTS
+            for key, why in _IGNORED.items():
+                if section and section.get(key) and section[key] != default.get(key):
+                    yield f"{prefix}{key} of the BPS configuration is ignored: {why}."
+        final = tree.get("finalJob") or {}
+        for key, why in _IGNORED_OF_FINAL_JOB.items():
+            if final.get(key) and final[key] != BPS_DEFAULTS["finalJob"].get(key):
+                yield f"finalJob: {key} of the BPS configuration is ignored: {why}."
+
+    def write_resources(self, file: Path) -> None:
+        """Write what ``--resources`` is to name."""
+        text = yaml.safe_dump(self._resources(), sort_keys=False, allow_unicode=True)
+        write_aside(file, lambda stream: stream.write(text.encode()))
+
+    def _resources(self) -> dict[str, Any]:
+        tree = _plain(self._config)
+        told = tree.pop("bps_cmdline", None) or {}
+        tree |= (tree.pop("bps_defined", None) or {}) | told
+        tree["payload"] = (tree.get("payload") or {}) | told
+        site = (tree.get("site") or {}).get(self._places.get("curr_site"))
+        cloud = (tree.get("cloud") or {}).get(self._places.get("curr_cloud"))
+        for section in (tree, tree["payload"], site, cloud):
+            if isinstance(section, dict):
+                section.pop("extraRunQuantumOptions", None)  # given to the command
+                _rename_algorithm(section)
+        self._evaluate(tree, self._places)
+        for label, own in (tree.get("pipetask") or {}).items():
+            if isinstance(own, dict):
+                self._evaluate(own, {**self._places, "curr_pipetask": label})
+        return tree
+
+    def _evaluate(self, section: dict[str, Any], current: Mapping[str, str]) -> None:
+        """Have ctrl_bps evaluate what only it does: ``bpsEval``."""
+        for key, value in section.items():
+            if isinstance(value, dict) and key != "pipetask":
+                self._evaluate(value, current)
+            elif isinstance(value, str) and "bpsEval(" in value:
+                section[key] = self._config.replace_vars(value, {"curvals": dict(current)})
+
+    def command(self, graph: str, resources: Path, run_dir: Path) -> list[str]:
+        """Return the arguments of `qgexec` that execute a graph as this configuration has it.
+
+        Raises
+        ------
+        qgexec.errors.RepositoryError
+            The repository cannot be opened.
+        """
+        with open_butler(self.repository) as butler:
+            extends = _exists(butler, self._text("outputRun"))
+        return self._command(graph, resources, run_dir, extends=extends)
+
+    def _command(self, graph: str, resources: Path, run_dir: Path, *, extends: bool) -> list[str]:
+        command = ["submit" if self.ends else "run", "-b", self.repository, "-g", graph]
+        command += ["--run-dir", str(run_dir), "--resources", str(resources), "--model", self.model]
+        command.append("--register-dataset-types")
+        if not self.ends:
+            command += ["-j", str(self.processes)]
+        if extends:  # as `pipetask run-qbb` does it in a RUN that exists
+            command += ["--extend-run", "--clobber-outputs"]
+        told = self._config.search(".finalJob.updateOutputChain", opt={"default": ""})[1]
+        if "--update-output-chain" not in str(told).split():
+            command.append("--no-output-chain")
+        return command + list(self._options())
+
+    def _options(self) -> Iterator[str]:
+        """Yield ``extraRunQuantumOptions`` but for ``-j``, which is about the processes of one job."""
+        words = iter(_words(self._text("extraRunQuantumOptions")))
+        for word in words:
+            if word in ("-j", "--processes"):
+                next(words, None)
+            elif not re.match(r"-j\d|--processes=", word):
+                yield word
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"extraRunQuantumOptions is {text!r}: {error}") from error
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Return a configuration as it stands, with no variable replaced."""
+    plain: dict[str, Any] = Config(config).toDict()
+    return plain
+
+
+def _rename_algorithm(section: dict[str, Any]) -> None:
+    name = section.get("clusterAlgorithm")
+    if name in ALGORITHMS:
+        ours = ALGORITHMS[name]
+        if ours is None:
+            del section["clusterAlgorithm"]
+        else:
+            section["clusterAlgorithm"] = ours
+
+
+def _read(file: Path) -> Any:
+    """Read a file of resources that nobody will find after this."""
+    try:
+        return read_config([file])
+    except UsageError as error:
+        error.message = f"the BPS configuration cannot be executed: {_without_place(error.message, file)}"
+        raise
+
+
+def _without_place(text: str, file: Path) -> str:
+    return re.sub(rf"{re.escape(str(file))}:\d+(: |; )?", "", text).replace(" ()", "")
+
+
+def _exists(butler: Butler, run_name: str) -> bool:
+    try:
+        butler.collections.get_info(run_name)
+    except MissingCollectionError:
+        return False
+    return True
