@@ -6,6 +6,7 @@ import logging
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def launch(submission: Submission, command: Sequence[str]) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # As long as its parent does not wait for it, a process that has ended would be taken for alive.
+    threading.Thread(target=process.wait, daemon=True).start()
     if not submission.ends:
         while process.poll() is None and not _has_begun(journal, before):
             time.sleep(_PAUSE_S)

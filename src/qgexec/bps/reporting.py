@@ -54,8 +54,10 @@ def words_on(report: RunReport) -> str:
         case RunState.BROKEN:
             return f"The run broke off; see {path}/qgexec.log. To go on: bps restart --id {path}"
         case RunState.STOPPED:
-            reason = report.stop_reason.value if report.stop_reason is not None else "stopped"
-            return f"The run was told to stop ({reason}). To go on: bps restart --id {path}"
+            is_cancelled = report.run_dir.cancel_file.exists()
+            return (
+                f"It was {'cancelled' if is_cancelled else 'told to stop'}. To go on: bps restart --id {path}"
+            )
         case RunState.PERHAPS_RUNNING:
             host = report.driver.host if report.driver is not None else "another host"
             return f"The run is executed on {host}; from here it cannot be seen whether it still is."

@@ -17,12 +17,10 @@ from qgexec.books.rundir import RunDir
 from qgexec.bps.launch import launch
 from qgexec.bps.refusal import Refusal, refusing
 from qgexec.bps.reporting import report_of, state_of, words_on
-from qgexec.bps.settings import Settings
+from qgexec.bps.settings import Settings, check_service
 from qgexec.bps.submission import Submission, remember, remembered
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import JournalError, QgexecError, RunDirError
-from qgexec.models.batch import BatchModel
-from qgexec.models.registry import find_model, takes_setting
 from qgexec.offline import cancel
 from qgexec.reports.report import read_report
 
@@ -342,10 +340,7 @@ class QgexecService(BaseWmsService):
         """
         name = (pass_thru or "").strip() or "pool"
         try:
-            settings = {"settings": BatchSettings()} if takes_setting(name, "settings") else {}
-            model = find_model(name, **settings)
-            if isinstance(model, BatchModel):
-                model.system.check()
+            if check_service(name):
                 return 0, f"The batch system of execution model {name} answers."
         except QgexecError as error:
             return 1, str(error)

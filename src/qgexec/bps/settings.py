@@ -24,12 +24,14 @@ from qgexec.books.rundir import write_aside
 from qgexec.bps.clustering import ALGORITHMS
 from qgexec.bps.refusal import Refusal
 from qgexec.cli.run import run, submit
+from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.bpsfile import read_config
 from qgexec.errors import UsageError
-from qgexec.models.registry import facts_of
+from qgexec.models.batch import BatchModel
+from qgexec.models.registry import facts_of, find_model, takes_setting
 from qgexec.rubin.repository import open_butler, require_writeable
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "check_service"]
 
 _logger = logging.getLogger(f"lsst.{__name__}")  # what the --log-level of bps is about
 
@@ -110,6 +112,7 @@ class Settings:
             self._check_command(self._command("graph.qg", file, Path(folder), extends=False))
         with open_butler(self.repository, writeable=True) as butler:
             require_writeable(butler)
+        check_service(self.model)
         for remark in self.remarks():
             _logger.warning("%s", remark)
 
@@ -221,6 +224,22 @@ class Settings:
                 next(words, None)
             elif not re.match(r"-j\d|--processes=", word):
                 yield word
+
+
+def check_service(name: str) -> bool:
+    """Check that what a model submits to answers; return whether it submits to anything.
+
+    Raises
+    ------
+    qgexec.errors.ModelError
+        It does not answer, or there is no such model.
+    """
+    settings = {"settings": BatchSettings()} if takes_setting(name, "settings") else {}
+    model = find_model(name, **settings)
+    if not isinstance(model, BatchModel):
+        return False
+    model.system.check()
+    return True
 
 
 def _words(text: str) -> list[str]:

@@ -1,0 +1,221 @@
+"""`bps submit | report | status | cancel | restart` with our service, on a mock repository, to the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from repos import INPUT_CHAIN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, copy_template
+
+from qgexec.reports.report import RunState
+from tests.bps.conftest import Bps
+from tests.cli.commands import Moods, call, datasets
+
+OUTPUTS = ("post_isr", "calibrated", "visit_summary_mock", "final_report")
+
+
+def _holds(repository: MockRepository) -> dict[str, Any]:
+    """Return what a repository holds, but for the identifiers of datasets."""
+    dump: dict[str, Any] = repository.dump()
+    return dump | {"datasets": [dataset[:3] for dataset in dump["datasets"]]}
+
+
+def _row(output: str, label: str) -> dict[str, int]:
+    """Return a row of the table that ``bps report --id`` prints."""
+    lines = [line.split() for line in output.splitlines()]
+    names = next(line for line in lines if "PRUNED" in line and "EXPECTED" in line)
+    numbers = next(line for line in lines if line[:1] == [label] and len(line) == len(names) + 1)
+    return {name: int(n) for name, n in zip(names, numbers[1:], strict=True) if n != "0"}
+
+
+def test_pipeline_to_the_end(template: MockRepository, bps: Bps, tmp_path: Path) -> None:
+    """A pipeline is built, executed and ingested; what is left equals what `qgexec run` leaves."""
+    pipeline = template.root.parent / "pipeline.yaml"
+    bps.configure(qgraphFile=None, pipelineYaml=str(pipeline), qgexecWait=True)
+    said = bps("submit", "bps.yaml")
+    assert f"Run Id: {bps.submit_path}" in said
+
+    table = bps("report", "--id", bps.submit_path, "--return-exit-codes")
+    assert "SUCCEEDED 100" in table
+    assert all(word in table for word in ("dev", "quick", "check", str(bps.run_dir)))
+    assert _row(table, "isr") == {"SUCCEEDED": 8, "EXPECTED": 8}
+    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA, "EXPECTED": N_QUANTA}
+    bps("status", "--id", bps.submit_path)
+
+    other = copy_template(template, tmp_path / "other")
+    graph = next(bps.submit_path.glob("*.qg"))
+    options = ("-g", graph, "--register-dataset-types", "--run-dir", tmp_path / "run", "-j", 2)
+    assert call("run", "-b", other.root, *options).code == 0
+    assert _holds(bps.repository) == _holds(other)
+    with bps.repository.butler() as butler:
+        chain = butler.collections.get_info(OUTPUT).children
+        inputs = butler.collections.query(INPUT_CHAIN, flatten_chains=True)
+    assert list(chain) == [OUTPUT_RUN, *inputs]
+
+
+def test_failure_and_restart(bps: Bps, moods: Moods) -> None:
+    """A failed quantum is in report and status, with what it blocks; restart executes these alone."""
+    moods.set({"isr 1,3": "raise"})
+    bps.configure(qgexecWait=True)
+    bps("submit", "bps.yaml")
+
+    table = bps("report", "--id", bps.submit_path, "--return-exit-codes")
+    assert _row(table, "isr") == {"SUCCEEDED": 7, "FAILED": 1, "EXPECTED": 8}
+    assert _row(table, "calibrate") == {"SUCCEEDED": 7, "PRUNED": 1, "EXPECTED": 8}
+    assert _row(table, "final") == {"PRUNED": 1, "EXPECTED": 1}
+    codes = [line.split() for line in table.splitlines() if line.startswith("isr")]
+    assert codes[-1] == ["isr", "1", "1", "0", "None"]
+    bps("status", "--id", bps.submit_path, code=19)
+    assert len(datasets(bps.repository, "calibrated")) == 7
+
+    moods.set({})
+    restarted = bps("restart", "--id", bps.submit_path)
+    assert f"Run Id: {bps.submit_path}" in restarted
+    table = bps("report", "--id", bps.submit_path)
+    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA, "EXPECTED": N_QUANTA}
+    assert [len(datasets(bps.repository, name)) for name in OUTPUTS] == [8, 8, 2, 1]
+    started = [n for n in (bps.submit_path / "qgexec.log").read_text().splitlines() if n.startswith("$ ")]
+    assert [line.split()[2] for line in started] == ["run", "resume"]
+
+
+def test_cancelled_while_it_runs(bps: Bps, moods: Moods) -> None:
+    """`bps submit` returns while quanta run; they are listed, can be cancelled, and gone on with."""
+    moods.set({"isr": "wait"})
+    bps.configure()
+    bps("submit", "bps.yaml")
+    moods.wait_for(2)
+
+    (row,) = [line.split() for line in bps("report").splitlines() if str(bps.submit_path) in line]
+    assert row[:2] == ["RUNNING", "0"]
+    bps("status", "--id", bps.submit_path, code=15)
+    assert "is in the hands of" in bps("restart", "--id", bps.submit_path)
+
+    assert "Successfully canceled" in bps("cancel", "--id", bps.submit_path)
+    assert bps.report().state is RunState.STOPPED
+    bps("status", "--id", bps.submit_path, code=16)
+    assert _row(bps("report", "--id", bps.submit_path), "isr") == {"DELETED": 8, "EXPECTED": 8}
+    assert bps("report") == ""
+    assert "No job matches" in bps("cancel", "--id", bps.submit_path)
+
+    moods.set({})
+    bps("restart", "--id", bps.submit_path)
+    assert bps.wait(lambda report: report.state is RunState.COMPLETED).all_succeeded
+    bps("status", "--id", bps.submit_path)
+
+
+def test_again_into_the_same_chain(bps: Bps) -> None:
+    """A second RUN comes first in the output chain; without updateOutputChain the chain stays as it is."""
+    bps.configure(qgexecWait=True)
+    bps("submit", "bps.yaml")
+    runs = [OUTPUT_RUN, f"{OUTPUT}/second", f"{OUTPUT}/third"]
+    bps.configure({"outputRun": runs[1]}, qgexecWait=True, updateQuantumGraph=None)
+    bps("submit", "bps.yaml")
+    with bps.repository.butler() as butler:
+        chain = butler.collections.get_info(OUTPUT).children
+    assert chain[:2] == (runs[1], runs[0])
+
+    final = {"updateOutputChain": ""}
+    bps.configure({"outputRun": runs[2]}, qgexecWait=True, updateQuantumGraph=None, finalJob=final)
+    bps("submit", "bps.yaml")
+    with bps.repository.butler() as butler:
+        assert butler.collections.get_info(OUTPUT).children == chain
+        assert len(butler.query_datasets("calibrated", runs[2])) == 8
+    assert bps("report", "--hist", "1").count("SUCCEEDED") == 3
+
+
+def test_into_a_run_that_exists(bps: Bps, moods: Moods) -> None:
+    """As with `pipetask run-qbb`: what is done in the RUN is skipped, the rest executed."""
+    moods.set({"isr 1,3": "raise"})
+    bps.configure(qgexecWait=True, finalJob={"updateOutputChain": ""})
+    bps("submit", "bps.yaml")
+    moods.set({"calibrate 1,2": "raise"})  # done before: it is not asked
+    again = bps.folder / "again"
+    bps.configure(qgexecWait=True, submitPath=str(again))
+    bps("submit", "bps.yaml")
+    table = bps("report", "--id", again)
+    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA, "EXPECTED": N_QUANTA}
+    assert [len(datasets(bps.repository, name)) for name in OUTPUTS] == [8, 8, 2, 1]
+
+
+def test_prepared_only(bps: Bps) -> None:
+    """`bps prepare` writes what would be done, and does nothing of it."""
+    before = bps.repository.dump()
+    bps.configure()
+    bps("prepare", "bps.yaml")
+    told = json.loads((bps.submit_path / "qgexec.json").read_text())
+    assert told["command"][:3] == ["run", "-b", str(bps.repository.root)]
+    assert not bps.run_dir.exists()
+    assert bps.repository.dump() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"qgexecModel": "slrum"}, "there is no execution model 'slrum'\nDid you mean slurm?"),
+        ({"qgexecProcesses": "many"}, "qgexecProcesses is 'many'"),
+        ({"payload": None}, "names no repository"),
+        ({"payload": {"butlerConfig": "/no/where"}}, "there is no butler repository /no/where"),
+        ({"qgraphFile": None}, "neither a pipeline nor a graph"),
+        ({"qgraphFile": "/no/where.qg"}, "there is no file /no/where.qg"),
+        ({"requestMemory": "8 GB"}, "cannot be executed: requestMemory is '8 GB', which is not"),
+        ({"clusterAlgorithm": "auto"}, "write `clusterAlgorithm: qgexec.bps.auto`"),
+        ({"extraRunQuantumOptions": "--no-such"}, "No such option"),
+        ({"extraRunQuantumOptions": "'"}, "No closing quotation"),
+    ],
+)
+def test_refused_before_anything_is_made(bps: Bps, change: dict[str, Any], said: str) -> None:
+    """What is wrong is told in one message, before there is a submit directory or a graph."""
+    before = bps.repository.dump()
+    file = bps.configure()
+    config = yaml.safe_load(file.read_text()) | change
+    file.write_text(yaml.safe_dump({name: value for name, value in config.items() if value is not None}))
+    told = bps("submit", file, code=2)
+    assert said in told
+    assert told.count("Error: ") == 1
+    assert not (bps.folder / "submit").exists()
+    assert bps.repository.dump() == before
+
+
+def test_refused_by_the_command(bps: Bps) -> None:
+    """What only `qgexec` finds is told as it says it; the run can be restarted when that is mended."""
+    with bps.repository.butler(writeable=True) as butler:
+        butler.collections.register(OUTPUT)
+    bps.configure(qgexecWait=True)
+    told = bps("submit", "bps.yaml", code=2)
+    assert f"Error: the output collection '{OUTPUT}' exists as a RUN collection" in told
+    assert str(bps.submit_path / "qgexec.log") in told
+    assert f"Restart failed: the output collection '{OUTPUT}' exists" in bps(
+        "restart", "--id", bps.submit_path
+    )
+    assert "does not exist" in bps("report", "--id", bps.submit_path)
+
+    with bps.repository.butler(writeable=True) as butler:
+        butler.collections.x_remove(OUTPUT)
+    bps("restart", "--id", bps.submit_path)
+    assert bps.report().all_succeeded
+
+
+def test_no_run_of_ours(bps: Bps) -> None:
+    """An id that is no run: each verb says so as it does for any service."""
+    said = f"there is no run of qgexec's in {bps.folder}"
+    assert said in bps("report", "--id", bps.folder)
+    assert said in bps("status", "--id", bps.folder, code=10)
+    assert f"Restart failed: {said}" in bps("restart", "--id", bps.folder)
+    cancelled = bps("cancel", "--id", bps.folder)
+    assert said in cancelled
+    assert "No job matches" in cancelled
+    assert bps("report") == ""
+    assert "by their submit directories" in bps("report", "--user", "nobody")
+    assert "No job matches" in bps("cancel", "--user", "nobody")
+
+
+def test_commands_of_other_kinds(bps: Bps) -> None:
+    """`bps submitcmd` needs another service; `bps ping` says that the pool needs none."""
+    script = bps.folder / "script.sh"
+    script.write_text("#!/bin/sh\n")
+    bps.configure(customJob={"executable": str(script), "arguments": ""})
+    assert "Error: qgexec executes quantum graphs" in bps("submitcmd", "bps.yaml", code=2)
+    assert "pool needs no service" in bps("ping")
