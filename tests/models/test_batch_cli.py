@@ -128,6 +128,23 @@ def test_cancel(place: Place, given: list[object]) -> None:
     assert place.report().all_succeeded
 
 
+def test_resume_does_not_wait(place: Place, given: list[object]) -> None:
+    """What is left is handed over again, and the jobs do the rest; a model that needs a driver is refused."""
+    place.hand.pause = True
+    call("submit", *given)
+    call("cancel", place.run_dir)
+    refused = call("resume", place.run_dir, "--no-wait", "--model", "inprocess")
+    assert refused.code == 2
+    assert "inprocess needs a driver as long as it runs" in refused.err
+    result = call("resume", place.run_dir, "--no-wait")
+    assert result.code == 0
+    assert "The run goes on without this process." in result.err
+    assert place.report().state is RunState.SUBMITTED
+    assert len(place.hand.submitted) == 2
+    place.work_off()
+    assert place.report().all_succeeded
+
+
 def test_a_closing_job_whose_run_has_failures(place: Place, given: list[object]) -> None:
     """Its exit code says so."""
     fault: Fault = in_task(isr=raising(ValueError("no stars")))

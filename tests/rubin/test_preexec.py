@@ -129,6 +129,16 @@ class TestWritten:
             assert prepared.output is None
             assert set(repo.butler.collections.query("*")) == {INPUT_RUN, INPUT_CHAIN, OUTPUT_RUN}
 
+    def test_without_the_chain(self, repository: MockRepository, graph: GraphFile) -> None:
+        """The output collection of a graph can be left alone."""
+        prepared = prepare_run(
+            str(repository.root), graph, Preparation(register_dataset_types=True, chain=False)
+        )
+        assert prepared.output is None
+        with repository.butler() as butler:
+            assert OUTPUT_RUN in butler.collections.query("*")
+            assert OUTPUT not in butler.collections.query("*")
+
     def test_second_run_of_one_output(self, repository: MockRepository, graph: GraphFile) -> None:
         """A new RUN comes before the older ones of its output collection."""
         prepare_run(str(repository.root), graph, REGISTER)
@@ -268,7 +278,10 @@ class TestBegun:
 
     def test_is_kept_as_plain_values(self) -> None:
         """What is to be done is the same when it was written and read."""
-        for asked in (Preparation(), Preparation(inputs=("a", "b"), output="c", extend_run=None)):
+        for asked in (
+            Preparation(),
+            Preparation(inputs=("a", "b"), output="c", extend_run=None, chain=False),
+        ):
             assert Preparation.from_json(json.loads(json.dumps(asked.to_json()))) == asked
 
 

@@ -77,7 +77,11 @@ class QgexecWorkflow(BaseWmsWorkflow):
         submission = Submission(
             path,
             generic_workflow.name,
-            tuple(settings.command(str(config["runQgraphFile"]), draft.resources, draft.run_dir)),
+            tuple(
+                settings.command(
+                    str(Path(config["runQgraphFile"]).absolute()), draft.resources, draft.run_dir
+                )
+            ),
             settings.ends,
             settings.waits,
             {
@@ -180,9 +184,9 @@ class QgexecService(BaseWmsService):
             It could not be begun; the message is that of ``qgexec``.
         """
         submission = workflow.submission
+        remember(submission.path)  # before it begins: Ctrl-C now would leave a run that nobody knows
         with refusing():
             launch(submission, submission.command)
-        remember(submission.path)
         workflow.run_id = submission.identifier
         return workflow
 

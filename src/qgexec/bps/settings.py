@@ -26,7 +26,7 @@ from qgexec.bps.refusal import Refusal
 from qgexec.cli.run import run, submit
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.bpsfile import read_config
-from qgexec.errors import UsageError
+from qgexec.errors import RepositoryError, UsageError
 from qgexec.models.batch import BatchModel
 from qgexec.models.registry import facts_of, find_model, takes_setting
 from qgexec.rubin.repository import open_butler, require_writeable
@@ -74,7 +74,11 @@ class Settings:
         """The command ends when the run is handed over to a batch system."""
         self.processes = self._whole("qgexecProcesses") or len(os.sched_getaffinity(0))
         self.waits = self._yes_or_no("qgexecWait")
-        self.repository = self._text("butlerConfig")
+        repository = self._text("butlerConfig")
+        # An alias stays what it is; a folder is to be found from wherever the run is restarted.
+        self.repository = (
+            str(Path(repository).absolute()) if repository and Path(repository).exists() else repository
+        )
 
     def _value(self, key: str) -> Any:
         return self._config.search(key, opt={"default": "", "curvals": dict(self._places)})[1]
@@ -110,8 +114,12 @@ class Settings:
             for name in _read(file).unknown:
                 _logger.warning("Of no meaning in the BPS configuration: %s", _without_place(name, file))
             self._check_command(self._command("graph.qg", file, Path(folder), extends=False))
-        with open_butler(self.repository, writeable=True) as butler:
-            require_writeable(butler)
+        try:
+            with open_butler(self.repository, writeable=True) as butler:
+                require_writeable(butler)
+        except RepositoryError as error:
+            error.hint = "It is butlerConfig of the BPS configuration."
+            raise
         check_service(self.model)
         for remark in self.remarks():
             _logger.warning("%s", remark)
