@@ -35,6 +35,7 @@ def _report(folder: Path, state: RunState, **counts: Any) -> RunReport:
         submitted=None,
         failures=(),
         retried=(),
+        running=(),
     )
 
 

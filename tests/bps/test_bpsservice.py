@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from lsst.ctrl.mpexec.cli.pipetask import cli as pipetask
+from lsst.daf.butler.cli.butler import cli as butler_command
+from lsst.daf.butler.cli.utils import LogCliRunner
 from repos import INPUT_CHAIN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, copy_template
 
 from qgexec.reports.report import RunState
@@ -24,6 +27,19 @@ def _holds(repository: MockRepository) -> dict[str, Any]:
     return dump | {"datasets": [dataset[:3] for dataset in dump["datasets"]]}
 
 
+def _as_other_services(repository: Path, graph: Path) -> None:
+    """Run the commands of ctrl_bps's defaults, as the jobs of other services do."""
+    mock = "--mock-storage-classes"
+    final = ("-j", "1", "--register-dataset-types", "--update-output-chain", mock)
+    for command, arguments in (
+        (pipetask, ("pre-exec-init-qbb", repository, graph)),
+        (pipetask, ("run-qbb", repository, graph)),
+        (butler_command, ("aggregate-graph", graph, repository, *final)),
+    ):
+        result = LogCliRunner().invoke(command, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, (result.output, result.exception)
+
+
 def _row(output: str, label: str) -> dict[str, int]:
     """Return a row of the table that ``bps report --id`` prints."""
     lines = [line.split() for line in output.splitlines()]
@@ -33,7 +49,7 @@ def _row(output: str, label: str) -> dict[str, int]:
 
 
 def test_pipeline_to_the_end(template: MockRepository, bps: Bps, tmp_path: Path) -> None:
-    """A pipeline is built, executed and ingested; what is left equals what `qgexec run` leaves."""
+    """A pipeline is built, executed, ingested; it ends as with `qgexec run`, and with other services."""
     pipeline = template.root.parent / "pipeline.yaml"
     bps.configure(qgraphFile=None, pipelineYaml=str(pipeline), qgexecWait=True)
     said = bps("submit", "bps.yaml")
@@ -46,15 +62,20 @@ def test_pipeline_to_the_end(template: MockRepository, bps: Bps, tmp_path: Path)
     assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA, "EXPECTED": N_QUANTA}
     bps("status", "--id", bps.submit_path)
 
+    with bps.repository.butler() as butler:
+        chain = butler.collections.get_info(OUTPUT).children
+        inputs = butler.collections.query(INPUT_CHAIN, flatten_chains=True)
+    assert list(chain) == [OUTPUT_RUN, *inputs]
+
     other = copy_template(template, tmp_path / "other")
     graph = next(bps.submit_path.glob("*.qg"))
     options = ("-g", graph, "--register-dataset-types", "--run-dir", tmp_path / "run", "-j", 2)
     assert call("run", "-b", other.root, *options).code == 0
     assert _holds(bps.repository) == _holds(other)
-    with bps.repository.butler() as butler:
-        chain = butler.collections.get_info(OUTPUT).children
-        inputs = butler.collections.query(INPUT_CHAIN, flatten_chains=True)
-    assert list(chain) == [OUTPUT_RUN, *inputs]
+
+    third = copy_template(template, tmp_path / "third")
+    _as_other_services(third.root, graph)
+    assert _holds(bps.repository) == _holds(third)
 
 
 def test_failure_and_restart(bps: Bps, moods: Moods) -> None:
@@ -140,11 +161,15 @@ def test_into_a_run_that_exists(bps: Bps, moods: Moods) -> None:
 
 
 def test_prepared_only(bps: Bps) -> None:
-    """`bps prepare` writes what would be done, and does nothing of it."""
+    """`bps prepare` writes what would be done, warns of what will not be, and does nothing."""
     before = bps.repository.dump()
     relative = os.path.relpath(bps.repository.root)
-    bps.configure({"butlerConfig": relative}, submitPath="submit/{outputRun}")
-    bps("prepare", "bps.yaml")
+    bps.configure(
+        {"butlerConfig": relative}, submitPath="submit/{outputRun}", requestMemry=5, extraInitOptions="--x"
+    )
+    said = bps("prepare", "bps.yaml")
+    assert "Of no meaning in the BPS configuration: requestMemry (is it requestMemory?)" in said
+    assert "extraInitOptions of the BPS configuration is ignored: init-outputs are written by qgexec." in said
     told = json.loads((bps.submit_path / "qgexec.json").read_text())
     graph = str(bps.submit_path / bps.repository.graph.name)
     verb, _, repository, _, found = told["command"][:5]
