@@ -171,6 +171,8 @@ def open_new_run(
             butler = stack.enter_context(open_butler(given, writeable=True))
         if begun is not None:
             _require_same(graph, run_dir, begun, uri)
+            if begun.preparation is not None:
+                preparation = replace(preparation, replaced=Preparation.from_json(begun.preparation).replaced)
         graph_file = prepare_graph(graph, run_dir.path, butler)
         plan = read_plan(graph_file.path)
         if client.fixup is not None:
@@ -187,7 +189,9 @@ def open_new_run(
                     graph_file,
                     preparation,
                     begun=None if begun is None else Begun(begun.run_is_new),
-                    announce=lambda prepared: write_down(prepared, preparation),
+                    announce=lambda prepared: write_down(
+                        prepared, replace(preparation, replaced=prepared.replaced)
+                    ),
                 )
         return write_down(prepared, None)
 

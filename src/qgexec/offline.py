@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+
 from qgexec import scripted
 from qgexec.assembly import Client, OpenRun, ingester_opener, make_model, policy_of
 from qgexec.batch.rounds import Round, last_round, round_folder
@@ -43,7 +45,7 @@ _PATIENCE_S = 180.0
 _PAUSE_S = 2.0
 
 
-def prepare(repository: str, graph: str | Path, preparation: Preparation) -> Prepared:
+def prepare(repository: str, graph: str | Path | PredictedQuantumGraph, preparation: Preparation) -> Prepared:
     """Bring the registry up to date for a graph, without executing it.
 
     Raises

@@ -194,7 +194,7 @@ class TestOptions:
             (("-p", "pipeline.yaml"), "-p"),
             (("-d", "visit = 1"), "--data-query"),
             (("-c", "isr:a=1"), "--config"),
-            (("--save-qgraph", "x.qg"), "--save-qgraph"),
+            (("--save-qgraph", "x.qgraph"), "--save-qgraph"),
             (("--output-run", "u/other"), "u/other"),
             (("--extend-run",), "does not exist"),
             (("-i", "nothing/here"), "nothing/here"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from lsst.daf.butler import CollectionType
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from repos import INPUT_CHAIN, INPUT_RUN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, pipeline_yaml
 
+from qgexec.config.buildoptions import ChangeKind, GraphOptions, MockFailure, PipelineChange, PipelineOptions
 from qgexec.errors import CollectionError, GraphError, QgexecError, RepositoryError, UsageError
-from qgexec.rubin.build import build_graph
+from qgexec.rubin.build import build_graph, make_graph, save_graph
 from qgexec.rubin.graphfile import prepare_graph, read_plan
+from qgexec.rubin.pipelines import BuiltPipeline
 
 Build = Callable[..., str]
 
@@ -27,11 +29,28 @@ def pipeline(template: MockRepository, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def build(template: MockRepository, pipeline: Path, tmp_path: Path) -> Build:
-    def build(**kwargs: Any) -> str:
-        given: dict[str, Any] = {"inputs": [INPUT_CHAIN], "output": OUTPUT, "save_to": tmp_path / "built.qg"}
-        return build_graph(str(template.root), **({"pipeline": str(pipeline)} | given | kwargs))
+    def build(
+        *,
+        file: str | None = str(pipeline),
+        changes: Sequence[str] = (),
+        select: str = "",
+        save_to: Path | None = tmp_path / "built.qg",
+        repository: Any = None,
+        collections: Mapping[str, Any] = {},
+        **options: Any,
+    ) -> str:
+        made = BuiltPipeline(PipelineOptions(file, tuple(map(_change, changes)), select))
+        given: dict[str, Any] = {"inputs": [INPUT_CHAIN], "output": OUTPUT, **collections}
+        graph = GraphOptions(**options)
+        components = make_graph(repository or str(template.root), made, **given, options=graph)
+        return save_graph(components, save_to)
 
     return build
+
+
+def _change(text: str) -> PipelineChange:
+    option, _, value = text.partition(" ")
+    return PipelineChange.parse(ChangeKind(option), value)
 
 
 def refused(build: Build, template: MockRepository, error: type[QgexecError], **kwargs: Any) -> str:
@@ -47,7 +66,7 @@ def refused(build: Build, template: MockRepository, error: type[QgexecError], **
 
 def test_graph_is_built_and_can_be_planned(build: Build) -> None:
     """The file has all quanta, the collections in its header, and datastore records."""
-    path = Path(build(output_run=OUTPUT_RUN))
+    path = Path(build(collections={"output_run": OUTPUT_RUN}))
     assert len(read_plan(path)) == N_QUANTA
     with PredictedQuantumGraph.open(str(path)) as reader:
         reader.read_all()
@@ -68,7 +87,7 @@ def test_graph_is_saved_beside_the_run_directories_by_default(
 ) -> None:
     """Where no file is named, the graph is kept under the RUN's name."""
     monkeypatch.chdir(tmp_path)
-    assert build(output_run=OUTPUT_RUN, save_to=None) == f"qgexec-runs/{OUTPUT_RUN}.qg"
+    assert build(collections={"output_run": OUTPUT_RUN}, save_to=None) == f"qgexec-runs/{OUTPUT_RUN}.qg"
     assert Path(f"qgexec-runs/{OUTPUT_RUN}.qg").is_file()
 
 
@@ -81,7 +100,7 @@ def test_config_overrides_and_files_are_applied(build: Build, tmp_path: Path) ->
     """-c and -C reach the tasks' configurations, the later one winning."""
     file = tmp_path / "override.py"
     file.write_text("config.int_value = 7\nconfig.str_value = 'from file'\n")
-    path = build(config_overrides=[("isr", "int_value", "3")], config_files=[("calibrate", str(file))])
+    path = build(changes=["-c isr:int_value=3", "-c calibrate:int_value=3", f"-C calibrate:{file}"])
     with PredictedQuantumGraph.open(path) as reader:
         tasks: dict[str, Any] = {label: node.config for label, node in reader.pipeline_graph.tasks.items()}
     assert tasks["isr"].int_value == 3
@@ -90,21 +109,34 @@ def test_config_overrides_and_files_are_applied(build: Build, tmp_path: Path) ->
 
 def test_labels_after_the_file_name_select_tasks(build: Build, pipeline: Path) -> None:
     """A fragment of the pipeline's name selects a part of it, as with pipetask."""
-    path = Path(build(pipeline=f"{pipeline}#isr"))
+    path = Path(build(file=f"{pipeline}#isr"))
     assert read_plan(path).count_by_label() == {"isr": 8}
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"config_overrides": [("nolabel", "sleep", "1")]}, "-c nolabel:sleep=1"),
-        ({"config_overrides": [("isr", "int_value", "1"), ("isr", "nokey", "1")]}, "-c isr:nokey=1"),
-        ({"config_overrides": [("isr", "sleep", "long")]}, "Expected type float"),
-        ({"config_files": [("isr", "/does/not/exist.py")]}, "-C isr:/does/not/exist.py"),
+        ({"changes": ["-c nolabel:sleep=1"]}, "-c nolabel:sleep=1"),
+        ({"changes": ["-c isr:int_value=1", "-c isr:nokey=1"]}, "-c isr:nokey=1"),
+        ({"changes": ["-c isr:sleep=long"]}, "Expected type float"),
+        ({"changes": ["-C isr:/does/not/exist.py"]}, "-C isr:/does/not/exist.py"),
+        ({"changes": ["--delete nosuch"]}, "--delete nosuch"),
+        ({"changes": ["-t no.such.Task:a"]}, "-t no.such.Task:a"),
+        ({"changes": ["--instrument no.such.Camera"]}, "--instrument no.such.Camera"),
+        ({"select": "nosuch"}, "--select-tasks 'nosuch'"),
+        ({"select": "isr & summary"}, "leaves none"),
+        ({"data_id_tables": ("/does/not/exist.csv",)}, "--data-id-table /does/not/exist.csv"),
+        ({"retained_dataset_types": "/does/not/exist.yaml"}, "--retained-dataset-types /does/not/exist.yaml"),
+        ({"mock": True, "mock_failures": (MockFailure("nosuch", "", "visit=1"),)}, "no task 'nosuch'"),
+        ({"mock": True, "mock_failures": (MockFailure("isr", "no.such", "visit=1"),)}, "'no.such'"),
+        (
+            {"mock": True, "mock_failures": (MockFailure("isr", "pathlib.Path", "visit=1"),)},
+            "is no exception",
+        ),
         ({"data_query": "visit = "}, "'visit = '"),
         ({"data_query": "nosuch = 3"}, "nosuch"),
-        ({"pipeline": "/does/not/exist.yaml"}, "/does/not/exist.yaml does not exist"),
-        ({"inputs": []}, "no input collections"),
+        ({"file": "/does/not/exist.yaml"}, "/does/not/exist.yaml does not exist"),
+        ({"collections": {"inputs": []}}, "no input collections"),
     ],
 )
 def test_wrong_option_is_named(
@@ -128,7 +160,7 @@ def test_wrong_pipeline_file(
     """A pipeline file that cannot be used is named with the reason."""
     file = tmp_path / "bad.yaml"
     file.write_text(text)
-    message = refused(build, template, UsageError, pipeline=str(file), config_overrides=[("a", "b", "c")])
+    message = refused(build, template, UsageError, file=str(file), changes=["-c a:b=c"])
     assert str(file) in message
     assert said in message
 
@@ -151,13 +183,15 @@ def test_empty_graph_has_upstreams_reasons(build: Build, template: MockRepositor
         ({"extend_run": True}, "no RUN to extend"),
         ({"extend_run": True, "output_run": "nosuch"}, "does not exist and cannot be extended"),
         ({"output_run": OUTPUT}, "different names"),
+        ({"replace_run": True}, "no RUN to replace"),
+        ({"replace_run": True, "output": INPUT_CHAIN}, "is one of the inputs"),
     ],
 )
 def test_collections_are_checked(
     build: Build, template: MockRepository, given: dict[str, Any], said: str
 ) -> None:
     """Collections that are missing, in the way or of the wrong type are named."""
-    assert said in refused(build, template, CollectionError, **given)
+    assert said in refused(build, template, CollectionError, collections=given)
 
 
 def test_existing_output_must_have_the_inputs(repository: MockRepository, build: Build) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,14 @@ from repos import (
     task_config,
 )
 
+from qgexec.config.buildoptions import PipelineOptions
 from qgexec.errors import CollectionError, DatasetTypeError, InitOutputsError, QgexecError, RepositoryError
-from qgexec.rubin.build import build_graph
+from qgexec.rubin import preexec
+from qgexec.rubin.build import build_graph, make_graph
 from qgexec.rubin.collections import RunCollections
 from qgexec.rubin.graphfile import GraphFile, prepare_graph
 from qgexec.rubin.initoutputs import InitOutputs
+from qgexec.rubin.pipelines import BuiltPipeline
 from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
 from tests.crashfaults import at_call
 
@@ -267,6 +271,41 @@ class TestBegun:
         assert prepared == Prepared("second", OUTPUT, (OUTPUT_RUN, INPUT_RUN), fresh=True)
         with repository.butler() as butler:
             assert butler.collections.get_info(OUTPUT).children == ("second", OUTPUT_RUN, INPUT_RUN)
+
+    @pytest.mark.parametrize("prune", [None, "purge", "unstore"])
+    @pytest.mark.parametrize("place", ["register", "define", "write", "prune_replaced"])
+    def test_replacing(
+        self, repository: MockRepository, graph: GraphFile, place: str, prune: str | None
+    ) -> None:
+        """Wherever it was cut off, the RUN that was to be replaced is, and no other one."""
+        prepare_run(str(repository.root), graph, REGISTER)
+        made = BuiltPipeline(
+            PipelineOptions(str(pipeline_yaml(graph.pipeline_graph, repository.root / "p.yaml")))
+        )
+        components = make_graph(
+            str(repository.root), made, output=OUTPUT, output_run="second", replace_run=True
+        )
+        second = prepare_graph(components.assemble(), repository.root, None)
+        asked = Preparation(replace_run=True, prune_replaced=prune)
+        owner = {
+            "register": DirectButlerCollections,
+            "define": RunCollections,
+            "write": InitOutputs,
+            "prune_replaced": preexec,
+        }[place]
+
+        def cut_off() -> None:
+            at_call(owner, place, "after")()
+            prepare_run(str(repository.root), second, asked)
+
+        dies(cut_off)
+        again = replace(asked, replaced=OUTPUT_RUN)
+        prepared = prepare_run(str(repository.root), second, again, begun=Begun(fresh=True))
+        assert prepared.replaced == OUTPUT_RUN
+        with repository.butler() as butler:
+            assert butler.collections.get_info(OUTPUT).children == ("second", INPUT_RUN)
+            assert (OUTPUT_RUN in butler.collections.query("*")) == (prune != "purge")
+            assert butler.query_datasets("raw_mock", INPUT_RUN)
 
     def test_what_others_have_run_is_not_ours(self, repository: MockRepository, graph: GraphFile) -> None:
         """A RUN that holds outputs of quanta by now was not made by the start that was killed."""

@@ -27,6 +27,8 @@ _IRRELEVANT_LOGGERS = ("lsst.utils.packages", "lsst.daf.butler._storage_class")
 """They warn of what is not installed (eups, pandas) whether or not it is wanted."""
 
 _COMMANDS = {
+    "build": ("qgexec.cli.build", "build", "Make a pipeline of a file and changes to it; look at it."),
+    "qgraph": ("qgexec.cli.build", "qgraph", "Build a quantum graph and save it, or look at one."),
     "run": ("qgexec.cli.run", "run", "Execute a quantum graph, or build one and execute it."),
     "submit": ("qgexec.cli.run", "submit", "Leave a quantum graph to a batch system, and do not wait."),
     "resume": ("qgexec.cli.resume", "resume", "Go on with a run that was interrupted or has failures."),

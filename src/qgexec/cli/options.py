@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import click
 from click.core import ParameterSource
 
+from qgexec.cli.commandclass import section, stack
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 
 __all__ = [
-    "building",
     "dry_run",
     "execution",
-    "graph_and_collections",
+    "existing",
+    "filled",
     "initialization",
     "parse_memory",
     "repository",
@@ -29,14 +30,12 @@ __all__ = [
     "run_dir",
 ]
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
 _MEMORY_UNITS = {"": 10**6, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
-def _filled(text: str) -> str:
+def filled(text: str) -> str:
+    """Return a text that is not empty; raises `click.BadParameter` where it is."""
     # `--run-dir "$DIR"` where DIR is not set must not mean the current folder.
     if not text.strip():
         raise click.BadParameter("it is empty; leave the option out, or check the variable it comes from.")
@@ -100,112 +99,18 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     return parse_memory(value) if value else None
 
 
-def _label_pair(separator: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], Any]:
-    def split(
-        ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-    ) -> tuple[tuple[str, ...], ...]:
-        pairs = []
-        for value in values:
-            label, colon, rest = value.partition(":")
-            key, equals, setting = rest.partition("=")
-            if not (label and colon and rest) or (separator == "=" and not (key and equals)):
-                form = "LABEL:KEY=VALUE" if separator == "=" else "LABEL:FILE"
-                raise click.BadParameter(f"{value!r} is not of the form {form}.")
-            pairs.append((label, key, setting) if separator == "=" else (label, rest))
-        return tuple(pairs)
-
-    return split
-
-
-def _stack(*decorators: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
-    def apply(command: _Command) -> _Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return apply
-
-
-def _comma_list(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for value in values for name in value.split(",") if name)
-
-
 repository = click.option(
     "-b",
     "--butler-config",
     "repository",
     metavar="REPO",
-    type=_filled,
+    type=filled,
     required=True,
     help="Butler repository: its folder, its configuration file, or an alias.",
 )
 
-graph_and_collections = _stack(
-    click.option(
-        "-g",
-        "--qgraph",
-        "graph",
-        metavar="FILE",
-        type=_filled,
-        help="Quantum graph to execute (.qg or .qgraph).",
-    ),
-    click.option(
-        "-i",
-        "--input",
-        "inputs",
-        metavar="COLLECTION",
-        type=_filled,
-        multiple=True,
-        callback=_comma_list,
-        help="Input collections, comma-separated; with -g taken from the graph if not given.",
-    ),
-    click.option("-o", "--output", metavar="COLLECTION", type=_filled, help="Output CHAINED collection."),
-    click.option(
-        "--output-run",
-        metavar="RUN",
-        type=_filled,
-        help="Output RUN collection; default: OUTPUT/<time>.",
-    ),
-    click.option("--extend-run", is_flag=True, help="Write into a RUN that exists; implies --skip-existing."),
-)
-
-building = _stack(
-    click.option(
-        "-p",
-        "--pipeline",
-        metavar="FILE",
-        type=_filled,
-        help="Build the graph from this pipeline first.",
-    ),
-    click.option("-d", "--data-query", metavar="QUERY", default="", help="Which data IDs to process."),
-    click.option(
-        "-c",
-        "--config",
-        "config",
-        metavar="LABEL:KEY=VALUE",
-        multiple=True,
-        callback=_label_pair("="),
-        help="Override a configuration field of a task.",
-    ),
-    click.option(
-        "-C",
-        "--config-file",
-        "config_file",
-        metavar="LABEL:FILE",
-        multiple=True,
-        callback=_label_pair(""),
-        help="Apply a configuration file to a task.",
-    ),
-    click.option(
-        "-q",
-        "--save-qgraph",
-        metavar="FILE",
-        type=_filled,
-        help="Keep the graph that was built in this .qg file; default: qgexec-runs/RUN.qg.",
-    ),
-)
-
-initialization = _stack(
+initialization = section(
+    "Before it runs",
     click.option("--register-dataset-types", is_flag=True, help="Register dataset types that are missing."),
     click.option("--skip-init-writes", is_flag=True, help="Do not write configs and other init-outputs."),
     click.option("--no-versions", is_flag=True, help="Do not save or check package versions."),
@@ -215,11 +120,19 @@ initialization = _stack(
 run_dir = click.option(
     "--run-dir",
     metavar="DIR",
-    type=_filled,
+    type=filled,
     help="Where the run keeps its books; default: qgexec-runs/RUN.",
 )
 
-execution = _stack(
+existing = stack(
+    click.option("--skip-existing", is_flag=True, help="Do not run quanta whose metadata exists already."),
+    click.option(
+        "--clobber-outputs", is_flag=True, help="Remove outputs in the way; takes effect with --extend-run."
+    ),
+)
+
+execution = section(
+    "Execution",
     click.option(
         "-j",
         "--processes",
@@ -232,7 +145,7 @@ execution = _stack(
     click.option(
         "--model",
         metavar="NAME",
-        type=_filled,
+        type=filled,
         help="Execution model; default: inprocess for -j 1, pool above.",
     ),
     click.option("--fail-fast", is_flag=True, help="Stop at the first failure."),
@@ -243,10 +156,7 @@ execution = _stack(
         type=_seconds,
         help="End a quantum that takes longer than this many seconds.",
     ),
-    click.option("--skip-existing", is_flag=True, help="Do not run quanta whose metadata exists already."),
-    click.option(
-        "--clobber-outputs", is_flag=True, help="Remove outputs in the way; takes effect with --extend-run."
-    ),
+    existing,
     click.option(
         "-n",
         "--cores-per-quantum",
@@ -259,7 +169,7 @@ execution = _stack(
     click.option(
         "--memory-per-quantum",
         metavar="MEM",
-        type=_filled,
+        type=filled,
         callback=_memory,
         help="Memory that each quantum asks for, and is told it may use: 4GB, or a number of MB.",
     ),
@@ -279,16 +189,17 @@ execution = _stack(
     click.option(
         "--summary",
         metavar="FILE",
-        type=_filled,
+        type=filled,
         help="Write pipetask's JSON report of the run to this file.",
     ),
 )
 
-resources = _stack(
+resources = section(
+    "Resources and retries",
     click.option(
         "--resources",
         metavar="FILE",
-        type=_filled,
+        type=filled,
         multiple=True,
         help="YAML with BPS's keys for memory, cores, time and retries of each task; repeatable.",
     ),
@@ -312,7 +223,7 @@ resources = _stack(
     click.option(
         "--memory-limit",
         metavar="MEM",
-        type=_filled,
+        type=filled,
         callback=_memory,
         help="No quantum asks for more than this: 100GB, or a number of MB.",
     ),
@@ -332,7 +243,7 @@ resources = _stack(
     click.option(
         "--compute-site",
         metavar="NAME",
-        type=_filled,
+        type=filled,
         help="Site whose section of the --resources files holds for batch jobs.",
     ),
     click.option(

@@ -2,64 +2,60 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgexec.cli import options
+from qgexec.cli import buildoptions, options
+from qgexec.cli.building import check_files, make_graph
+from qgexec.cli.buildoptions import BuildRequest
+from qgexec.cli.commandclass import LongCommand, stack
 from qgexec.cli.execution import conclude, default_model, outcome_of, warm_up
 from qgexec.cli.inspect import print_text, terminal_width
+from qgexec.cli.optionsfile import options_file
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
+    from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+
     from qgexec.api import GraphExecutor, Preparation
+
+    _Graph = str | PredictedQuantumGraph
 
 __all__ = ["init", "run", "submit"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Building:
-    """The options that build a graph; all empty where one is given."""
-
-    pipeline: str | None
-    data_query: str
-    config: tuple[tuple[str, str, str], ...]
-    config_file: tuple[tuple[str, str], ...]
-    save_qgraph: str | None
-
-    def given(self) -> list[str]:
-        """Names of the options that only make sense with a pipeline."""
-        named = {
-            "--data-query": self.data_query,
-            "--config": self.config,
-            "--config-file": self.config_file,
-            "--save-qgraph": self.save_qgraph,
-        }
-        return [name for name, value in named.items() if value]
+_building = stack(
+    options.repository,
+    buildoptions.graph_file,
+    buildoptions.graph_part,
+    buildoptions.collections,
+    buildoptions.pipeline,
+    buildoptions.graph_building,
+    buildoptions.graph_output,
+    buildoptions.show,
+)
 
 
 @click.command(
+    cls=LongCommand,
     epilog="Examples:\n\n"
     "\b\n"
     "  qgexec run -b REPO -g graph.qg -j 8 --register-dataset-types\n"
     '  qgexec run -b REPO -p pipe.yaml -i raw,calib -o u/me/test -d "visit = 42"\n'
-    "  qgexec resume qgexec-runs/RUN    (go on with what was not done)"
+    "  qgexec resume qgexec-runs/RUN    (go on with what was not done)",
 )
-@options.repository
-@options.graph_and_collections
-@options.building
+@_building
 @options.initialization
 @options.run_dir
 @click.option("--init-only", is_flag=True, help="Stop after the registry is up to date.")
 @options.execution
 @options.resources
 @options.dry_run
+@options_file
 def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
     """Execute a quantum graph, or build one and execute it.
 
@@ -71,6 +67,8 @@ def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
     use or bad input, 130 interrupted.
     """
     graph = _graph_of(given, init_only=init_only)
+    if graph is None:
+        return
     if init_only:
         _init(graph, given)
     elif dry_run:
@@ -80,19 +78,19 @@ def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
 
 
 @click.command(
+    cls=LongCommand,
     epilog="Examples:\n\n"
     "\b\n"
     "  qgexec submit -b REPO -g graph.qg --model slurm --resources site.yaml\n"
-    "  qgexec status qgexec-runs/RUN    (from any machine that sees it)"
+    "  qgexec status qgexec-runs/RUN    (from any machine that sees it)",
 )
-@options.repository
-@options.graph_and_collections
-@options.building
+@_building
 @options.initialization
 @options.run_dir
 @options.execution
 @options.resources
 @options.dry_run
+@options_file
 def submit(*, dry_run: bool, **given: Any) -> None:
     """Leave a quantum graph to a batch system, and do not wait for it.
 
@@ -103,6 +101,8 @@ def submit(*, dry_run: bool, **given: Any) -> None:
     Exit codes: 0 submitted, 2 wrong use or bad input; nothing was submitted then.
     """
     graph = _graph_of(given)
+    if graph is None:
+        return
     if dry_run:
         _rehearse(graph, given)
         return
@@ -113,100 +113,67 @@ def submit(*, dry_run: bool, **given: Any) -> None:
     click.echo(executor.run_dir)
 
 
-def _graph_of(given: dict[str, Any], *, init_only: bool = False) -> str:
-    """Check the options, leave in ``given`` what executing takes, and return the graph, built if need be."""
-    graph: str | None = given.pop("graph")
-    building = _Building(
-        *(given.pop(name) for name in ("pipeline", "data_query", "config", "config_file", "save_qgraph"))
-    )
-    _check_use(graph, building, given, init_only=init_only)
-    _check_files({"--summary": given["summary"], "--save-qgraph": building.save_qgraph})
+def _graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None:
+    """Check the options, leave in ``given`` what executing takes, and return the graph, built if need be.
+
+    Returns
+    -------
+    graph
+        File, or graph in memory; `None` where something was to be shown, and nothing is to be executed.
+    """
+    request = buildoptions.request_of(given)
+    buildoptions.check_collections(given)
+    _check_use(request, given, init_only=init_only)
+    check_files({"--summary": given["summary"]} | request.files())
     given["config"] = options.run_config(given)
     given["model"] = given["model"] or default_model(given["processes"])
-    if not init_only:
+    if not (init_only or request.shows):
         warm_up(given["model"], implicit_threads=given["enable_implicit_threading"])
-    return graph or _build(building, given)
+    reads = request.shows or request.quantum_ids or request.graph_id or any(request.files().values())
+    if request.graph_file and not reads:
+        return request.graph_file
+    made = make_graph(request, given, keep=True)
+    if request.shows:
+        click.echo("Nothing was executed: --show only shows.", err=True)
+        return None
+    assert made is not None, "it is only where there is something to show"
+    return made.path or made.graph
 
 
 @click.command(epilog="Example:  qgexec init -b REPO -g graph.qg --register-dataset-types")
 @options.repository
-@options.graph_and_collections
+@buildoptions.graph_file
+@buildoptions.collections
 @options.initialization
-def init(*, graph: str | None, **given: Any) -> None:
+def init(*, qgraph: str | None, qgraph_id: str | None, **given: Any) -> None:
     """Only bring the registry up to date for a graph; nothing is executed.
 
     Dataset types are registered or checked, output collections defined,
     configs, package versions and other init-outputs written or compared.
     """
-    if graph is None:
+    if qgraph is None:
         raise UsageError("No graph was given.", hint="Name one with -g FILE.")
-    _init(graph, given)
+    buildoptions.check_collections(given)
+    if qgraph_id is None:
+        _init(qgraph, given)
+        return
+    from qgexec.rubin.graphload import load_graph
+
+    _init(load_graph(qgraph, graph_id=qgraph_id).assemble(), given)
 
 
-def _check_use(graph: str | None, building: _Building, given: dict[str, Any], *, init_only: bool) -> None:
-    if graph and building.pipeline:
-        raise UsageError(
-            "-g and -p exclude each other.", hint="Give the graph, or the pipeline to build one from."
-        )
-    if not graph and not building.pipeline:
+def _check_use(request: BuildRequest, given: dict[str, Any], *, init_only: bool) -> None:
+    if not request.graph_file and not request.pipeline:
         raise UsageError(
             "There is nothing to run.", hint="Give a graph with -g FILE, or a pipeline with -p FILE."
         )
-    if graph and (names := building.given()):
-        raise UsageError(
-            f"{', '.join(names)}: only for building a graph, but -g {graph} is built already.",
-            hint="Leave them out, or build the graph with -p.",
-        )
-    if building.pipeline and not (given["output"] or given["output_run"]):
+    if request.pipeline and not request.shows and not (given["output"] or given["output_run"]):
         raise UsageError(
             "There is no output collection.", hint="Name one with -o COLLECTION or --output-run RUN."
         )
-    if building.save_qgraph and Path(building.save_qgraph).suffix != ".qg":
-        raise UsageError(f"--save-qgraph {building.save_qgraph} does not end in .qg.")
     if init_only and (names := [name for name in ("run_dir", "summary") if given.get(name)]):
         useless = ", ".join(f"--{name.replace('_', '-')}" for name in names)
         raise UsageError(f"{useless}: no use with --init-only, for nothing is run.", hint="Leave it out.")
-
-
-def _check_files(files: Mapping[str, str | None]) -> None:
-    """Check that these files can be written, before hours of work whose fruit they are to hold."""
-    for option, name in files.items():
-        path = Path(name or os.devnull)
-        try:
-            if path.exists() and not path.is_file() and not path.is_dir():
-                continue  # a device or a pipe: opening it might be more than a check
-            is_new = not path.exists()
-            with path.open("ab"):
-                pass
-            if is_new:
-                path.unlink()
-        except OSError as error:
-            raise UsageError(
-                f"{option} {name} cannot be written: {error.strerror}.",
-                hint="Name a file in a folder that exists and that you may write to.",
-            ) from error
-
-
-def _build(building: _Building, given: dict[str, Any]) -> str:
-    from qgexec.rubin.build import build_graph
-
-    assert building.pipeline is not None
-    path = build_graph(
-        given["repository"],
-        building.pipeline,
-        inputs=given["inputs"],
-        output=given["output"],
-        output_run=given["output_run"],
-        extend_run=given["extend_run"],
-        data_query=building.data_query,
-        config_overrides=building.config,
-        config_files=building.config_file,
-        skip_existing=given["skip_existing"],
-        clobber_outputs=given["clobber_outputs"],
-        save_to=building.save_qgraph,
-    )
-    click.echo(f"The graph is saved as {path}", err=True)
-    return path
 
 
 def _preparation(given: dict[str, Any]) -> Preparation:
@@ -221,24 +188,27 @@ def _preparation(given: dict[str, Any]) -> Preparation:
         init_writes=not given["skip_init_writes"],
         versions=not given["no_versions"],
         chain=not given["no_output_chain"],
+        rebase=given["rebase"],
+        replace_run=given["replace_run"],
+        prune_replaced=given["prune_replaced"],
     )
 
 
-def _init(graph: str, given: dict[str, Any]) -> None:
+def _init(graph: _Graph, given: dict[str, Any]) -> None:
     from qgexec.offline import prepare
 
     prepared = prepare(given["repository"], graph, _preparation(given))
     click.echo(f"The registry is ready for {prepared.output_run}.")
 
 
-def _execute(graph: str, given: dict[str, Any]) -> int:
+def _execute(graph: _Graph, given: dict[str, Any]) -> int:
     """Execute a graph, say what became of it, and return the exit code."""
     with _executor(given) as executor:
         code, broken = outcome_of(lambda: executor.execute(graph))
     return conclude(executor, code, broken, summary=given["summary"])
 
 
-def _rehearse(graph: str, given: dict[str, Any]) -> None:
+def _rehearse(graph: _Graph, given: dict[str, Any]) -> None:
     """Write what would be submitted, and print what it is."""
     from qgexec.reports.rehearsal import format_rehearsal
 

@@ -105,14 +105,15 @@ def build_demo_graph(repository: DemoRepository, *, save_to: str | Path) -> str:
         That file. Its outputs go to a new RUN in `OUTPUT_COLLECTION`.
     """
     _require_extra()
-    from qgexec.rubin.build import build_graph  # noqa: PLC0415 - see the module's docstring
+    from qgexec.config.buildoptions import GraphOptions  # noqa: PLC0415 - see the module's docstring
+    from qgexec.rubin.build import build_graph  # noqa: PLC0415
 
     return build_graph(
         str(repository.root),
         str(repository.pipeline),
         inputs=[repository.input_collection],
         output=OUTPUT_COLLECTION,
-        data_query=repository.data_query,
+        options=GraphOptions(data_query=repository.data_query),
         save_to=save_to,
     )
 

@@ -1,51 +1,95 @@
-"""From a pipeline file to a ``.qg`` file, by upstream's builder, with ``pipetask qgraph``'s meanings."""
+"""Owns how a graph is built of a pipeline by upstream's builder; knows nothing of what is done with it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
+from astropy.table import Table
 from lsst.daf.butler import Butler, ButlerUserError
-from lsst.pipe.base import Pipeline
-from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
+from lsst.pipe.base.all_dimensions_quantum_graph_builder import (
+    AllDimensionsQuantumGraphBuilder,
+    DatasetQueryConstraintVariant,
+)
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraphComponents
+from lsst.resources import ResourcePath
+from lsst.utils import doImportType
 
+from qgexec.config.buildoptions import GraphOptions, MockFailure, PipelineOptions
 from qgexec.errors import GraphError, UsageError
-from qgexec.rubin.collections import RunCollections, resolve_collections
+from qgexec.rubin.collections import Replacement, RunCollections, resolve_collections
+from qgexec.rubin.compat import builder_arguments
+from qgexec.rubin.pipelines import BuiltPipeline
 from qgexec.rubin.repository import open_butler
 
-__all__ = ["build_graph"]
-
-_Change = tuple[str, Callable[[Pipeline], None]]
-"""What the user asked for, and how it is done to a pipeline."""
+__all__ = ["build_graph", "make_graph", "save_graph"]
 
 
-def build_graph(  # noqa: PLR0913 -- they are the options of pipetask qgraph
+def build_graph(
     repository: str | Butler,
-    pipeline: str,
+    pipeline: str | PipelineOptions,
     *,
     inputs: Sequence[str] = (),
     output: str | None = None,
     output_run: str | None = None,
-    extend_run: bool = False,
-    data_query: str = "",
-    config_overrides: Sequence[tuple[str, str, str]] = (),
-    config_files: Sequence[tuple[str, str]] = (),
-    skip_existing: bool = False,
-    clobber_outputs: bool = False,
+    options: GraphOptions | None = None,
     save_to: str | Path | None = None,
 ) -> str:
-    """Build a graph with datastore records and save it; the repository is only read.
+    """Build a graph and save it; the repository is only read.
 
     Parameters
     ----------
     repository
         Repository, or a butler on it.
     pipeline
-        Pipeline file; ``#label,label`` after the name selects tasks.
+        Pipeline file, or what a pipeline is to be made of.
+    inputs, output, output_run, options
+        See `make_graph`.
+    save_to
+        See `save_graph`.
+
+    Returns
+    -------
+    path
+        File written.
+
+    Raises
+    ------
+    qgexec.errors.QgexecError
+        See `make_graph` and `save_graph`.
+    """
+    made = BuiltPipeline(PipelineOptions(pipeline) if isinstance(pipeline, str) else pipeline)
+    components = make_graph(
+        repository, made, inputs=inputs, output=output, output_run=output_run, options=options
+    )
+    return save_graph(components, save_to)
+
+
+def make_graph(
+    repository: str | Butler,
+    pipeline: BuiltPipeline,
+    *,
+    inputs: Sequence[str] = (),
+    output: str | None = None,
+    output_run: str | None = None,
+    extend_run: bool = False,
+    replace_run: bool = False,
+    rebase: bool = False,
+    options: GraphOptions | None = None,
+) -> PredictedQuantumGraphComponents:
+    """Build a graph; the repository is only read.
+
+    Parameters
+    ----------
+    repository
+        Repository, or a butler on it.
+    pipeline
+        The pipeline.
     inputs
         Input collections, in search order; may be left out where ``output``
         exists.
@@ -56,67 +100,80 @@ def build_graph(  # noqa: PLR0913 -- they are the options of pipetask qgraph
         time, or with ``extend_run`` the newest one of ``output``.
     extend_run
         The RUN exists; quanta that are done there are left out.
-    data_query
-        Butler expression that selects data IDs.
-    config_overrides
-        Task label, configuration key and value.
-    config_files
-        Task label and file of configuration overrides.
-    skip_existing
-        Leave out quanta that are done in the output RUN.
-    clobber_outputs
-        Quanta whose outputs exist in part are built nevertheless.
-    save_to
-        ``.qg`` file to write; by default
-        ``qgexec-runs/<output_run>.qg`` in the current folder.
+    replace_run
+        The newest RUN of ``output`` will be taken out of it: do not look there.
+    rebase
+        Where ``output`` was made from other inputs, these will be put into it: look there.
+    options
+        How to build.
 
     Returns
     -------
-    path
-        File written.
+    components
+        The graph, with at least one quantum.
 
     Raises
     ------
     qgexec.errors.UsageError
-        The pipeline, an override or the data query is wrong.
+        An option is wrong, the data query for example.
     qgexec.errors.CollectionError
         See `qgexec.rubin.collections.resolve_collections`.
     qgexec.errors.GraphError
         There is nothing to do (the message has upstream's reasons), or the graph cannot be built.
     """
-    changes = [_override(*override) for override in config_overrides] + [
-        _file(*file) for file in config_files
-    ]
-    tasks = _make_pipeline(pipeline, changes)
-    skip_existing = skip_existing or extend_run
+    options = options or GraphOptions()
     with open_butler(repository) as butler:
         collections = resolve_collections(
-            butler, inputs=inputs, output=output, output_run=output_run, extend_run=extend_run
+            butler,
+            inputs=inputs,
+            output=output,
+            output_run=output_run,
+            extend_run=extend_run,
+            replacement=Replacement() if replace_run else None,
+            rebase=rebase,
         )
         if not collections.search_path():
             raise UsageError("there are no input collections", hint="Name them with -i.")
-        run = collections.output_run
+        skip_existing = options.skip_existing or extend_run
         metadata = {
             "butler_argument": str(repository),
             "extend_run": extend_run,
-            "skip_existing_in": [run] if skip_existing else [],
+            "skip_existing_in": _skipped_in(options, collections, skip_existing=skip_existing),
             "skip_existing": skip_existing,
-            "data_query": data_query,
+            "data_query": options.data_query,
         }
-        with _upstream_errors(data_query):
-            components, reasons = _build(
-                butler,
-                tasks,
-                collections,
-                metadata,
-                where=data_query,
-                skip_existing_in=[run] if skip_existing else [],
-                clobber=clobber_outputs,
-            )
+        components, reasons = _build(butler, pipeline, collections, options, metadata)
     if not components.quantum_datasets:
         why = "\n".join(reasons) or "Everything asked for may have been done before."
-        raise GraphError(f"the graph of {pipeline} has no quanta: there is nothing to execute", hint=why)
-    path = Path(save_to) if save_to is not None else Path("qgexec-runs", f"{run}.qg")
+        raise GraphError(f"the graph of {pipeline.name} has no quanta: there is nothing to execute", hint=why)
+    return components
+
+
+def save_graph(components: PredictedQuantumGraphComponents, path: str | Path | None = None) -> str:
+    """Write a graph to a file.
+
+    Parameters
+    ----------
+    components
+        The graph.
+    path
+        ``.qg`` file; by default ``qgexec-runs/<output RUN>.qg`` in the current folder.
+
+    Returns
+    -------
+    path
+        The file.
+
+    Raises
+    ------
+    qgexec.errors.UsageError
+        It cannot be written.
+    """
+    path = Path(path) if path is not None else Path("qgexec-runs", f"{components.header.output_run}.qg")
+    if not components.thin_graph.quanta:
+        # It was read from a file, perhaps in part, without what the new file needs.
+        components.set_thin_graph()
+        components.set_header_counts()
     try:
         components.write(str(path.absolute()))
     except OSError as error:
@@ -124,37 +181,118 @@ def build_graph(  # noqa: PLR0913 -- they are the options of pipetask qgraph
     return str(path)
 
 
+def _skipped_in(options: GraphOptions, collections: RunCollections, *, skip_existing: bool) -> list[str]:
+    own = [collections.output_run] if skip_existing else []
+    return [*options.skip_existing_in, *own]
+
+
 def _build(
     butler: Butler,
-    tasks: PipelineGraph,
+    pipeline: BuiltPipeline,
     collections: RunCollections,
-    metadata: dict[str, object],
-    *,
-    where: str,
-    skip_existing_in: list[str],
-    clobber: bool,
+    options: GraphOptions,
+    metadata: dict[str, Any],
 ) -> tuple[PredictedQuantumGraphComponents, list[str]]:
     """Return the graph, and what upstream said was wrong while it was built."""
-    with _listening("lsst.pipe.base") as reasons:
+    newer: dict[str, Any] = builder_arguments(
+        {
+            "retained_dataset_types": _read_patterns(options.retained_dataset_types),
+            "prune_unanchored_quanta": options.prune_unanchored_quanta,
+        }
+    )
+    tables = [_read_table(file) for file in options.data_id_tables]
+    tasks = _mocked(pipeline.graph, options) if options.mock else pipeline.graph
+    with _listening("lsst.pipe.base") as reasons, _upstream_errors(options):
         builder = AllDimensionsQuantumGraphBuilder(
             tasks,
             butler,
-            where=where,
+            where=options.data_query,
+            dataset_query_constraint=DatasetQueryConstraintVariant.fromExpression(
+                options.dataset_query_constraint
+            ),
+            data_id_tables=tables,
             input_collections=collections.search_path(),
             output_run=collections.output_run,
-            skip_existing_in=skip_existing_in,
-            clobber=clobber,
+            skip_existing_in=metadata["skip_existing_in"],
+            clobber=options.clobber_outputs,
+            **newer,
         )
-        components = builder.finish(collections.output, metadata=metadata, attach_datastore_records=True)
+        components = builder.finish(
+            collections.output, metadata=metadata, attach_datastore_records=options.datastore_records
+        )
     return components, reasons
 
 
+def _mocked(tasks: PipelineGraph, options: GraphOptions) -> PipelineGraph:
+    """Return a graph of mocks in place of tasks."""
+    unknown = sorted({failure.label for failure in options.mock_failures} - set(tasks.tasks))
+    if unknown:
+        raise UsageError(
+            f"--mock-failure: the pipeline has no task {', '.join(map(repr, unknown))}",
+            hint=f"It has {', '.join(tasks.tasks)}.",
+        )
+    # Merely imported, this changes how storage classes are looked up: only for those who ask for mocks.
+    from lsst.pipe.base.tests.mocks import ForcedFailure, mock_pipeline_graph  # noqa: PLC0415
+
+    return mock_pipeline_graph(
+        tasks,
+        unmocked_dataset_types=options.unmocked_dataset_types,
+        force_failures={
+            failure.label: ForcedFailure(failure.where, _exception(failure), failure.memory)
+            for failure in options.mock_failures
+        },
+    )
+
+
+def _exception(failure: MockFailure) -> type[BaseException] | None:
+    if not failure.exception:
+        return None
+    try:
+        found = doImportType(failure.exception)
+    except (ImportError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"--mock-failure {failure.label}: {failure.exception!r} cannot be imported: {error}",
+            hint="Give its full name, such as lsst.pipe.base.RepeatableQuantumError; nothing for ValueError.",
+        ) from error
+    if not issubclass(found, BaseException):
+        raise UsageError(f"--mock-failure {failure.label}: {failure.exception} is no exception.")
+    return found
+
+
+def _read_table(file: str) -> Table:
+    try:
+        with ResourcePath(file, forceDirectory=False).as_local() as local:
+            table = Table.read(local.ospath)
+    except Exception as error:  # astropy's readers raise what they like
+        raise UsageError(
+            f"--data-id-table {file} cannot be read: {error}",
+            hint="Any table that astropy.table.Table.read reads will do, with dimensions as its columns.",
+        ) from error
+    table.meta["filename"] = file  # upstream's messages name it
+    return table
+
+
+def _read_patterns(file: str | None) -> list[str] | None:
+    if file is None:
+        return None
+    try:
+        patterns = yaml.safe_load(Path(file).read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--retained-dataset-types {file} cannot be read: {error}") from error
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) for p in patterns):
+        raise UsageError(
+            f"--retained-dataset-types {file} holds no list of dataset types.",
+            hint="Write a YAML list of names or glob patterns; ['*'] for all.",
+        )
+    return patterns
+
+
 @contextmanager
-def _upstream_errors(data_query: str) -> Iterator[None]:
+def _upstream_errors(options: GraphOptions) -> Iterator[None]:
     try:
         yield
     except ButlerUserError as error:
-        named = f"with the data query {data_query!r} " if data_query else ""
+        named = f"with the data query {options.data_query!r} " if options.data_query else ""
         raise UsageError(f"the graph cannot be built {named}from this repository: {error}") from error
     except Exception as error:  # tasks' own hooks run in the builder
         raise GraphError(f"the graph cannot be built: {type(error).__name__}: {error}") from error
@@ -176,56 +314,3 @@ def _listening(logger_name: str) -> Iterator[list[str]]:
         yield messages
     finally:
         logger.removeHandler(collector)
-
-
-def _override(label: str, key: str, value: str) -> _Change:
-    return f"-c {label}:{key}={value}", lambda pipeline: pipeline.addConfigOverride(label, key, value)
-
-
-def _file(label: str, file: str) -> _Change:
-    return f"-C {label}:{file}", lambda pipeline: pipeline.addConfigFile(label, file)
-
-
-def _make_pipeline(file: str, changes: Sequence[_Change]) -> PipelineGraph:
-    """Read a pipeline and apply the changes; where that fails, find out which of them is wrong."""
-    pipeline = _read_pipeline(file)
-    try:
-        for _, change in changes:
-            change(pipeline)
-        return pipeline.to_graph()
-    except Exception as error:  # configurations and task classes raise what they like
-        culprit = next((text for n, (text, _) in enumerate(changes, 1) if _fails(file, changes[:n])), "")
-        if _fails(file, []) or not culprit:
-            raise UsageError(
-                f"the pipeline {file} cannot be used: {_brief(error)}",
-                hint="Where a task does not import, set up its package (PYTHONPATH).",
-            ) from error
-        raise UsageError(f"the option {culprit} cannot be applied: {_brief(error)}") from error
-
-
-def _fails(file: str, changes: Sequence[_Change]) -> bool:
-    pipeline = _read_pipeline(file)
-    try:
-        for _, change in changes:
-            change(pipeline)
-        pipeline.to_graph()
-    except Exception:  # noqa: BLE001 -- any failure is the answer
-        return True
-    return False
-
-
-def _read_pipeline(file: str) -> Pipeline:
-    try:
-        return Pipeline.from_uri(file)
-    except FileNotFoundError:
-        raise UsageError(
-            f"the pipeline file {file} does not exist", hint="Check the path after -p."
-        ) from None
-    except Exception as error:  # whatever the file's content makes upstream raise
-        raise UsageError(f"{file} is not a valid pipeline file: {_brief(error)}") from error
-
-
-def _brief(error: Exception) -> str:
-    """Return type and message of an error; a configuration's goes on with its whole history, which is cut."""
-    text = str(error).split("\nFor more information", maxsplit=1)[0]
-    return f"{type(error).__name__}: {text}"

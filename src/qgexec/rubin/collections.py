@@ -12,10 +12,22 @@ from dataclasses import dataclass
 
 from lsst.daf.butler import Butler, CollectionType, MissingCollectionError
 from lsst.pipe.base import Instrument
+from lsst.pipe.base.pipeline_graph import NodeType, PipelineGraph
 
 from qgexec.errors import CollectionError
 
-__all__ = ["RunCollections", "resolve_collections"]
+__all__ = ["Replacement", "RunCollections", "prune_replaced", "resolve_collections"]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """The newest RUN of the output collection gives way to the new one."""
+
+    prune: str | None = None
+    """What becomes of its datasets: ``purge`` (the RUN too), ``unstore`` (their files), or nothing."""
+
+    known: str | None = None
+    """Which RUN that is, where an earlier start that was cut off has found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +55,59 @@ class RunCollections:
     half_chained: bool = False
     """An earlier start was cut off before it had put the RUN into the CHAINED collection."""
 
+    replaced: str | None = None
+    """RUN that is taken out of the CHAINED collection for the new one; no more in `chain`."""
+
+    rebased: bool = False
+    """`chain` is not the CHAINED collection's as it is, but with the inputs put in."""
+
     def search_path(self) -> list[str]:
         """Return where a graph builder looks for inputs."""
-        path = [self.output] if self.output is not None and self.output_exists else [*self.inputs]
-        return [self.output_run, *path] if self.run_exists else path
+        path = [*self.inputs]
+        if self.output is not None and self.output_exists:
+            path = [*self.chain] if self.replaced or self.rebased else [self.output]
+        own = [self.output_run] if self.run_exists else []
+        return [*dict.fromkeys([*own, *path])]
 
     def define(self, butler: Butler) -> None:
         """Make the RUN, and a CHAINED collection in which it comes first; what is there already stays."""
         if not self.run_exists:
             butler.collections.register(self.output_run, CollectionType.RUN)
-        if self.output is None or (self.output_exists and self.run_exists and not self.half_chained):
+        is_as_it_should = self.output_exists and self.run_exists and not (self.half_chained or self.rebased)
+        if self.output is None or is_as_it_should:
             return
         if not self.output_exists:
             butler.collections.register(self.output, CollectionType.CHAINED)
         members = _flatten(butler, self.chain) if self.chain else self.inputs
         others = [member for member in members if member != self.output_run]
         butler.collections.redefine_chain(self.output, [self.output_run, *others])
+
+
+def prune_replaced(butler: Butler, replaced: str, prune: str | None, pipeline: PipelineGraph) -> None:
+    """Remove what was in a RUN that is replaced, as far as that is asked for; it may be gone already.
+
+    Parameters
+    ----------
+    butler
+        The repository.
+    replaced
+        The RUN; in no CHAINED collection any more.
+    prune
+        ``purge``; ``unstore`` (files of what quanta wrote: not init-outputs, configs and versions); `None`.
+    pipeline
+        Tells what is written by quanta.
+    """
+    if prune is None or _type(butler, replaced) is None:
+        return
+    if prune == "purge":
+        butler.removeRuns([replaced])
+        return
+    refs = []
+    for name in butler.collections.get_info(replaced, include_summary=True).dataset_types or ():
+        producer = pipeline.producer_of(name) if name in pipeline.dataset_types else None
+        if producer is not None and producer.key.node_type is NodeType.TASK:
+            refs += butler.query_datasets(name, replaced, find_first=False, explain=False, limit=None)
+    butler.pruneDatasets(refs, unstore=True, disassociate=False)
 
 
 def resolve_collections(
@@ -70,6 +119,8 @@ def resolve_collections(
     extend_run: bool | None,
     inputs_given: bool = True,
     begun_fresh: bool | None = None,
+    replacement: Replacement | None = None,
+    rebase: bool = False,
 ) -> RunCollections:
     """Find out what a run's collections are to be, and check that they can be; nothing is written.
 
@@ -92,6 +143,10 @@ def resolve_collections(
     begun_fresh
         An earlier start was cut off, perhaps in the middle of making these collections: whether the RUN
         did not exist before it; `None` if there was no such start.
+    replacement
+        Take the newest RUN of ``output`` out of it; `None` to leave it there.
+    rebase
+        Where ``output`` exists and was made from other inputs, put these in behind its own collections.
 
     Raises
     ------
@@ -128,12 +183,75 @@ def resolve_collections(
         flat = tuple(name for name in flat if name != run)
     # A CHAINED collection is made empty, and filled afterwards.
     made_in_vain = begun_fresh is not None and chain == ()
+    rebased = False
     if chain is not None and not made_in_vain and (inputs_given or run not in chain):
+        if rebase and not _includes(chain, flat):
+            chain, rebased = _rebased(str(output), chain, flat, run), True
         _check_chain(str(output), chain, flat)
     half_chained = made_in_vain or (bool(begun_fresh) and run not in (chain or ()))
+    replaced = None
+    if replacement is not None:
+        if begun_fresh and chain and chain[0] == run:
+            replaced = replacement.known  # an earlier start has taken it out
+        else:
+            replaced = _replaced(butler, output, chain, flat, replacement)
+            chain = tuple(name for name in chain or () if name != replaced)
     return RunCollections(
-        output, chain is not None, chain or (), run, run_type is not None, flat, half_chained
+        output,
+        chain is not None,
+        chain or (),
+        run,
+        run_type is not None,
+        flat,
+        half_chained,
+        replaced,
+        rebased,
     )
+
+
+def _replaced(
+    butler: Butler,
+    output: str | None,
+    chain: tuple[str, ...] | None,
+    inputs: tuple[str, ...],
+    replacement: Replacement,
+) -> str:
+    """Return the RUN that a new one takes the place of; what must not be lost is not replaced."""
+    if not chain:
+        raise CollectionError(
+            f"there is no RUN to replace: the output collection {output!r} does not exist, or is empty",
+            hint="Leave --replace-run out for the first run; name the output collection with -o.",
+        )
+    first = chain[0]
+    kind = _type(butler, first)
+    if kind is not CollectionType.RUN:
+        raise CollectionError(
+            f"{first!r}, the first of {output!r}, is no RUN and cannot be replaced",
+            hint="Leave --replace-run out.",
+        )
+    if first in inputs:
+        raise CollectionError(
+            f"{first!r}, the first of {output!r}, is one of the inputs and cannot be replaced",
+            hint="Leave --replace-run out for the first run.",
+        )
+    parents = set(butler.collections.get_info(first, include_parents=True).parents or ()) - {output}
+    if replacement.prune == "purge" and parents:
+        raise CollectionError(
+            f"the RUN {first!r} cannot be purged: it is also in {', '.join(sorted(parents))}",
+            hint="Take it out of there, or leave --prune-replaced out.",
+        )
+    return first
+
+
+def _rebased(output: str, chain: tuple[str, ...], inputs: tuple[str, ...], run: str) -> tuple[str, ...]:
+    """Return a chain with its own collections first, then the inputs, then what else it had."""
+    if not run.startswith(output):
+        raise CollectionError(
+            f"the output collection {output!r} cannot be rebased for the output RUN {run!r}",
+            hint="The RUN's name must begin with the output collection's: leave --output-run out.",
+        )
+    own = [name for name in chain if name.startswith(output)]
+    return tuple(dict.fromkeys([*own, *inputs, *chain]))
 
 
 def _type(butler: Butler, name: str) -> CollectionType | None:
@@ -186,12 +304,17 @@ def _flatten(butler: Butler, names: Sequence[str]) -> tuple[str, ...]:
         ) from None
 
 
-def _check_chain(output: str, chain: tuple[str, ...], inputs: tuple[str, ...]) -> None:
-    """Check that the inputs stand in an existing chain as they are: one after another, in this order."""
+def _includes(chain: tuple[str, ...], inputs: tuple[str, ...]) -> bool:
+    """Tell whether the inputs stand in a chain as they are: one after another, in this order."""
     starts = range(len(chain) - len(inputs) + 1)
-    if not any(chain[start : start + len(inputs)] == inputs for start in starts):
+    return any(chain[start : start + len(inputs)] == inputs for start in starts)
+
+
+def _check_chain(output: str, chain: tuple[str, ...], inputs: tuple[str, ...]) -> None:
+    if not _includes(chain, inputs):
         raise CollectionError(
             f"the output collection {output!r} exists and was made from other inputs: it holds "
             f"{', '.join(chain) or 'nothing'}, which does not include {', '.join(inputs)} in this order",
-            hint="Give another output collection with -o, or the inputs that it was made from with -i.",
+            hint="Give another output collection with -o, or the inputs that it was made from with -i; "
+            "--rebase puts these into it.",
         )

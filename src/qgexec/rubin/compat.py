@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -10,14 +11,20 @@ from typing import Any
 from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, LimitedButler, QuantumBackedButler
 from lsst.daf.butler.datastore import Datastore
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
+from lsst.pipe.base import QgraphSummary
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantumGraphComponents
+from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilder
 from lsst.resources import ResourcePath
 
+from qgexec.errors import UsageError
+
 __all__ = [
+    "builder_arguments",
     "butler_config",
     "datastore_of",
     "export_records",
     "graph_components",
+    "graph_summary",
     "has_fast_ingest",
     "import_datasets",
     "put_refs",
@@ -51,6 +58,38 @@ def graph_components(graph: PredictedQuantumGraph) -> PredictedQuantumGraphCompo
     components.set_thin_graph()
     components.set_header_counts()
     return components
+
+
+def builder_arguments(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return arguments of upstream's graph builder that it has in newer versions only.
+
+    Parameters
+    ----------
+    options
+        Arguments by name; those that are `None` were not asked for.
+
+    Raises
+    ------
+    qgexec.errors.UsageError
+        The installed version has no such argument.
+    """
+    asked = {name: value for name, value in options.items() if value is not None}
+    lacking = asked.keys() - inspect.signature(QuantumGraphBuilder).parameters.keys()
+    if lacking:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(lacking))
+        raise UsageError(
+            f"{named}: the installed lsst-pipe-base cannot do that.",
+            hint="Versions from July 2026 on can: use one of those, or leave it out.",
+        )
+    return asked
+
+
+def graph_summary(graph: PredictedQuantumGraph) -> QgraphSummary:
+    """Return upstream's summary of a graph: quanta by task, inputs and outputs by dataset type.
+
+    ``pipetask qgraph --summary`` writes it; upstream's public way to it needs a graph of the old kind.
+    """
+    return graph._make_summary()
 
 
 def registry_file(butler: Butler) -> Path | None:

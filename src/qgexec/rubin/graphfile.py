@@ -7,14 +7,14 @@ import importlib
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from lsst.daf.butler import Butler, Quantum
-from lsst.pipe.base import QuantumGraph
+from lsst.pipe.base import BuildId, QuantumGraph
 from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
 from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskImportMode, TaskNode
 from lsst.pipe.base.quantum_graph import (
@@ -39,7 +39,9 @@ __all__ = [
     "GraphFile",
     "GraphSource",
     "fixup_edges",
+    "open_graph",
     "prepare_graph",
+    "read_old",
     "read_output_run",
     "read_plan",
     "serial_labels",
@@ -95,7 +97,7 @@ def read_plan(path: Path) -> Plan:
     with QgFile(path) as file:
         _require_quanta(str(path), file.header["n_quanta"])
         text = file.block("thin_graph") if file.header["version"] > 0 else b""
-    with _open_graph(path, imports=False) as reader:
+    with open_graph(path, imports=False) as reader:
         tasks = reader.pipeline_graph.tasks
         dimensions = {label: tuple(node.dimensions.data_coordinate_keys) for label, node in tasks.items()}
         thin = parse_thin_graph(text)
@@ -148,7 +150,7 @@ def read_output_run(graph: str | Path | ResourcePath | PredictedQuantumGraph | Q
         return str(graph.metadata.get("output_run") or "")
     uri = ResourcePath(graph, forceDirectory=False)
     if uri.getExtension() == ".qgraph":
-        return _read_old(uri).header.output_run
+        return read_old(uri).header.output_run
     with uri.as_local() as local, QgFile(Path(local.ospath)) as file:
         return str(file.header["output_run"])
 
@@ -194,7 +196,7 @@ def prepare_graph(
             return _prepare_components(_components_of(graph), target, butler)
         uri = ResourcePath(graph, forceDirectory=False)
         if uri.getExtension() == ".qgraph":
-            return _prepare_components(_read_old(uri), target, butler)
+            return _prepare_components(read_old(uri), target, butler)
         return _prepare_file(_local_path(uri, target), target, butler)
 
 
@@ -202,7 +204,7 @@ def _prepare_file(path: Path, target: Path, butler: Butler | None) -> GraphFile:
     with QgFile(path) as file:
         _require_quanta(str(path), file.header["n_quanta"])
         sample = look_for_records(file)
-    with _open_graph(path) as reader:
+    with open_graph(path) as reader:
         graph_file = _graph_file(path, reader.components)
         if butler is None:
             return graph_file
@@ -242,12 +244,34 @@ def _local_path(uri: ResourcePath, target: Path) -> Path:
     return target
 
 
-def _read_old(uri: ResourcePath) -> PredictedQuantumGraphComponents:
+def read_old(
+    uri: ResourcePath, quantum_ids: Collection[uuid.UUID] = (), graph_id: str | None = None
+) -> PredictedQuantumGraphComponents:
+    """Read and convert an old ``.qgraph`` file.
+
+    Parameters
+    ----------
+    uri
+        The file.
+    quantum_ids
+        Quanta to read; none for all.
+    graph_id
+        The identifier that the graph must have, if any.
+
+    Raises
+    ------
+    qgexec.errors.GraphError
+        The file is missing or damaged, has another identifier, or not these quanta.
+    """
     name = uri.ospath if uri.isLocal else str(uri)
     if not uri.exists():
         raise GraphError(f"graph file {name} does not exist", hint="Check the path.")
     try:
-        old = QuantumGraph.loadUri(uri)
+        old = QuantumGraph.loadUri(
+            uri,
+            nodes=list(quantum_ids) or None,
+            graphID=BuildId(graph_id) if graph_id is not None else None,
+        )
     except Exception as error:  # pickled task classes: an old file may raise anything
         raise GraphError(
             f"{name} cannot be read as a quantum graph (.qgraph): {type(error).__name__}: {error}",
@@ -312,7 +336,7 @@ def _write(components: PredictedQuantumGraphComponents, target: Path) -> None:
 
 
 @contextmanager
-def _open_graph(path: Path, *, imports: bool = True) -> Iterator[PredictedQuantumGraphReader]:
+def open_graph(path: Path, *, imports: bool = True) -> Iterator[PredictedQuantumGraphReader]:
     """Open a file with upstream's reader.
 
     Raises
@@ -333,7 +357,7 @@ def _open_graph(path: Path, *, imports: bool = True) -> Iterator[PredictedQuantu
 
 def _check_imports(path: Path) -> None:
     """Import the task classes of a graph one by one, to say which does not; upstream names no label."""
-    with _open_graph(path, imports=False) as reader:
+    with open_graph(path, imports=False) as reader:
         tasks = {label: node.task_class_name for label, node in reader.pipeline_graph.tasks.items()}
     for label, class_name in tasks.items():
         module_name, _, name = class_name.rpartition(".")
@@ -413,7 +437,7 @@ class GraphSource:
 
     @functools.cached_property
     def _components(self) -> PredictedQuantumGraphComponents:
-        with _open_graph(self.path) as reader:
+        with open_graph(self.path) as reader:
             reader.read_init_quanta()
             reader.read_dimension_data()
             return reader.components
@@ -445,7 +469,7 @@ def fixup_edges(fixup: ExecutionGraphFixup, path: Path) -> list[tuple[uuid.UUID,
         Pairs of a quantum and one that must wait for it, without those that
         the graph has already.
     """
-    with _open_graph(path) as reader:
+    with open_graph(path) as reader:
         reader.read_thin_graph()
         graph = reader.components.assemble()
         known = set(graph.quantum_only_xgraph.edges)

@@ -11,12 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from lsst.daf.butler import Butler, DatasetType, MissingCollectionError, MissingDatasetTypeError
+from lsst.daf.butler import (
+    Butler,
+    ButlerUserError,
+    DatasetType,
+    MissingCollectionError,
+    MissingDatasetTypeError,
+)
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from sqlalchemy.exc import SQLAlchemyError
 
 from qgexec.errors import CollectionError, DatasetTypeError, RepositoryError
-from qgexec.rubin.collections import RunCollections, resolve_collections
+from qgexec.rubin.collections import Replacement, RunCollections, prune_replaced, resolve_collections
 from qgexec.rubin.graphfile import GraphFile
 from qgexec.rubin.initoutputs import InitOutputs, plan_init_outputs
 from qgexec.rubin.repository import open_butler, require_writeable
@@ -52,6 +58,18 @@ class Preparation:
     chain: bool = True
     """Put the RUN into the CHAINED collection; otherwise that is left alone."""
 
+    rebase: bool = False
+    """Where the CHAINED collection was made from other inputs, put these into it."""
+
+    replace_run: bool = False
+    """Take the newest RUN out of the CHAINED collection."""
+
+    prune_replaced: str | None = None
+    """What becomes of that RUN: ``purge``, ``unstore``, or nothing."""
+
+    replaced: str | None = None
+    """Which RUN that is, once it is known: whoever brings this to its end must not take the next one."""
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
         return asdict(self) | {"inputs": list(self.inputs)}
@@ -85,6 +103,9 @@ class Prepared:
 
     fresh: bool
     """The RUN did not exist before: it can hold no outputs of earlier attempts."""
+
+    replaced: str | None = None
+    """RUN whose place it takes in the CHAINED collection."""
 
 
 def prepare_run(
@@ -139,9 +160,13 @@ def prepare_run(
             collections.output,
             collections.inputs,
             fresh=not collections.run_exists if begun is None else begun.fresh,
+            replaced=collections.replaced,
         )
         announce(prepared)
         _write(butler, collections, missing, init_outputs)
+        if collections.replaced is not None:
+            # Last of all: nothing is taken away before everything that may fail has been done.
+            _prune(butler, collections.replaced, asked.prune_replaced, graph.pipeline_graph)
     return prepared
 
 
@@ -160,7 +185,19 @@ def _resolve(butler: Butler, graph: GraphFile, asked: Preparation, begun: Begun 
         extend_run=None if is_ours else asked.extend_run,
         inputs_given=bool(asked.inputs),
         begun_fresh=None if begun is None else begun.fresh,
+        replacement=Replacement(asked.prune_replaced, asked.replaced) if asked.replace_run else None,
+        rebase=asked.rebase,
     )
+
+
+def _prune(butler: Butler, replaced: str, prune: str | None, pipeline: PipelineGraph) -> None:
+    try:
+        prune_replaced(butler, replaced, prune, pipeline)
+    except (SQLAlchemyError, OSError, ButlerUserError) as error:
+        raise RepositoryError(
+            f"the RUN {replaced!r}, which was replaced, cannot be removed: {type(error).__name__}: {error}",
+            hint="It is in the output collection no more; remove it with 'butler remove-runs'.",
+        ) from error
 
 
 def _holds_only_init_outputs(butler: Butler, graph: GraphFile) -> bool:

@@ -1,0 +1,39 @@
+"""Runs `pipetask` in this process, for what `qgexec` is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+from click.testing import CliRunner
+from lsst.ctrl.mpexec.cli.pipetask import cli
+from lsst.daf.butler.cli.cliLog import CliLog
+
+from tests.cli.commands import Result
+
+
+def pipetask(*arguments: object) -> Result:
+    """Run a command; logging is as it was, afterwards."""
+    try:
+        done = CliRunner().invoke(cli, [*map(str, arguments)])
+    finally:
+        CliLog.resetLog()
+    return Result(done.exit_code, done.stdout, done.stderr)
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Yield pipetask's own commands by their names."""
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        yield name, command
+
+
+def option_names(command: click.Command) -> list[tuple[str, ...]]:
+    """Return how each option of a command may be written; upstream makes options of headings, too."""
+    return [
+        (*param.opts, *param.secondary_opts)
+        for param in command.params
+        if isinstance(param, click.Option) and not param.opts[0].startswith("--option-section-")
+    ]
