@@ -37,6 +37,7 @@ from qgexec.books.beginning import begin, find_place
 from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir, reopen
 from qgexec.books.runsettings import RunSettings
+from qgexec.config.logoptions import LogOptions
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
@@ -120,6 +121,8 @@ class GraphExecutor(QuantumGraphExecutor):
         Level of the stack's loggers where quanta run in this process, which
         decides what their log datasets hold; `None` leaves logging as it is.
         In workers it is ``INFO``, as pipetask has it.
+    logging
+        What to log, and where, in workers and batch jobs; in this process, where quanta run in it, too.
     run_dir
         Where the run keeps its books; by default ``qgexec-runs/<output RUN>``.
     prepare
@@ -163,6 +166,7 @@ class GraphExecutor(QuantumGraphExecutor):
         strict_versions: bool = False,
         implicit_threads: bool = False,
         log_level: str | None = None,
+        logging: LogOptions | None = None,
         run_dir: str | Path | None = None,
         prepare: Preparation | None = None,
         observe: Observe | None = None,
@@ -193,6 +197,7 @@ class GraphExecutor(QuantumGraphExecutor):
             strict_versions=strict_versions,
             implicit_threads=implicit_threads,
             log_level=log_level,
+            logging=logging,
             grace_s=grace_s,
             config=(config or RunConfig()).updated(_for_all(resources, timeout_s, retries)),
         )

@@ -460,7 +460,9 @@ def books_of(opened: OpenRun, options: RunOptions, epoch: int, *, own_process: b
     """Return where the benches of one driver write."""
     # In the caller's own process logging is the caller's.
     level = options.log_level if own_process else "INFO"
-    return Books(str(opened.run_dir.segments), epoch, str(opened.run_dir.logs), level)
+    return Books(
+        str(opened.run_dir.segments), epoch, str(opened.run_dir.logs), level, logging=options.logging
+    )
 
 
 def workbench_opener(opened: OpenRun, options: RunOptions, books: Books) -> WorkbenchOpener:

@@ -165,7 +165,10 @@ class _Job:
     def bench_opener(self, part: _Part) -> BenchOpener:
         """Return the opener of the bench that its worker works at."""
         run_dir, context = self.books, self.settings.context
-        books = Books(str(run_dir.segments), self.batch_round.number, str(run_dir.logs), "INFO")
+        number, logging = self.batch_round.number, self.options.logging
+        if logging is not None:
+            logging = logging.for_job(f"r{number}j{self.number}")
+        books = Books(str(run_dir.segments), number, str(run_dir.logs), "INFO", logging=logging)
         if (executor := ImportedExecutor.of_run(self.settings.options)) is not None:
             return ExecutorBenchOpener(executor, context.graph_file, books, self.options.implicit_threads)
         how = WorkbenchOptions.of_run(

@@ -73,7 +73,8 @@ def execute_quanta(run_dir: Path, indices: Sequence[int]) -> bool:
     books = RunDir.open(run_dir)
     settings = books.read_settings()
     context = settings.context
-    places = Books(str(books.segments), 0, str(books.logs), "INFO")
+    logging = RunOptions.from_json(settings.options).logging
+    places = Books(str(books.segments), 0, str(books.logs), "INFO", logging=logging)
     opener: BenchOpener
     if (executor := ImportedExecutor.of_run(settings.options)) is not None:
         opener = ExecutorBenchOpener(executor, context.graph_file, places)

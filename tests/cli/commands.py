@@ -114,7 +114,9 @@ class Command:
         self.temporary = self.cwd / f"tmp-{self._mark[:8]}"
         self.temporary.mkdir()
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(map(str, (CHECKOUT, CHECKOUT / "tests" / "rubin"))),
+            "PYTHONPATH": os.pathsep.join(
+                map(str, (CHECKOUT / "src", CHECKOUT, CHECKOUT / "tests" / "rubin"))
+            ),
             "TMPDIR": str(self.temporary),
             _MARK: self._mark,
             **self.environment,

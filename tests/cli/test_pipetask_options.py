@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from lsst.ctrl.mpexec.cli.pipetask import cli as pipetask_cli
 
 from qgexec.cli.main import cli
 from tests.cli.pipetask import commands, option_names
@@ -42,9 +43,8 @@ class Row:
 
 def section_of(name: str) -> str:
     """Return what the page says of a command of pipetask."""
-    found = re.search(
-        rf"^### pipetask {name}$(.*?)(?=^##|\Z)", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL
-    )
+    text = PAGE.read_text()
+    found = re.search(rf"^### (?:pipetask )?{name}$(.*?)(?=^##|\Z)", text, flags=re.MULTILINE | re.DOTALL)
     assert found, f"docs/pipetask.md has no section on pipetask {name}"
     return found[1]
 
@@ -95,6 +95,14 @@ def test_what_is_said_to_be_the_same_exists(name: str, command: click.Command) -
         ]
         assert found, f"qgexec {ours.name} has no {row.names}"
         assert found[0].is_flag == flags.get(row.names[0], found[0].is_flag)
+
+
+def test_options_before_the_command() -> None:
+    """Those about logging are pipetask's, each with a row."""
+    theirs = {frozenset(names) for names in option_names(pipetask_cli)}
+    ours = {frozenset(names) for names in option_names(cli)}
+    assert theirs <= ours
+    assert {frozenset(row.names) for row in rows_of("Before the command")} == theirs
 
 
 @pytest.mark.parametrize("name", ["build", "qgraph", "run", "run-qbb", "pre-exec-init-qbb"])

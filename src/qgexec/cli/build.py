@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qgexec.cli import buildoptions, options
+from qgexec.cli import buildoptions, logoptions, options
 from qgexec.cli.building import check_files, make_graph, make_pipeline
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand
@@ -58,6 +58,7 @@ def build(*, repository: str | None, **given: Any) -> None:
             hint="Leave it out, or add --show pipeline-graph.",
         )
     check_files(request.files())
+    logoptions.begin()
     make_pipeline(request, repository)
 
 
@@ -100,6 +101,7 @@ def qgraph(*, summary: str | None, **given: Any) -> None:
     buildoptions.check_collections(given)
     _check_use(request, given)
     check_files({"--summary": summary} | request.files())
+    logoptions.begin()
     made = make_graph(request, given)
     if made is None:
         click.echo("No graph was built: all that --show asks for is about the pipeline.", err=True)

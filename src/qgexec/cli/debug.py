@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qgexec.cli import EXIT_FAILED
+from qgexec.cli import EXIT_FAILED, logoptions
 from qgexec.cli.inspect import RUN_DIR, print_text
 from qgexec.errors import UsageError
 
@@ -125,6 +125,8 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
     from qgexec.events import FailureEvent
     from qgexec.reports.snapshot import read_fold
     from qgexec.rubin.scratch import open_scratch
+
+    logoptions.begin()
 
     label, options = plan.label(index), RunOptions.from_json(settings.options)
     endings = read_fold(books.journal, plan, books.snapshot_file).endings(index)

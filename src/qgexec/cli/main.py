@@ -14,11 +14,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import click
 
 import qgexec
 from qgexec.cli import EXIT_BAD_USE, EXIT_INTERRUPTED
+from qgexec.cli.logoptions import log_options, parse
 from qgexec.errors import QgexecError
 
 __all__ = ["cli", "main"]
@@ -76,14 +78,15 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(qgexec.__version__, prog_name="qgexec")
 @click.option("--traceback", is_flag=True, help="Show the Python traceback of an error.")
+@log_options
 @click.pass_context
-def cli(ctx: click.Context, *, traceback: bool) -> None:
+def cli(ctx: click.Context, /, *, traceback: bool, **logging_options: Any) -> None:
     """Execute a Rubin/LSST QuantumGraph on any execution model.
 
     One graph, one command, one report: in this process, on all cores of this
     machine, or on an execution model of your own.
     """
-    ctx.obj = {"traceback": traceback}
+    ctx.obj = {"traceback": traceback, "logging": parse(logging_options)}
     for name in _IRRELEVANT_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -10,8 +10,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from qgexec.cli import options
+from qgexec.cli import logoptions, options
 from qgexec.cli.execution import conclude, default_model, outcome_of, warm_up
+from qgexec.config.logoptions import LogOptions
+from qgexec.config.runoptions import RunOptions
 
 __all__ = ["resume"]
 
@@ -76,7 +78,12 @@ def resume(*, run_dir: Path, force: bool, no_wait: bool, summary: str | None, **
     from qgexec.cli.display import Display
     from qgexec.models.registry import facts_of
 
-    with Display(survives=facts_of(model).survives_driver) as display:
+    if logoptions.asked_for() is not None:
+        changes["logging"] = logoptions.asked_for()
+    logs = changes.get("logging") or _logging_of(run_dir)
+    logoptions.begin(logs)
+    moving = False if logs is not None and logs.terminal else None
+    with Display(on_terminal=moving, survives=facts_of(model).survives_driver) as display:
         executor = GraphExecutor.of_run(
             run_dir,
             model=model,
@@ -88,6 +95,13 @@ def resume(*, run_dir: Path, force: bool, no_wait: bool, summary: str | None, **
         )
         code, broken = outcome_of(lambda: executor.resume(force=force, leave=no_wait))
     sys.exit(conclude(executor, code, broken, summary=summary))
+
+
+def _logging_of(run_dir: Path) -> LogOptions | None:
+    """Return what the run was told to log."""
+    from qgexec.books.rundir import RunDir
+
+    return RunOptions.from_json(RunDir.open(run_dir).read_settings().options).logging
 
 
 def _model_of(run_dir: Path, processes: int | None) -> str:

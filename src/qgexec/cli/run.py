@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgexec.cli import buildoptions, options
+from qgexec.cli import buildoptions, logoptions, options
 from qgexec.cli.building import check_files, make_graph
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand, stack
@@ -130,6 +130,7 @@ def _graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | Non
     if not (init_only or request.shows):
         warm_up(given["model"], implicit_threads=given["enable_implicit_threading"])
     reads = request.shows or request.quantum_ids or request.graph_id or any(request.files().values())
+    logoptions.begin()
     if request.graph_file and not reads:
         return request.graph_file
     made = make_graph(request, given, keep=True)
@@ -154,6 +155,7 @@ def init(*, qgraph: str | None, qgraph_id: str | None, **given: Any) -> None:
     if qgraph is None:
         raise UsageError("No graph was given.", hint="Name one with -g FILE.")
     buildoptions.check_collections(given)
+    logoptions.begin()
     if qgraph_id is None:
         _init(qgraph, given)
         return
@@ -233,7 +235,10 @@ def _executor(given: dict[str, Any]) -> Iterator[GraphExecutor]:
     from qgexec.cli.display import Display
     from qgexec.models.registry import facts_of
 
-    with Display(survives=facts_of(given["model"]).survives_driver) as display:
+    logs = logoptions.asked_for()
+    # A moving bar and a log do not go together on one terminal.
+    moving = False if logs is not None and logs.terminal else None
+    with Display(on_terminal=moving, survives=facts_of(given["model"]).survives_driver) as display:
         yield GraphExecutor(
             given["repository"],
             model=given["model"],
@@ -248,6 +253,7 @@ def _executor(given: dict[str, Any]) -> Iterator[GraphExecutor]:
             strict_versions=given["strict_versions"],
             implicit_threads=given["enable_implicit_threading"],
             log_level="INFO",
+            logging=logs,
             run_dir=given["run_dir"],
             prepare=_preparation(given),
             observe=display.observe,

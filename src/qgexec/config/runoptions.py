@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
+from qgexec.config.logoptions import LogOptions
 from qgexec.config.runconfig import RunConfig, make_policy
 from qgexec.errors import UsageError
 from qgexec.scheduling.policy import Policy
@@ -47,6 +48,9 @@ class RunOptions:
 
     log_level: str | None = None
     """Level of the stack's loggers where quanta run in the caller's process."""
+
+    logging: LogOptions | None = None
+    """What is logged here, in workers and in batch jobs; `None` where nothing was said of it."""
 
     grace_s: float | None = None
     """Time that running quanta have to finish after an interrupt, seconds; `None` for any."""
@@ -105,7 +109,8 @@ class RunOptions:
     def to_json(self) -> dict[str, Any]:
         """Return the options by their names, as JSON can hold them."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return values | {"config": self.config.to_json()}
+        logging = None if self.logging is None else self.logging.to_json()
+        return values | {"config": self.config.to_json(), "logging": logging}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -113,4 +118,6 @@ class RunOptions:
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         if "config" in known:
             known["config"] = RunConfig.from_json(known["config"])
+        if known.get("logging") is not None:
+            known["logging"] = LogOptions.from_json(known["logging"])
         return cls(**known)

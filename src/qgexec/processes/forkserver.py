@@ -390,6 +390,14 @@ def _signal_group(pid: int, number: int) -> None:
             return
 
 
+_driver_stderr: int | None = None
+
+
+def driver_stderr() -> int | None:
+    """Return the standard error that the server was started with; `None` in a process whose own that is."""
+    return _driver_stderr
+
+
 def serve(control_fd: int) -> NoReturn:
     """Be the server; never returns.
 
@@ -460,6 +468,8 @@ def _adopt(order: StartOrder) -> None:
     os.chdir(order.folder)
     sys.path[:] = order.sys_path
     if order.output:
+        global _driver_stderr  # noqa: PLW0603 - a process has one
+        _driver_stderr = os.dup(2)
         output = os.open(order.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(output, 1)
         os.dup2(output, 2)

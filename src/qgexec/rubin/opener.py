@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from qgexec.config.logoptions import LogOptions
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 from qgexec.quantum import SegmentRef
@@ -49,6 +50,9 @@ class Books:
 
     log_level: str | None = "INFO"
     """Level of the stack's loggers while the bench is open; `None` leaves logging to the caller."""
+
+    logging: LogOptions | None = None
+    """What is logged, and where, instead."""
 
 
 @dataclass(frozen=True, slots=True)

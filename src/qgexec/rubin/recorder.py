@@ -22,6 +22,7 @@ from qgexec.errors import QuantumTimeUp, RunDirError
 from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded, Event
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus
 from qgexec.rubin.detail import Detail
+from qgexec.rubin.logsetup import given_logging
 from qgexec.rubin.meter import Meter
 from qgexec.rubin.opener import Books
 from qgexec.rubin.quantumlog import StreamedLog, pipetask_logging
@@ -78,6 +79,8 @@ class Recorder:
                     hint="Check that the run directory exists and may be written.",
                 ) from error
             stack.callback(self._close_log)
+            if books.logging is not None:
+                stack.enter_context(given_logging(books.logging))  # it takes away what handlers there are
             logging.getLogger().addHandler(self._log)
             stack.callback(logging.getLogger().removeHandler, self._log)
             if books.log_level is not None:
