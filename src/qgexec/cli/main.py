@@ -46,6 +46,13 @@ _COMMANDS = {
     "debug": ("qgexec.cli.debug", "debug", "Execute one quantum again, under a debugger."),
     "models": ("qgexec.cli.inspect", "models", "List the execution models."),
     "demo": ("qgexec.cli.demo", "demo", "Make a small sky survey, reduce it, and compare with the truth."),
+    "purge": ("qgexec.cli.housekeeping", "purge", "Remove a CHAINED collection and its own members."),
+    "cleanup": ("qgexec.cli.housekeeping", "cleanup", "Remove what a CHAINED collection has no more."),
+    "update-graph-run": (
+        "qgexec.cli.housekeeping",
+        "update_graph_run",
+        "Write a graph anew, for another output RUN.",
+    ),
     "worker": ("qgexec.cli.batch", "worker", "Execute quanta of a run (for batch jobs and scripts)."),
     "collect": ("qgexec.cli.batch", "collect", "Take the outputs of finished quanta into the registry."),
 }

@@ -174,7 +174,7 @@ def _resolve(butler: Butler, graph: GraphFile, asked: Preparation, begun: Begun 
     if asked.output_run and asked.output_run != graph.output_run:
         raise CollectionError(
             f"the graph was built for the output RUN {graph.output_run!r}, not {asked.output_run!r}",
-            hint="Leave --output-run out, or change the graph with 'pipetask update-graph-run'.",
+            hint="Leave --output-run out, or change the graph with 'qgexec update-graph-run'.",
         )
     is_ours = begun is not None and begun.fresh and _holds_only_init_outputs(butler, graph)
     return resolve_collections(
