@@ -47,6 +47,7 @@ from qgexec.models.registry import Model
 from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.keeper import keeping_snapshots
 from qgexec.resume import take_over
+from qgexec.rubin.fixups import make_fixup
 from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.opener import ImportedExecutor
 from qgexec.rubin.preexec import Preparation
@@ -103,7 +104,7 @@ class GraphExecutor(QuantumGraphExecutor):
     grace_s
         Seconds that running quanta have to finish after an interrupt; `None` for as long as they take.
     execution_graph_fixup
-        Adds ordering to the graph.
+        Adds ordering to the graph; or the full name of a class or function that makes such an object.
     skip_existing
         Do not execute quanta whose metadata exists in the output RUN.
     clobber_outputs
@@ -117,6 +118,10 @@ class GraphExecutor(QuantumGraphExecutor):
         the RUN says it was made with; otherwise they are named, and the run goes on.
     implicit_threads
         Leave numerical libraries in workers their own threads.
+    lsst_debug
+        Import ``debug.py`` before each quantum (lsstDebug).
+    debugger
+        Module whose ``post_mortem`` is called where a quantum fails, if quanta run in this process.
     log_level
         Level of the stack's loggers where quanta run in this process, which
         decides what their log datasets hold; `None` leaves logging as it is.
@@ -158,13 +163,15 @@ class GraphExecutor(QuantumGraphExecutor):
         retries: int | None = None,
         config: RunConfig | None = None,
         grace_s: float | None = None,
-        execution_graph_fixup: ExecutionGraphFixup | None = None,
+        execution_graph_fixup: ExecutionGraphFixup | str | None = None,
         skip_existing: bool = False,
         clobber_outputs: bool = False,
         resources: ExecutionResources | None = None,
         raise_on_partial_outputs: bool = True,
         strict_versions: bool = False,
         implicit_threads: bool = False,
+        lsst_debug: bool = False,
+        debugger: str | None = None,
         log_level: str | None = None,
         logging: LogOptions | None = None,
         run_dir: str | Path | None = None,
@@ -196,6 +203,7 @@ class GraphExecutor(QuantumGraphExecutor):
             raise_on_partial_outputs=raise_on_partial_outputs,
             strict_versions=strict_versions,
             implicit_threads=implicit_threads,
+            lsst_debug=lsst_debug,
             log_level=log_level,
             logging=logging,
             grace_s=grace_s,
@@ -204,7 +212,8 @@ class GraphExecutor(QuantumGraphExecutor):
         self._client = Client(
             model=model,
             quantum_executor=quantum_executor,
-            fixup=execution_graph_fixup,
+            fixup=make_fixup(execution_graph_fixup),
+            debugger=debugger,
             observe=observe,
             interrupted=interrupted,
             tell=tell,

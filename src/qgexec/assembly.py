@@ -94,6 +94,9 @@ class Client:
     """A `lsst.pipe.base.quantum_graph_executor.QuantumExecutor` of the client's own, the
     `qgexec.rubin.opener.ImportedExecutor` that makes one, or `None`."""
 
+    debugger: str | None = None
+    """Module whose ``post_mortem`` is called where a quantum fails in this process."""
+
     fixup: Any = None
     """A `lsst.pipe.base.execution_graph_fixup.ExecutionGraphFixup`, or `None`."""
 
@@ -431,6 +434,7 @@ def _make_bench(
 ) -> tuple[BenchOpener, Ingestion]:
     run_dir, context = opened.run_dir, opened.context
     books = books_of(opened, options, epoch, own_process=not model.facts.parallel)
+    books = replace(books, debugger=client.debugger)
     if client.quantum_executor is not None:
         own = ExecutorBenchOpener(
             client.quantum_executor, context.graph_file, books, options.implicit_threads

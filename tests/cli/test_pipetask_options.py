@@ -82,8 +82,6 @@ def test_what_is_said_to_be_the_same_exists(name: str, command: click.Command) -
         for opt in param.opts
     }
     for row in rows_of(name):
-        if row.ours == "missing":
-            continue
         if row.ours != "same":
             assert row.why, f"{row.names}: no word why it is not the same"
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qgexec.cli import buildoptions, logoptions, options
+from qgexec.cli import buildoptions, logoptions, measuring, options
 from qgexec.cli.building import check_files, make_graph, make_pipeline
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand
@@ -88,8 +88,16 @@ _WITH_DIMENSIONS = frozenset({"pipeline-graph", "task-graph", "inputs"})
     help="Write pipetask's JSON summary of the graph to this file.",
 )
 @buildoptions.show
+@measuring.coverage_options
 @options_file
-def qgraph(*, summary: str | None, **given: Any) -> None:
+def qgraph(
+    *,
+    summary: str | None,
+    coverage: bool,
+    cov_report: bool,
+    cov_packages: tuple[str, ...],
+    **given: Any,
+) -> None:
     """Build a quantum graph and save it, or look at one; nothing is executed.
 
     The repository is only read. `qgexec run -g` executes the graph, `qgexec submit
@@ -102,7 +110,8 @@ def qgraph(*, summary: str | None, **given: Any) -> None:
     _check_use(request, given)
     check_files({"--summary": summary} | request.files())
     logoptions.begin()
-    made = make_graph(request, given)
+    with measuring.covered(coverage=coverage, cov_report=cov_report, cov_packages=cov_packages):
+        made = make_graph(request, given)
     if made is None:
         click.echo("No graph was built: all that --show asks for is about the pipeline.", err=True)
         return

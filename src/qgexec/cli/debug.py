@@ -5,7 +5,6 @@ from __future__ import annotations
 import bdb
 import contextlib
 import faulthandler
-import importlib
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import click
 
 from qgexec.cli import EXIT_FAILED, logoptions
 from qgexec.cli.inspect import RUN_DIR, print_text
+from qgexec.cli.measuring import find_debugger
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
     from qgexec.books.rundir import RunDir
     from qgexec.reports.quantumname import find_quantum
 
-    module = _debugger(debugger)
+    module = find_debugger(debugger)
     books = RunDir.open(run_dir)
     settings = books.read_settings()
     if not settings.context.repository:
@@ -148,19 +148,6 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
         _say_outputs(scratch, keep)
     if not succeeded:
         raise SystemExit(EXIT_FAILED)
-
-
-def _debugger(name: str) -> ModuleType:
-    """Import the debugger now: not when the quantum has run for an hour."""
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"The debugger {name} cannot be imported: {error}", hint=f"Install it, or leave out --pdb={name}."
-        ) from error
-    if not hasattr(module, "post_mortem"):
-        raise UsageError(f"The module {name} is no debugger: it has no post_mortem().")
-    return module
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ __all__ = [
     "execution",
     "existing",
     "filled",
+    "graph_fixup",
     "initialization",
     "parse_memory",
     "repository",
@@ -115,6 +116,16 @@ initialization = section(
     click.option("--skip-init-writes", is_flag=True, help="Do not write configs and other init-outputs."),
     click.option("--no-versions", is_flag=True, help="Do not save or check package versions."),
     click.option("--no-output-chain", is_flag=True, help="Leave the output CHAINED collection as it is."),
+)
+
+graph_fixup = section(
+    "Execution",
+    click.option(
+        "--graph-fixup",
+        metavar="NAME",
+        type=filled,
+        help="Class or function, by its full name, of an object that adds ordering to the graph.",
+    ),
 )
 
 run_dir = click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgexec.cli import buildoptions, logoptions, options
+from qgexec.cli import buildoptions, logoptions, measuring, options
 from qgexec.cli.building import check_files, make_graph
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand, stack
@@ -53,10 +53,21 @@ _building = stack(
 @options.run_dir
 @click.option("--init-only", is_flag=True, help="Stop after the registry is up to date.")
 @options.execution
+@options.graph_fixup
 @options.resources
+@measuring.lsst_debug
+@measuring.debugging
+@measuring.coverage_options
 @options.dry_run
 @options_file
-def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
+def run(
+    *,
+    init_only: bool,
+    dry_run: bool,
+    cov_report: bool,
+    cov_packages: tuple[str, ...],
+    **given: Any,
+) -> None:
     """Execute a quantum graph, or build one and execute it.
 
     Before it runs, the output collections are defined and configs, package
@@ -66,15 +77,18 @@ def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
     Exit codes: 0 all succeeded, 1 some quanta failed or were blocked, 2 wrong
     use or bad input, 130 interrupted.
     """
-    graph = _graph_of(given, init_only=init_only)
-    if graph is None:
-        return
-    if init_only:
-        _init(graph, given)
-    elif dry_run:
-        _rehearse(graph, given)
-    else:
-        sys.exit(_execute(graph, given))
+    given["model"] = given["model"] or default_model(given["processes"])
+    measuring.check_debugger(given)
+    with measuring.covered(coverage=given.pop("coverage"), cov_report=cov_report, cov_packages=cov_packages):
+        graph = _graph_of(given, init_only=init_only)
+        if graph is None:
+            return
+        if init_only:
+            _init(graph, given)
+        elif dry_run:
+            _rehearse(graph, given)
+        else:
+            sys.exit(_execute(graph, given))
 
 
 @click.command(
@@ -88,7 +102,9 @@ def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
 @options.initialization
 @options.run_dir
 @options.execution
+@options.graph_fixup
 @options.resources
+@measuring.lsst_debug
 @options.dry_run
 @options_file
 def submit(*, dry_run: bool, **given: Any) -> None:
@@ -124,7 +140,7 @@ def _graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | Non
     request = buildoptions.request_of(given)
     buildoptions.check_collections(given)
     _check_use(request, given, init_only=init_only)
-    check_files({"--summary": given["summary"]} | request.files())
+    check_files({"--summary": given["summary"], "--profile": given.get("profile")} | request.files())
     given["config"] = options.run_config(given)
     given["model"] = given["model"] or default_model(given["processes"])
     if not (init_only or request.shows):
@@ -146,7 +162,16 @@ def _graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | Non
 @buildoptions.graph_file
 @buildoptions.collections
 @options.initialization
-def init(*, qgraph: str | None, qgraph_id: str | None, **given: Any) -> None:
+@measuring.coverage_options
+def init(
+    *,
+    qgraph: str | None,
+    qgraph_id: str | None,
+    coverage: bool,
+    cov_report: bool,
+    cov_packages: tuple[str, ...],
+    **given: Any,
+) -> None:
     """Only bring the registry up to date for a graph; nothing is executed.
 
     Dataset types are registered or checked, output collections defined,
@@ -156,12 +181,13 @@ def init(*, qgraph: str | None, qgraph_id: str | None, **given: Any) -> None:
         raise UsageError("No graph was given.", hint="Name one with -g FILE.")
     buildoptions.check_collections(given)
     logoptions.begin()
-    if qgraph_id is None:
-        _init(qgraph, given)
-        return
-    from qgexec.rubin.graphload import load_graph
+    with measuring.covered(coverage=coverage, cov_report=cov_report, cov_packages=cov_packages):
+        if qgraph_id is None:
+            _init(qgraph, given)
+            return
+        from qgexec.rubin.graphload import load_graph
 
-    _init(load_graph(qgraph, graph_id=qgraph_id).assemble(), given)
+        _init(load_graph(qgraph, graph_id=qgraph_id).assemble(), given)
 
 
 def _check_use(request: BuildRequest, given: dict[str, Any], *, init_only: bool) -> None:
@@ -205,7 +231,7 @@ def _init(graph: _Graph, given: dict[str, Any]) -> None:
 
 def _execute(graph: _Graph, given: dict[str, Any]) -> int:
     """Execute a graph, say what became of it, and return the exit code."""
-    with _executor(given) as executor:
+    with _executor(given) as executor, measuring.profiled(given["profile"]):
         code, broken = outcome_of(lambda: executor.execute(graph))
     return conclude(executor, code, broken, summary=given["summary"])
 
@@ -236,8 +262,8 @@ def _executor(given: dict[str, Any]) -> Iterator[GraphExecutor]:
     from qgexec.models.registry import facts_of
 
     logs = logoptions.asked_for()
-    # A moving bar and a log do not go together on one terminal.
-    moving = False if logs is not None and logs.terminal else None
+    # A moving bar does not go together with a log, or a debugger, on one terminal.
+    moving = False if (logs is not None and logs.terminal) or given.get("debugger") else None
     with Display(on_terminal=moving, survives=facts_of(given["model"]).survives_driver) as display:
         yield GraphExecutor(
             given["repository"],
@@ -252,6 +278,9 @@ def _executor(given: dict[str, Any]) -> Iterator[GraphExecutor]:
             raise_on_partial_outputs=given["raise_on_partial_outputs"],
             strict_versions=given["strict_versions"],
             implicit_threads=given["enable_implicit_threading"],
+            execution_graph_fixup=given["graph_fixup"],
+            lsst_debug=given["lsst_debug"],
+            debugger=given.get("debugger"),
             log_level="INFO",
             logging=logs,
             run_dir=given["run_dir"],

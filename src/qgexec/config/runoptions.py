@@ -49,6 +49,9 @@ class RunOptions:
     log_level: str | None = None
     """Level of the stack's loggers where quanta run in the caller's process."""
 
+    lsst_debug: bool = False
+    """Import ``debug.py`` before each quantum, as upstream's lsstDebug wants it."""
+
     logging: LogOptions | None = None
     """What is logged here, in workers and in batch jobs; `None` where nothing was said of it."""
 

@@ -54,6 +54,9 @@ class Books:
     logging: LogOptions | None = None
     """What is logged, and where, instead."""
 
+    debugger: str | None = None
+    """Module whose ``post_mortem`` is called where a quantum fails, in a process with a terminal."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkbenchOptions:
@@ -80,6 +83,9 @@ class WorkbenchOptions:
     implicit_threads: bool = False
     """Leave numerical libraries their own threads."""
 
+    lsst_debug: bool = False
+    """Import ``debug.py`` before each quantum."""
+
     @classmethod
     def of_run(cls, options: RunOptions, *, run_is_new: bool, run_began_at: float) -> Self:
         """Return what a run was told."""
@@ -90,6 +96,7 @@ class WorkbenchOptions:
             clobber_outputs=options.clobber_outputs,
             raise_on_partial_outputs=options.raise_on_partial_outputs,
             implicit_threads=options.implicit_threads,
+            lsst_debug=options.lsst_debug,
         )
 
 

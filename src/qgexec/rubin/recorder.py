@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,6 +46,8 @@ class _Ending:
     caveats: int = 0
     exception: ExceptionSummary | None = None
     traceback: str = ""
+    error: BaseException | None = None
+    """Only for a debugger: it keeps all that the quantum had in memory."""
 
 
 class Recorder:
@@ -69,6 +72,7 @@ class Recorder:
         self._pid = os.getpid()
         self._meter = Meter()
         self._is_idle = True
+        self._debugger = books.debugger
         with contextlib.ExitStack() as stack:
             path = self._logs / f"{name}.log"
             try:
@@ -147,8 +151,10 @@ class Recorder:
     ) -> Event:
         self._log.restart(f"{attempt.task_label} quantum {attempt.quantum_id} attempt {attempt.number}")
         self._meter.start()
-        ending = _end(execute)
+        ending = _end(execute, keep_error=self._debugger is not None)
         usage = self._meter.read()
+        if self._debugger is not None and ending.error is not None:
+            importlib.import_module(self._debugger).post_mortem(ending.error.__traceback__)
         detail: Detail = {"traceback": ending.traceback} if ending.traceback else {}
         try:
             detail |= outputs(ending.status)
@@ -177,13 +183,13 @@ class Recorder:
         self._log.keep(self._logs / f"{attempt.index}.{attempt.number}.log")
 
 
-def _end(execute: Callable[[], QuantumExecutionResult | None]) -> _Ending:
+def _end(execute: Callable[[], QuantumExecutionResult | None], *, keep_error: bool) -> _Ending:
     try:
         result = execute()
     except (KeyboardInterrupt, QuantumTimeUp):
         raise
     except BaseException as error:  # noqa: BLE001  a task's sys.exit, or NoWorkFound where upstream does not expect it
-        return _failure(error)
+        return replace(_failure(error), error=error if keep_error else None)
     if result is not None and getattr(result, "skipped_existing", None):
         return _Ending(OutcomeStatus.SKIPPED)
     return _Ending(OutcomeStatus.SUCCEEDED, caveats=_caveats(result))

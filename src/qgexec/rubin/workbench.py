@@ -151,6 +151,7 @@ class _Sitting:
             clobber_outputs=options.clobber_outputs or replaces_log,
             assume_no_existing_outputs=options.run_is_new and not replaces_log,
             raise_on_partial_outputs=options.raise_on_partial_outputs,
+            enable_lsst_debug=options.lsst_debug,
         )
         return executor.execute(
             task_node, quantum, quantum_id=self._attempt.quantum_id, log_records=QuantumLogRecords()
