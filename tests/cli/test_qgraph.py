@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-from repos import INPUT_CHAIN, INPUT_RUN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository
+from repos import INPUT_CHAIN, INPUT_RUN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, dump_repository
 
 from qgexec.errors import UsageError
 from qgexec.rubin.compat import builder_arguments
@@ -309,6 +310,37 @@ class TestExecuting:
         assert members() == ["u/me/d", INPUT_RUN]
         with repository.butler() as butler:
             assert set(butler.collections.query("u/me/*")) == {"u/me/a", "u/me/b", "u/me/d"}
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["--replace-run"],
+            ["--replace-run", "--prune-replaced", "unstore"],
+            ["--replace-run", "--prune-replaced", "purge"],
+            ["-i", "other,input_chain", "--rebase"],
+        ],
+        ids=lambda options: options[-1],
+    )
+    def test_collections_are_pipetasks(
+        self, options: list[str], building: Arguments, repository: MockRepository, folder: Path
+    ) -> None:
+        """After a second run into the same collection, repositories that either has served are equal."""
+        with repository.butler(writeable=True) as butler:
+            butler.collections.register("other")
+        copy = folder / "copy"
+        shutil.copytree(repository.root, copy)
+        query = ["-d", "visit = 1 and detector = 2", "--select-tasks", "isr"]
+        dumps = []
+        for run, root in ((call, repository.root), (pipetask, copy)):
+            again: Arguments = ["run", "-b", root, *building[2:4], "-o", "u/me", *query, "--output-run"]
+            for more in (["u/me/a", "-i", INPUT_CHAIN], ["u/me/b", *options]):
+                done = run(*again, *more, "--register-dataset-types")
+                assert done.code == 0, (done.out, done.err)
+            with Butler.from_config(str(root)) as butler:
+                refs = butler.query_all_datasets("u/me/*", name="*", find_first=False)
+                stored = sorted((ref.run, ref.datasetType.name, butler.stored(ref)) for ref in refs)
+            dumps.append((dump_repository(root)["collections"], stored))
+        assert dumps[0] == dumps[1]
 
     def test_rebase(self, building: Arguments, repository: MockRepository, folder: Path) -> None:
         """An output collection made from other inputs is refused, and takes them in when asked to."""

@@ -12,6 +12,7 @@ from qgexec.cli.building import check_files, make_graph, make_pipeline
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand
 from qgexec.cli.optionsfile import options_file
+from qgexec.cli.values import filled
 from qgexec.config.buildoptions import Show
 from qgexec.errors import UsageError
 
@@ -22,7 +23,7 @@ _repository = click.option(
     "--butler-config",
     "repository",
     metavar="REPO",
-    type=options.filled,
+    type=filled,
     help="Butler repository: its folder, its configuration file, or an alias.",
 )
 
@@ -84,7 +85,7 @@ _WITH_DIMENSIONS = frozenset({"pipeline-graph", "task-graph", "inputs"})
 @click.option(
     "--summary",
     metavar="FILE",
-    type=options.filled,
+    type=filled,
     help="Write pipetask's JSON summary of the graph to this file.",
 )
 @buildoptions.show

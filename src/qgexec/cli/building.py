@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from qgexec.config.buildoptions import Show
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
-    from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+    from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantumGraphComponents
 
     from qgexec.rubin.pipelines import BuiltPipeline
 
@@ -86,15 +87,20 @@ def make_pipeline(request: BuildRequest, repository: str | None) -> BuiltPipelin
     return made
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MadeGraph:
     """A graph in memory, and the file that holds it."""
 
-    graph: PredictedQuantumGraph
-    """The graph, all quanta loaded."""
+    components: PredictedQuantumGraphComponents
+    """What it is made of, all quanta loaded."""
 
     path: str | None
     """The file; `None` where it was not saved."""
+
+    @cached_property
+    def graph(self) -> PredictedQuantumGraph:
+        """The graph, made when it is first asked for: most runs only need the file."""
+        return self.components.assemble()
 
 
 def make_graph(request: BuildRequest, given: Mapping[str, Any], *, keep: bool = False) -> MadeGraph | None:
@@ -141,8 +147,9 @@ def make_graph(request: BuildRequest, given: Mapping[str, Any], *, keep: bool = 
     if request.save_graph or (keep and not shows and not request.graph_file):
         path = save_graph(components, request.save_graph)
         click.echo(f"The graph is saved as {path}", err=True)
-    made = MadeGraph(components.assemble(), path)
-    _look_at(made.graph, request, given["repository"])
+    made = MadeGraph(components, path)
+    if shows or request.graph_dot or request.graph_mermaid:
+        _look_at(made.graph, request, given["repository"])
     return made
 
 

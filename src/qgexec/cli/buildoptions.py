@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from qgexec.cli.commandclass import given_in_order, section
-from qgexec.cli.options import filled
+from qgexec.cli.values import comma_list, filled, split_commas
 from qgexec.config.buildoptions import (
     ChangeKind,
     GraphOptions,
@@ -31,26 +31,7 @@ __all__ = [
     "pipeline",
     "request_of",
     "show",
-    "split_commas",
 ]
-
-
-def split_commas(values: Iterable[str]) -> tuple[str, ...]:
-    """Split values at commas, but not at those between square brackets, as pipetask does."""
-    parts: list[str] = []
-    for value in values:
-        depth, begin = 0, 0
-        for position, character in enumerate(value):
-            depth += (character == "[") - (character == "]")
-            if character == "," and depth <= 0:
-                parts.append(value[begin:position])
-                begin = position + 1
-        parts.append(value[begin:])
-    return tuple(part for part in parts if part)
-
-
-def _comma_list(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    return split_commas(values)
 
 
 def _checked(kind: ChangeKind) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], Any]:
@@ -177,7 +158,7 @@ graph_part = section(
         "qgraph_node_ids",
         metavar="UUID",
         multiple=True,
-        callback=_comma_list,
+        callback=comma_list,
         help="Take only these quanta of the graph file, comma-separated.",
     ),
 )
@@ -211,7 +192,7 @@ graph_building = section(
         "--skip-existing-in",
         metavar="COLLECTION",
         multiple=True,
-        callback=_comma_list,
+        callback=comma_list,
         help="Leave out quanta that are done in these collections, comma-separated.",
     ),
     click.option(
@@ -246,7 +227,7 @@ graph_building = section(
         "--unmocked-dataset-types",
         metavar="TYPES",
         multiple=True,
-        callback=_comma_list,
+        callback=comma_list,
         help="Inputs that mocks read as they are, comma-separated.",
     ),
 )
@@ -260,7 +241,7 @@ collections = section(
         metavar="COLLECTION",
         type=filled,
         multiple=True,
-        callback=_comma_list,
+        callback=comma_list,
         help="Input collections, comma-separated; with -g taken from the graph if not given.",
     ),
     click.option("-o", "--output", metavar="COLLECTION", type=filled, help="Output CHAINED collection."),

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from qgexec.cli.buildoptions import split_commas
 from qgexec.cli.commandclass import stack
-from qgexec.cli.options import filled
+from qgexec.cli.values import filled, split_commas
 from qgexec.config.logoptions import LEVELS, LogOptions
 
 __all__ = ["asked_for", "begin", "log_options", "parse"]

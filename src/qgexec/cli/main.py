@@ -28,34 +28,49 @@ __all__ = ["cli", "main"]
 _IRRELEVANT_LOGGERS = ("lsst.utils.packages", "lsst.daf.butler._storage_class")
 """They warn of what is not installed (eups, pandas) whether or not it is wanted."""
 
-_COMMANDS = {
-    "build": ("qgexec.cli.build", "build", "Make a pipeline of a file and changes to it; look at it."),
-    "qgraph": ("qgexec.cli.build", "qgraph", "Build a quantum graph and save it, or look at one."),
-    "run": ("qgexec.cli.run", "run", "Execute a quantum graph, or build one and execute it."),
-    "submit": ("qgexec.cli.run", "submit", "Leave a quantum graph to a batch system, and do not wait."),
-    "resume": ("qgexec.cli.resume", "resume", "Go on with a run that was interrupted or has failures."),
-    "init": (
-        "qgexec.cli.run",
-        "init",
-        "Only bring the registry up to date: types, collections, init-outputs.",
-    ),
-    "status": ("qgexec.cli.inspect", "status", "Say how far a run is."),
-    "report": ("qgexec.cli.inspect", "report", "Say what became of a run, and what failed."),
-    "cancel": ("qgexec.cli.batch", "cancel", "End a run, wherever it runs."),
-    "log": ("qgexec.cli.debug", "log", "Print the log of one attempt at a quantum."),
-    "debug": ("qgexec.cli.debug", "debug", "Execute one quantum again, under a debugger."),
-    "models": ("qgexec.cli.inspect", "models", "List the execution models."),
-    "demo": ("qgexec.cli.demo", "demo", "Make a small sky survey, reduce it, and compare with the truth."),
-    "purge": ("qgexec.cli.housekeeping", "purge", "Remove a CHAINED collection and its own members."),
-    "cleanup": ("qgexec.cli.housekeeping", "cleanup", "Remove what a CHAINED collection has no more."),
-    "update-graph-run": (
-        "qgexec.cli.housekeeping",
-        "update_graph_run",
-        "Write a graph anew, for another output RUN.",
-    ),
-    "worker": ("qgexec.cli.batch", "worker", "Execute quanta of a run (for batch jobs and scripts)."),
-    "collect": ("qgexec.cli.batch", "collect", "Take the outputs of finished quanta into the registry."),
+_SECTIONS = {
+    "Pipelines and graphs": {
+        "build": ("qgexec.cli.build", "build", "Make a pipeline of a file and changes to it; look at it."),
+        "qgraph": ("qgexec.cli.build", "qgraph", "Build a quantum graph and save it, or look at one."),
+        "update-graph-run": (
+            "qgexec.cli.housekeeping",
+            "update_graph_run",
+            "Write a graph anew, for another output RUN.",
+        ),
+    },
+    "Runs": {
+        "run": ("qgexec.cli.run", "run", "Execute a quantum graph, or build one and execute it."),
+        "submit": ("qgexec.cli.run", "submit", "Leave a quantum graph to a batch system, and do not wait."),
+        "resume": ("qgexec.cli.resume", "resume", "Go on with a run that was interrupted or has failures."),
+        "cancel": ("qgexec.cli.batch", "cancel", "End a run, wherever it runs."),
+    },
+    "What became of a run": {
+        "status": ("qgexec.cli.inspect", "status", "Say how far a run is."),
+        "report": ("qgexec.cli.inspect", "report", "Say what became of a run, and what failed."),
+        "log": ("qgexec.cli.debug", "log", "Print the log of one attempt at a quantum."),
+        "debug": ("qgexec.cli.debug", "debug", "Execute one quantum again, under a debugger."),
+    },
+    "The repository": {
+        "init": (
+            "qgexec.cli.run",
+            "init",
+            "Only bring the registry up to date: types, collections, init-outputs.",
+        ),
+        "purge": ("qgexec.cli.housekeeping", "purge", "Remove a CHAINED collection and its own members."),
+        "cleanup": ("qgexec.cli.housekeeping", "cleanup", "Remove what a CHAINED collection has no more."),
+    },
+    "For batch jobs and scripts": {
+        "worker": ("qgexec.cli.batch", "worker", "Execute quanta of a run."),
+        "collect": ("qgexec.cli.batch", "collect", "Take the outputs of finished quanta into the registry."),
+    },
+    "To begin with": {
+        "demo": ("qgexec.cli.demo", "demo", "Make a small sky survey, reduce it, compare with the truth."),
+        "models": ("qgexec.cli.inspect", "models", "List the execution models."),
+    },
 }
+"""Commands by the titles under which they are shown: module, name there, and one line of help."""
+
+_COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
 
 
 class _LazyGroup(click.Group):
@@ -74,8 +89,9 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # click would import every command for its one line of help.
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_, _, text) in commands.items()])
 
 
 @click.group(

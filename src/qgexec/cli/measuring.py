@@ -12,9 +12,8 @@ from typing import Any
 
 import click
 
-from qgexec.cli.buildoptions import split_commas
 from qgexec.cli.commandclass import section
-from qgexec.cli.options import filled
+from qgexec.cli.values import comma_list, filled
 from qgexec.errors import UsageError
 
 __all__ = [
@@ -26,10 +25,6 @@ __all__ = [
     "lsst_debug",
     "profiled",
 ]
-
-
-def _packages(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    return split_commas(values)
 
 
 lsst_debug = section(
@@ -67,7 +62,7 @@ coverage_options = section(
         "--cov-packages",
         metavar="PACKAGES",
         multiple=True,
-        callback=_packages,
+        callback=comma_list,
         help="Look at these packages only, comma-separated.",
     ),
 )

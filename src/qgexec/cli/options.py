@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from qgexec.cli.commandclass import section, stack
+from qgexec.cli.values import filled
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
@@ -21,7 +22,6 @@ __all__ = [
     "dry_run",
     "execution",
     "existing",
-    "filled",
     "graph_fixup",
     "initialization",
     "parse_memory",
@@ -33,14 +33,6 @@ __all__ = [
 
 _MEMORY_UNITS = {"": 10**6, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-
-
-def filled(text: str) -> str:
-    """Return a text that is not empty; raises `click.BadParameter` where it is."""
-    # `--run-dir "$DIR"` where DIR is not set must not mean the current folder.
-    if not text.strip():
-        raise click.BadParameter("it is empty; leave the option out, or check the variable it comes from.")
-    return text
 
 
 def _seconds(text: str) -> float:

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from qgexec.cli import logoptions, options
+from qgexec.cli.commandclass import LongCommand
 from qgexec.cli.execution import conclude, default_model, outcome_of, warm_up
 from qgexec.config.logoptions import LogOptions
 from qgexec.config.runoptions import RunOptions
@@ -46,10 +47,11 @@ def _without_defaults(command: click.Command) -> click.Command:
 
 @_without_defaults
 @click.command(
+    cls=LongCommand,
     epilog="Examples:\n\n"
     "\b\n"
     "  qgexec resume qgexec-runs/u/me/test\n"
-    "  qgexec resume qgexec-runs/u/me/test -j 4 --memory-per-quantum 8GB"
+    "  qgexec resume qgexec-runs/u/me/test -j 4 --memory-per-quantum 8GB",
 )
 @click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 @options.execution
