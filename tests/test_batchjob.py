@@ -20,6 +20,7 @@ from qgexec.batch.rounds import last_round
 from qgexec.batch.system import JobEnd, JobState, JobStatus
 from qgexec.clustering.rules import ClusterRules, NamedCluster
 from qgexec.config.batchsettings import BatchSettings
+from qgexec.config.logoptions import LogOptions
 from qgexec.config.runconfig import RunConfig
 from qgexec.events import AttemptLost
 from qgexec.rubin.preexec import Preparation
@@ -60,6 +61,24 @@ def inputs_of_summary(run: Submitted, job: int) -> set[int]:
     """Return the detectors whose images a summary says it has read."""
     summary = json.loads(run.output(job, "visit_summary_mock").read_text())
     return {each["data_id"]["detector"] for each in summary["quantum"]["inputs"]["calibrated"]}
+
+
+class TestLogging:
+    """What the run was told to log."""
+
+    def test_jobs_log_as_the_run_was_told(self, submitted: Submit, tmp_path: Path) -> None:
+        """To their own output, and each to files of its own beside those that are named."""
+        asked = LogOptions.parse(["DEBUG"], long=True, files=[str(tmp_path / "run.log")])
+        run = submitted(SINGLE, logging=asked)
+        first, second, *_ = run.jobs("isr")
+        for job in (first, second):
+            done = run.run(job)
+            assert done.returncode == 0
+            text = (tmp_path / f"run.r1j{job}.log").read_text()
+            for log in (text, done.stdout + done.stderr):
+                assert log.count("Execution of task 'isr' on quantum") == 1
+        assert "DEBUG " in text
+        assert not (tmp_path / "run.log").exists()
 
 
 class TestLateInputs:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import click
 from click.testing import CliRunner
 from lsst.ctrl.mpexec.cli.pipetask import cli
@@ -21,13 +19,18 @@ def pipetask(*arguments: object) -> Result:
     return Result(done.exit_code, done.stdout, done.stderr)
 
 
-def commands() -> Iterator[tuple[str, click.Command]]:
-    """Yield pipetask's own commands by their names."""
+def commands() -> dict[str, click.Command]:
+    """Return pipetask's own commands by name; logging, which looking for them sets up, is as it was."""
     context = click.Context(cli)
-    for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
-        assert command is not None
-        yield name, command
+    found: dict[str, click.Command] = {}
+    try:
+        for name in cli.list_commands(context):
+            command = cli.get_command(context, name)
+            assert command is not None
+            found[name] = command
+    finally:
+        CliLog.resetLog()
+    return found
 
 
 def option_names(command: click.Command) -> list[tuple[str, ...]]:

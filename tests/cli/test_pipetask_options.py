@@ -28,7 +28,7 @@ PARAMS = [
         id=name,
         marks=pytest.mark.xfail(reason="its table is still to be written") if name in UNWRITTEN else (),
     )
-    for name, command in commands()
+    for name, command in commands().items()
 ]
 
 

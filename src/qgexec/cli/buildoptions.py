@@ -415,5 +415,7 @@ def check_collections(given: dict[str, Any]) -> None:
         raise UsageError("--extend-run and --replace-run exclude each other.")
     if given["prune_replaced"] and not given["replace_run"]:
         raise UsageError("--prune-replaced: no RUN is replaced.", hint="Give --replace-run too.")
+    if given["replace_run"] and given.get("no_output_chain"):
+        raise UsageError("--replace-run and --no-output-chain exclude each other.")
     if given["replace_run"] and not given["output"]:
         raise UsageError("--replace-run: in which collection?", hint="Name the output collection with -o.")
