@@ -33,10 +33,10 @@ from qgexec.events import (
     RunStarted,
 )
 from qgexec.quantum import OutcomeStatus, Resources, RunContext
-from qgexec.reports.quantumname import find_quantum
 from qgexec.rubin import scratch
 from qgexec.rubin.graphfile import read_plan
 from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.quantumname import find_quantum
 from tests.cli.commands import CHECKOUT, DEADLINE_S, Moods, call, one_message
 
 FAILING = "isr{visit: 1, detector: 2}"

@@ -50,10 +50,10 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
     """
     from qgexec.books.rundir import RunDir
     from qgexec.reports.attemptlog import find_log
-    from qgexec.reports.quantumname import find_quantum
     from qgexec.reports.report import add_jobs
     from qgexec.reports.snapshot import read_fold
     from qgexec.reports.table import printable
+    from qgexec.scheduling.quantumname import find_quantum
 
     books = RunDir.open(run_dir)
     plan = books.load_plan()
@@ -107,7 +107,7 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
     Exit codes: 0 it succeeded, 1 it failed.
     """
     from qgexec.books.rundir import RunDir
-    from qgexec.reports.quantumname import find_quantum
+    from qgexec.scheduling.quantumname import find_quantum
 
     module = find_debugger(debugger)
     books = RunDir.open(run_dir)

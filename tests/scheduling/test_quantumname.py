@@ -1,4 +1,4 @@
-"""Tests of `qgexec.reports.quantumname`."""
+"""Tests of `qgexec.scheduling.quantumname`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from qgexec.errors import UsageError
-from qgexec.reports.quantumname import find_quantum
 from qgexec.scheduling.dataids import DataIds
 from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.quantumname import find_quantum, matching_quanta
 
 DATA_IDS = [("Cam", v, d, "r") for v in (10, 11) for d in (1, 2, 3)]
 IDS = [uuid.UUID(int=1000 + i) for i in range(8)]
@@ -92,3 +92,38 @@ def test_many_are_cut_short() -> None:
     with pytest.raises(UsageError) as caught:
         find_quantum(PLAN, "isr{visit: 11, detector: 9}")
     assert [line.split(":")[0].strip() for line in caught.value.hint.splitlines()[1:4]] == ["3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "indices"),
+    [
+        ("isr", [0, 1, 2, 3, 4, 5]),
+        ("isr{visit: 11}", [3, 4, 5]),
+        ("{visit: 10, detector: 2}", [1]),
+        ("{instrument: Cam}", [0, 1, 2, 3, 4, 5]),
+        ("coadd(tract=12)", [7]),
+        ("4", [4]),
+        (str(IDS[6]), [6]),
+    ],
+)
+def test_all_that_are_meant(name: str, indices: list[int]) -> None:
+    """What is left out may be anything, the task too."""
+    assert matching_quanta(PLAN, name) == indices
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("isr{visit: 99}", "no quantum with that data ID"),
+        ("isr{tract: 1}", "have no tract"),
+        ("{tract: 99}", "No quantum has {tract: 99} in its data ID"),
+        ("{}", "names no quantum"),
+        ("", "names no quantum"),
+        ("idle", "has no quanta"),
+        ("8", "no quantum 8"),
+    ],
+)
+def test_none_is_meant(name: str, said: str) -> None:
+    """It is said what there is."""
+    with pytest.raises(UsageError, match=said):
+        matching_quanta(PLAN, name)

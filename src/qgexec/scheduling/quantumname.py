@@ -1,4 +1,4 @@
-"""How a person names one quantum: by index, UUID, or task label and data ID as reports print them."""
+"""How a person names quanta: by index, UUID, or task label and data ID as reports print them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from qgexec.errors import UsageError
 from qgexec.scheduling.plan import Plan
 
-__all__ = ["find_quantum"]
+__all__ = ["find_quantum", "matching_quanta"]
 
 _SHOWN = 5
 
-_LABELLED = re.compile(r"\s*(?P<label>[^\s{}()]+?)\s*(?:[{(](?P<pairs>.*?)[})]?)?\s*", re.DOTALL)
+_LABELLED = re.compile(r"\s*(?P<label>[^\s{}()]+?)?\s*(?:[{(](?P<pairs>.*?)[})]?)?\s*", re.DOTALL)
 _PAIR = re.compile(
     r"\s*['\"]?(?P<key>\w+)['\"]?\s*[:=]\s*(?:'(?P<single>[^']*)'|\"(?P<double>[^\"]*)\"|(?P<bare>[^,'\"]*?))\s*(?:,|$)"
 )
@@ -38,22 +38,74 @@ def find_quantum(plan: Plan, name: str) -> int:
         There is no such quantum, or there are several; names the nearest. About 2 us for each quantum
         of the task.
     """
+    if (index := _by_number(plan, name)) is not None:
+        return index
+    label, wanted = _label_and_pairs(plan, name)
+    if label is None:
+        raise _unreadable(name)
+    return _only_one(plan, label, wanted)
+
+
+def matching_quanta(plan: Plan, name: str) -> list[int]:
+    """Return the indices of all quanta that are meant, ascending.
+
+    Parameters
+    ----------
+    plan
+        The quanta.
+    name
+        As for `find_quantum`, where keys that are left out may have any value; or only a task label, for all
+        its quanta; or only ``{key: value, ...}``, for those of any task whose data IDs have these values.
+
+    Raises
+    ------
+    qgexec.errors.UsageError
+        There are none. About 2 us for each quantum that may be meant.
+    """
+    if (index := _by_number(plan, name)) is not None:
+        return [index]
+    label, wanted = _label_and_pairs(plan, name)
+    if label is not None:
+        found = [index for index in _of_task(plan, label) if _fits(plan, index, wanted)]
+        return found or [_only_one(plan, label, wanted)]  # which says what there is
+    if not wanted:
+        raise _unreadable(name)
+    found = [index for index in range(len(plan)) if _fits(plan, index, wanted)]
+    if not found:
+        raise UsageError(
+            f"No quantum has {name.strip()} in its data ID.",
+            hint="See how reports name them: 'label{key: value, ...}'.",
+        )
+    return found
+
+
+def _by_number(plan: Plan, name: str) -> int | None:
+    """Return the quantum that an index or a UUID names; `None` where it is neither."""
     text = name.strip()
     if re.fullmatch(r"\d+", text) and len(text) < 32:
         return _checked_index(plan, int(text))
-    if (quantum_id := _as_uuid(text)) is not None:
-        try:
-            return plan.index_of(quantum_id)
-        except LookupError:
-            raise UsageError(
-                f"No quantum of this run has the ID {quantum_id}.",
-                hint="Is it from another graph? Name the quantum by its index, or as label{key: value, ...}.",
-            ) from None
-    match = _LABELLED.fullmatch(text)
+    if (quantum_id := _as_uuid(text)) is None:
+        return None
+    try:
+        return plan.index_of(quantum_id)
+    except LookupError:
+        raise UsageError(
+            f"No quantum of this run has the ID {quantum_id}.",
+            hint="Is it from another graph? Name the quantum by its index, or as label{key: value, ...}.",
+        ) from None
+
+
+def _label_and_pairs(plan: Plan, name: str) -> tuple[str | None, dict[str, str]]:
+    match = _LABELLED.fullmatch(name.strip())
     if match is None:
         raise _unreadable(name)
-    label = _checked_label(plan, match["label"])
-    return _only_one(plan, label, _pairs(name, match["pairs"] or ""))
+    label = _checked_label(plan, match["label"]) if match["label"] else None
+    return label, _pairs(name, match["pairs"] or "")
+
+
+def _fits(plan: Plan, index: int, wanted: Mapping[str, str]) -> bool:
+    data_id = plan.data_id(index) if wanted else {}
+    return all(key in data_id and str(data_id[key]) == value for key, value in wanted.items())
 
 
 def _checked_index(plan: Plan, index: int) -> int:
