@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from brokengraphs import without_task_class
 from lsst.daf.butler import DimensionConfig
 from lsst.pipe.base import QuantumGraph
 from lsst.pipe.base.quantum_graph import (
@@ -119,15 +120,6 @@ class TestReadPlan:
         old = as_version_0(template.graph, tmp_path / "v0.qg")
         assert [str(node) for node in read_plan(old)] == [str(node) for node in read_plan(template.graph)]
         assert edges_of(old) == edges_of(template.graph)
-
-
-def without_task_class(graph: Path, path: Path, name: str = "no_such_package.NoSuchTask") -> Path:
-    """Copy a graph, and name a task class that cannot be imported."""
-    text = read_block(graph, "pipeline_graph")
-    known = b'"task_class":"lsst.pipe.base.tests.mocks.DynamicTestPipelineTask"'
-    assert known in text
-    block = {"pipeline_graph.json.zst": text.replace(known, f'"task_class":"{name}"'.encode())}
-    return replace_blocks(graph, path, block)
 
 
 def as_version_0(graph: Path, path: Path) -> Path:

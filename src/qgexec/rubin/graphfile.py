@@ -40,6 +40,7 @@ __all__ = [
     "GraphSource",
     "fixup_edges",
     "open_graph",
+    "peek_graph",
     "prepare_graph",
     "read_old",
     "read_output_run",
@@ -198,6 +199,18 @@ def prepare_graph(
         if uri.getExtension() == ".qgraph":
             return _prepare_components(read_old(uri), target, butler)
         return _prepare_file(_local_path(uri, target), target, butler)
+
+
+def peek_graph(path: Path) -> GraphFile:
+    """Return what there is to know of a ``.qg`` file without importing a task class.
+
+    Raises
+    ------
+    qgexec.errors.GraphError
+        It cannot be read.
+    """
+    with open_graph(path, imports=False) as reader:
+        return _graph_file(path, reader.components)
 
 
 def _prepare_file(path: Path, target: Path, butler: Butler | None) -> GraphFile:

@@ -27,7 +27,14 @@ from qgexec.rubin.graphfile import GraphFile
 from qgexec.rubin.initoutputs import InitOutputs, plan_init_outputs
 from qgexec.rubin.repository import open_butler, require_writeable
 
-__all__ = ["Begun", "Preparation", "Prepared", "prepare_run"]
+__all__ = [
+    "Begun",
+    "Preparation",
+    "Prepared",
+    "missing_dataset_types",
+    "prepare_run",
+    "run_collections",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +154,8 @@ def prepare_run(
     asked = preparation or Preparation()
     with open_butler(repository, writeable=True) as butler:
         with butler.registry.caching_context():
-            collections = _resolve(butler, graph, asked, begun)
-            missing = _check_dataset_types(butler, graph.pipeline_graph, asked)
+            collections = run_collections(butler, graph, asked, begun)
+            missing = missing_dataset_types(butler, graph.pipeline_graph, asked)
             init_outputs = (
                 plan_init_outputs(butler, graph, run_exists=collections.run_exists, versions=asked.versions)
                 if asked.init_writes
@@ -170,7 +177,16 @@ def prepare_run(
     return prepared
 
 
-def _resolve(butler: Butler, graph: GraphFile, asked: Preparation, begun: Begun | None) -> RunCollections:
+def run_collections(
+    butler: Butler, graph: GraphFile, asked: Preparation, begun: Begun | None = None
+) -> RunCollections:
+    """Return the collections of a run, checked; nothing is written.
+
+    Raises
+    ------
+    qgexec.errors.CollectionError
+        See `qgexec.rubin.collections.resolve_collections`; or the graph was built for another RUN.
+    """
     if asked.output_run and asked.output_run != graph.output_run:
         raise CollectionError(
             f"the graph was built for the output RUN {graph.output_run!r}, not {asked.output_run!r}",
@@ -216,8 +232,14 @@ def _holds_only_init_outputs(butler: Butler, graph: GraphFile) -> bool:
     return init.issuperset(info.dataset_types or ())
 
 
-def _check_dataset_types(butler: Butler, pipeline: PipelineGraph, asked: Preparation) -> list[DatasetType]:
-    """Return the dataset types to register; all others are registered as the graph has them."""
+def missing_dataset_types(butler: Butler, pipeline: PipelineGraph, asked: Preparation) -> list[DatasetType]:
+    """Return the dataset types to register; all others are registered as the graph has them.
+
+    Raises
+    ------
+    qgexec.errors.DatasetTypeError
+        They are registered otherwise; or they are missing, and are not to be registered.
+    """
     wanted = [node.dataset_type for node in pipeline.dataset_types.values()]
     if asked.versions:
         wanted.append(pipeline.packages_dataset_type)
