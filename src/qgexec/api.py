@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,10 +41,11 @@ from qgexec.books.runsettings import RunSettings
 from qgexec.config.logoptions import LogOptions
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import UsageError
+from qgexec.errors import GraphError, UsageError
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.registry import Model
+from qgexec.preview import Preview, preview
 from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.keeper import keeping_snapshots
 from qgexec.resume import take_over
@@ -52,6 +54,7 @@ from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.opener import ImportedExecutor
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
+from qgexec.scheduling.parts import Part
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.verdict import QuantaFailedError, QuantaTimedOutError, raise_if_failed, upstream_report
 
@@ -62,6 +65,7 @@ __all__ = [
     "ExecutionResources",
     "GraphExecutor",
     "ImportedExecutor",
+    "Part",
     "Preparation",
     "QuantaFailedError",
     "QuantaTimedOutError",
@@ -105,6 +109,8 @@ class GraphExecutor(QuantumGraphExecutor):
         Seconds that running quanta have to finish after an interrupt; `None` for as long as they take.
     execution_graph_fixup
         Adds ordering to the graph; or the full name of a class or function that makes such an object.
+    part
+        What of a graph is to be executed, if not all of it. What that needs of the rest must be there.
     skip_existing
         Do not execute quanta whose metadata exists in the output RUN.
     clobber_outputs
@@ -164,6 +170,7 @@ class GraphExecutor(QuantumGraphExecutor):
         config: RunConfig | None = None,
         grace_s: float | None = None,
         execution_graph_fixup: ExecutionGraphFixup | str | None = None,
+        part: Part | None = None,
         skip_existing: bool = False,
         clobber_outputs: bool = False,
         resources: ExecutionResources | None = None,
@@ -213,6 +220,7 @@ class GraphExecutor(QuantumGraphExecutor):
             model=model,
             quantum_executor=quantum_executor,
             fixup=make_fixup(execution_graph_fixup),
+            part=part or Part(),
             debugger=debugger,
             observe=observe,
             interrupted=interrupted,
@@ -409,6 +417,34 @@ class GraphExecutor(QuantumGraphExecutor):
             raise
         beginning.journal.withdraw()  # the folder is as good as an empty one: for the run itself, too
         return found
+
+    def preview(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Preview:
+        """Say what `execute` would do, and what would go wrong with it; nothing is written or executed.
+
+        Parameters
+        ----------
+        graph
+            As for `execute`; where it cannot be read, that is one of the problems.
+
+        Raises
+        ------
+        qgexec.errors.UsageError
+            There is no butler: nothing can be known beforehand of what an executor of the client's own does.
+        """
+        if self._butler is None:
+            raise UsageError("There is no butler to look at.", hint="Give the repository as butler=.")
+        run_dir = self._wanted_run_dir
+        if run_dir is None:
+            with suppress(GraphError):
+                run_dir = find_place(read_output_run(graph))
+        return preview(
+            graph,
+            self._butler,
+            self._client,
+            self._options,
+            self._prepare,
+            run_dir or Path.cwd(),
+        )
 
     def _check_survival(self) -> None:
         model = make_model(self._client, self._options)

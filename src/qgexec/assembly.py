@@ -51,6 +51,7 @@ from qgexec.rubin.opener import (
 )
 from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
 from qgexec.rubin.repository import locate, open_butler
+from qgexec.scheduling.parts import Part
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler, State
@@ -70,6 +71,7 @@ __all__ = [
     "model_name",
     "open_new_run",
     "policy_of",
+    "remarks_beforehand",
     "tell_beforehand",
     "workbench_opener",
 ]
@@ -100,6 +102,9 @@ class Client:
     fixup: Any = None
     """A `lsst.pipe.base.execution_graph_fixup.ExecutionGraphFixup`, or `None`."""
 
+    part: Part = field(default_factory=Part)
+    """What of the graph is to be executed."""
+
     observe: Observe | None = None
     """Called before the run; what it returns is called with every event."""
 
@@ -116,6 +121,21 @@ class Client:
     def of_run(cls, settings: RunSettings, *, leaves: bool = False) -> Self:
         """Return what a run's own files say of it."""
         return cls(settings.model, ImportedExecutor.of_run(settings.options), leaves=leaves)
+
+    def plan_of(self, graph_file: Path) -> Plan:
+        """Return what is to be executed of a graph, in the order that is asked for.
+
+        Raises
+        ------
+        qgexec.errors.GraphError
+            The file cannot be read, or its quanta wait for one another in a circle.
+        qgexec.errors.UsageError
+            There is nothing to execute of what is asked for.
+        """
+        plan = read_plan(graph_file)
+        if self.fixup is not None:
+            plan = plan.with_edges(fixup_edges(self.fixup, graph_file))
+        return self.part.of(plan)
 
     def own_executor(self) -> OptionValue:
         """Return what ``run.json`` is to say of the executor: how to make it, or whether there is one."""
@@ -173,13 +193,11 @@ def open_new_run(
             given, uri = locate(repository, run_dir.path)
             butler = stack.enter_context(open_butler(given, writeable=True))
         if begun is not None:
-            _require_same(graph, run_dir, begun, uri)
+            _require_same(graph, client, run_dir, begun, uri)
             if begun.preparation is not None:
                 preparation = replace(preparation, replaced=Preparation.from_json(begun.preparation).replaced)
         graph_file = prepare_graph(graph, run_dir.path, butler)
-        plan = read_plan(graph_file.path)
-        if client.fixup is not None:
-            plan = plan.with_edges(fixup_edges(client.fixup, graph_file.path))
+        plan = client.plan_of(graph_file.path)
         # Before the registry is written: where there is no room for it, nothing has changed yet.
         run_dir.save_plan(plan)
         write_down = partial(_write_down, beginning, uri, graph_file, plan, client, options)
@@ -239,7 +257,7 @@ def _saying_how_to_go_on(run_dir: RunDir) -> Iterator[None]:
         raise
 
 
-def _require_same(graph: Any, run_dir: RunDir, begun: RunSettings, repository: str) -> None:
+def _require_same(graph: Any, client: Client, run_dir: RunDir, begun: RunSettings, repository: str) -> None:
     """Check that a start goes on where an earlier one was killed: with the same graph and repository.
 
     Raises
@@ -248,7 +266,7 @@ def _require_same(graph: Any, run_dir: RunDir, begun: RunSettings, repository: s
         It has others: what the earlier one has done to the registry would never be done to its end.
     """
     with tempfile.TemporaryDirectory(dir=run_dir.path, prefix=".again-") as folder:
-        plan = read_plan(prepare_graph(graph, Path(folder), None).path)
+        plan = client.part.of(read_plan(prepare_graph(graph, Path(folder), None).path))
     # In any order: a client's own ordering changes it.
     ours, theirs = ({node.quantum_id for node in each} for each in (plan, run_dir.load_plan()))
     if begun.context.repository != repository or ours != theirs:
@@ -352,6 +370,12 @@ def policy_of(options: RunOptions, plan: Plan, *, elsewhere: bool = False) -> Po
 
 def tell_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, policy: Policy) -> None:
     """Warn of what was said and will not be done."""
+    for warning in remarks_beforehand(options, plan, model, policy):
+        _logger.warning("%s", warning)
+
+
+def remarks_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, policy: Policy) -> list[str]:
+    """Return what was said and will not be done, one sentence or two each."""
     # What this machine has is no bound for quanta that run elsewhere.
     most_bytes = None if model.facts.orders_itself else machine_memory_bytes()
     warnings = remarks(options.config, plan.labels, machine_memory_bytes=most_bytes)
@@ -364,8 +388,7 @@ def tell_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, poli
     if model.facts.orders_itself:
         batch = options.config.batch
         warnings += cluster_remarks(plan, np.arange(len(plan)), batch.clustering, durations=batch.durations)
-    for warning in warnings:
-        _logger.warning("%s", warning)
+    return warnings
 
 
 def make_loop(

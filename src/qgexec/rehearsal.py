@@ -18,7 +18,7 @@ from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 from qgexec.models.batch import BatchModel
 from qgexec.quantum import RunContext
-from qgexec.rubin.graphfile import fixup_edges, prepare_graph, read_plan, serial_labels
+from qgexec.rubin.graphfile import prepare_graph, serial_labels
 from qgexec.rubin.repository import locate, open_butler
 from qgexec.scheduling.scheduler import Scheduler
 
@@ -70,9 +70,7 @@ def rehearse(graph: Any, repository: Any, client: Client, options: RunOptions, r
         given, uri = locate(repository, run_dir.path)
         butler = stack.enter_context(open_butler(given, writeable=False))
         graph_file = prepare_graph(graph, run_dir.path, butler)
-    plan = read_plan(graph_file.path)
-    if client.fixup is not None:
-        plan = plan.with_edges(fixup_edges(client.fixup, graph_file.path))
+    plan = client.plan_of(graph_file.path)
     context = RunContext(str(run_dir.path), uri, str(graph_file.path), graph_file.output_run)
     opened = OpenRun(run_dir, context, plan, False, 0.0, serial_labels(graph_file.pipeline_graph))
     scheduler = Scheduler(plan, policy=policy_of(options, plan, elsewhere=True))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,14 +21,19 @@ from qgexec.config.buildoptions import (
 )
 from qgexec.errors import UsageError
 
+if TYPE_CHECKING:
+    from qgexec.scheduling.parts import Part
+
 __all__ = [
     "BuildRequest",
     "check_collections",
     "collections",
+    "execution_part",
     "graph_building",
     "graph_file",
     "graph_output",
     "graph_part",
+    "part_of",
     "pipeline",
     "request_of",
     "show",
@@ -161,6 +167,27 @@ graph_part = section(
         callback=comma_list,
         help="Take only these quanta of the graph file, comma-separated.",
     ),
+)
+
+execution_part = section(
+    "Part of the graph",
+    click.option(
+        "--only",
+        metavar="QUANTA",
+        type=filled,
+        multiple=True,
+        help="Execute only these: a task label, 'label{key: value}', '{key: value}', an index or a UUID; "
+        "repeatable.",
+    ),
+    click.option(
+        "--only-failures-of",
+        metavar="RUN_DIR",
+        type=click.Path(file_okay=False),
+        multiple=True,
+        help="Execute only what failed, or was blocked, in that run; repeatable.",
+    ),
+    click.option("--with-ancestors", is_flag=True, help="Execute also all that these wait for."),
+    click.option("--with-descendants", is_flag=True, help="Execute also all that waits for these."),
 )
 
 graph_output = section(
@@ -407,6 +434,30 @@ def _check(request: BuildRequest) -> None:
         )
     if request.save_graph and not request.save_graph.endswith(".qg"):
         raise UsageError(f"--save-qgraph {request.save_graph} does not end in .qg.")
+
+
+def part_of(given: dict[str, Any]) -> Part:
+    """Take the options about a part of the graph out of all that are given.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        A run whose failures are meant cannot be read.
+    """
+    from qgexec.scheduling.parts import Part  # numpy: `--help` is to be fast
+
+    run_dirs = given.pop("only_failures_of")
+    quanta = None
+    if run_dirs:
+        from qgexec.reports.leftovers import failed_quanta
+
+        quanta = [each for run_dir in run_dirs for each in failed_quanta(Path(run_dir))]
+    return Part(
+        names=given.pop("only"),
+        quanta=quanta,
+        ancestors=given.pop("with_ancestors"),
+        descendants=given.pop("with_descendants"),
+    )
 
 
 def check_collections(given: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ _SECTIONS = {
         ),
     },
     "Runs": {
+        "plan": ("qgexec.cli.plan", "plan", "Say what a run would do, and what would go wrong with it."),
         "run": ("qgexec.cli.run", "run", "Execute a quantum graph, or build one and execute it."),
         "submit": ("qgexec.cli.run", "submit", "Leave a quantum graph to a batch system, and do not wait."),
         "resume": ("qgexec.cli.resume", "resume", "Go on with a run that was interrupted or has failures."),

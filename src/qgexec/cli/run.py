@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     _Graph = str | PredictedQuantumGraph
 
-__all__ = ["init", "run", "submit"]
+__all__ = ["building", "executing", "executor_for", "graph_of", "init", "run", "submit"]
 
 
-_building = stack(
+building = stack(
     options.repository,
     buildoptions.graph_file,
     buildoptions.graph_part,
@@ -39,6 +39,8 @@ _building = stack(
     buildoptions.show,
 )
 
+executing = stack(buildoptions.execution_part, options.initialization, options.run_dir)
+
 
 @click.command(
     cls=LongCommand,
@@ -48,9 +50,8 @@ _building = stack(
     '  qgexec run -b REPO -p pipe.yaml -i raw,calib -o u/me/test -d "visit = 42"\n'
     "  qgexec resume qgexec-runs/RUN    (go on with what was not done)",
 )
-@_building
-@options.initialization
-@options.run_dir
+@building
+@executing
 @click.option("--init-only", is_flag=True, help="Stop after the registry is up to date.")
 @options.execution
 @options.graph_fixup
@@ -80,7 +81,7 @@ def run(
     given["model"] = given["model"] or default_model(given["processes"])
     measuring.check_debugger(given)
     with measuring.covered(coverage=given.pop("coverage"), cov_report=cov_report, cov_packages=cov_packages):
-        graph = _graph_of(given, init_only=init_only)
+        graph = graph_of(given, init_only=init_only)
         if graph is None:
             return
         if init_only:
@@ -98,9 +99,8 @@ def run(
     "  qgexec submit -b REPO -g graph.qg --model slurm --resources site.yaml\n"
     "  qgexec status qgexec-runs/RUN    (from any machine that sees it)",
 )
-@_building
-@options.initialization
-@options.run_dir
+@building
+@executing
 @options.execution
 @options.graph_fixup
 @options.resources
@@ -116,20 +116,20 @@ def submit(*, dry_run: bool, **given: Any) -> None:
 
     Exit codes: 0 submitted, 2 wrong use or bad input; nothing was submitted then.
     """
-    graph = _graph_of(given)
+    graph = graph_of(given)
     if graph is None:
         return
     if dry_run:
         _rehearse(graph, given)
         return
-    with _executor(given) as executor:
+    with executor_for(given) as executor:
         code, broken = outcome_of(lambda: executor.submit(graph))
     if broken is not None or not executor.has_left:
         sys.exit(conclude(executor, code, broken, summary=given["summary"]))
     click.echo(executor.run_dir)
 
 
-def _graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None:
+def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None:
     """Check the options, leave in ``given`` what executing takes, and return the graph, built if need be.
 
     Returns
@@ -141,6 +141,7 @@ def _graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | Non
     buildoptions.check_collections(given)
     _check_use(request, given, init_only=init_only)
     check_files({"--summary": given["summary"], "--profile": given.get("profile")} | request.files())
+    given["part"] = buildoptions.part_of(given)
     given["config"] = options.run_config(given)
     given["model"] = given["model"] or default_model(given["processes"])
     if not (init_only or request.shows):
@@ -231,7 +232,7 @@ def _init(graph: _Graph, given: dict[str, Any]) -> None:
 
 def _execute(graph: _Graph, given: dict[str, Any]) -> int:
     """Execute a graph, say what became of it, and return the exit code."""
-    with _executor(given) as executor, measuring.profiled(given["profile"]):
+    with executor_for(given) as executor, measuring.profiled(given["profile"]):
         code, broken = outcome_of(lambda: executor.execute(graph))
     return conclude(executor, code, broken, summary=given["summary"])
 
@@ -240,7 +241,7 @@ def _rehearse(graph: _Graph, given: dict[str, Any]) -> None:
     """Write what would be submitted, and print what it is."""
     from qgexec.reports.rehearsal import format_rehearsal
 
-    with _executor(given) as executor:
+    with executor_for(given) as executor:
         found = executor.rehearse(graph)
     text = format_rehearsal(
         found.batch_round,
@@ -255,7 +256,7 @@ def _rehearse(graph: _Graph, given: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _executor(given: dict[str, Any]) -> Iterator[GraphExecutor]:
+def executor_for(given: dict[str, Any]) -> Iterator[GraphExecutor]:
     """Give an executor for these options, and show how far it is until the block ends."""
     from qgexec.api import GraphExecutor
     from qgexec.cli.display import Display
@@ -279,6 +280,7 @@ def _executor(given: dict[str, Any]) -> Iterator[GraphExecutor]:
             strict_versions=given["strict_versions"],
             implicit_threads=given["enable_implicit_threading"],
             execution_graph_fixup=given["graph_fixup"],
+            part=given["part"],
             lsst_debug=given["lsst_debug"],
             debugger=given.get("debugger"),
             log_level="INFO",

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from lsst.daf.butler import Butler
+from lsst.pipe.base import QuantumGraph
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from qgexec.config.units import size_text
 from qgexec.errors import GraphError, QgexecError, RepositoryError
@@ -28,6 +30,8 @@ _BOOKS_BYTES = 4096
 _SHOWN = 6
 
 _Found = TypeVar("_Found")
+
+_Graph = str | Path | PredictedQuantumGraph | QuantumGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +64,16 @@ class Preflight:
 
 
 def preflight(
-    repository: str, graph: str | Path, folder: Path, run_dir: Path, asked: Preparation
+    repository: str | Butler, graph: _Graph, folder: Path, run_dir: Path, asked: Preparation
 ) -> Preflight:
     """Look at everything that a run needs.
 
     Parameters
     ----------
     repository
-        Butler repository; it is only read.
+        Butler repository, or a butler on it; it is only read.
     graph
-        File.
+        File, or a graph in memory.
     folder
         Where the graph is written to if it has to be written anew.
     run_dir
@@ -141,8 +145,10 @@ def _look_at_registry(
     return collections
 
 
-def _peeked(graph: str | Path) -> GraphFile | None:
+def _peeked(graph: _Graph) -> GraphFile | None:
     """Return a graph whose tasks do not import, for what can be looked at without them."""
+    if not isinstance(graph, str | Path):
+        return None
     try:
         return peek_graph(Path(graph))
     except GraphError:
