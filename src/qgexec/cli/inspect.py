@@ -72,7 +72,7 @@ def _batch_status(run_dir: Path) -> str:
 
 @click.command(epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
 @RUN_DIR
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (format version 2).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (format version 3).")
 def report(*, run_dir: Path, as_json: bool) -> None:
     """Say what became of a run: counts per task, what was retried, and what failed.
 
