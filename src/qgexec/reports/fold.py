@@ -68,7 +68,7 @@ class TaskReport:
     not_run: int = 0
     """Neither started nor blocked, up to now."""
     recovered: int = 0
-    """Succeeded quanta that had not in an earlier run; of reports of several runs or graphs only."""
+    """Succeeded quanta that had failed, or were blocked, in an earlier run; where there are several."""
     unknown: int = 0
     """Neither metadata nor log are there, and nothing before them failed; of reports from graphs only."""
     wonky: int = 0
@@ -328,6 +328,10 @@ class Fold:
     def _measured(self) -> Measured:
         """Return what was measured, sharing the fold's memory."""
         return Measured(*(np.asarray(values) for values in (self._ok_cpu_s, self._ok_wall_s, self._peaks)))
+
+    def ingested(self) -> npt.NDArray[np.bool_]:
+        """Return for each quantum whether its outputs are in the registry; shape ``(n,)``."""
+        return np.frombuffer(bytes(self._ingested), dtype=np.bool_)
 
     def measured(self) -> Measured:
         """Return what was measured of each quantum, up to now."""

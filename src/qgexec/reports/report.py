@@ -37,6 +37,7 @@ __all__ = [
     "Submission",
     "add_jobs",
     "read_report",
+    "read_run",
 ]
 
 REPORT_VERSION = 3
@@ -273,6 +274,13 @@ def read_report(
     qgexec.errors.RunDirError
         It is no run directory, cannot be read, or is damaged.
     """
+    return read_run(run_dir, is_alive=is_alive)[0]
+
+
+def read_run(
+    run_dir: Path, *, is_alive: Callable[[RunStarted], bool | None] = driver_is_alive
+) -> tuple[RunReport, Plan, Fold]:
+    """Read what became of a run so far, and what that was read from; parameters and errors are as above."""
     found = RunDir.open(run_dir)
     settings = found.read_settings()
     plan = found.load_plan()
@@ -280,7 +288,7 @@ def read_report(
     submitted = add_jobs(found, plan, fold)
     tasks = _with_requests(fold.tasks(), settings)
     troubled = fold.troubled(_Kept(found))
-    return RunReport(
+    report = RunReport(
         run_dir=found,
         settings=settings,
         state=_state(fold, is_alive, submitted),
@@ -298,6 +306,7 @@ def read_report(
         failures=tuple(quantum for quantum in troubled if quantum.state is State.FAILED),
         retried=tuple(quantum for quantum in troubled if quantum.state is not State.FAILED),
     )
+    return report, plan, fold
 
 
 def _with_requests(tasks: tuple[TaskReport, ...], settings: RunSettings) -> tuple[TaskReport, ...]:

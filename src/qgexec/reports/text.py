@@ -18,14 +18,14 @@ from qgexec.reports.tasktables import caveat_lines, task_columns, use_lines
 from qgexec.scheduling.policy import INVALID_QUANTUM_EXIT_CODE, Cause
 from qgexec.scheduling.states import State
 
-__all__ = ["format_report", "format_status"]
+__all__ = ["format_report", "format_status", "trouble_lines"]
 
 _SHOWN_PER_CAUSE = 10
 _SHOWN_CAUSES = 20
 _SHOWN_RUNNING = 5
 
 
-def format_report(report: RunReport, *, width: int = 100) -> str:
+def format_report(report: RunReport, *, width: int = 100, brief: bool = False) -> str:
     """Return a report as plain text.
 
     Parameters
@@ -34,14 +34,22 @@ def format_report(report: RunReport, *, width: int = 100) -> str:
         What to say.
     width
         Of the terminal, characters; only tracebacks and paths may be wider.
+    brief
+        Counts alone.
     """
     lines = [*_head(report), "", *render_parts(task_columns(report.tasks, report.total), width)]
+    if brief:
+        return "\n".join(lines)
     lines += [*use_lines(report.tasks, width), *caveat_lines(report.tasks, width)]
     if report.state is RunState.DRIVER_GONE:
         lines += _running_lines(report, width, time.time())
-    lines += _retry_lines(report, width)
-    lines += _failure_lines(report, width)
-    return "\n".join(lines)
+    return "\n".join([*lines, *trouble_lines(report, width)])
+
+
+def trouble_lines(report: RunReport, width: int) -> Iterator[str]:
+    """Tell what attempts died of that were not the last, and what quanta failed of."""
+    yield from _retry_lines(report, width)
+    yield from _failure_lines(report, width)
 
 
 def format_status(report: RunReport, *, width: int = 100, now: float | None = None) -> str:
@@ -178,7 +186,7 @@ def _failure_lines(report: RunReport, width: int) -> Iterator[str]:
     if not groups:
         return
     failed = _counted(len(report.failures), "quantum", "quanta")
-    n_blocked = report.total.blocked
+    n_blocked = sum(group.n_blocked for group in groups)
     blocked = f"; {_counted(n_blocked, 'quantum', 'quanta')} blocked" if n_blocked else ""
     yield from ("", fit(f"Failures: {failed}, {_counted(len(groups), 'cause', 'causes')}{blocked}", width))
     for number, group in enumerate(groups[:_SHOWN_CAUSES], start=1):
