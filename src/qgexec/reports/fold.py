@@ -39,7 +39,7 @@ from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.restorable import RestorableScheduler
 from qgexec.scheduling.states import State
 
-__all__ = ["CAVEATS", "Fold", "FoldState", "TaskReport", "total_of"]
+__all__ = ["CAVEATS", "Fold", "FoldState", "TaskReport", "caveat_names", "total_of"]
 
 CAVEATS: Mapping[int, str] = {
     1: "ANY_OUTPUTS_MISSING",
@@ -294,7 +294,7 @@ class Fold:
         ingested = np.bincount(codes[np.frombuffer(self._ingested, dtype=np.bool_)], minlength=n_labels)
         caveats: list[Counter[str]] = [Counter() for _ in range(n_labels)]
         for index, flags in self._caveats.items():
-            caveats[plan.label_codes[index]].update(_caveat_names(flags))
+            caveats[plan.label_codes[index]].update(caveat_names(flags))
         measured = self._measured()
         retried = [0] * n_labels
         for index, endings in self._endings.items():
@@ -339,7 +339,7 @@ class Fold:
 
     def caveats(self) -> dict[int, tuple[str, ...]]:
         """Return the names of the caveats of quanta that succeeded with some, by index."""
-        return {index: tuple(_caveat_names(flags)) for index, flags in self._caveats.items()}
+        return {index: tuple(caveat_names(flags)) for index, flags in self._caveats.items()}
 
     def running(self) -> dict[int, float]:
         """Return by index since when quanta run, UNIX seconds; the one that has run longest first."""
@@ -433,7 +433,8 @@ class Fold:
         return fold
 
 
-def _caveat_names(flags: int) -> Iterable[str]:
+def caveat_names(flags: int) -> Iterable[str]:
+    """Yield the names of the caveats that flags stand for; see `CAVEATS`."""
     for bit in range(flags.bit_length()):
         if flags & (flag := 1 << bit):
             yield CAVEATS.get(flag, f"FLAG_{flag}")

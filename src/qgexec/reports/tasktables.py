@@ -52,11 +52,8 @@ def use_lines(tasks: Sequence[TaskReport], width: int) -> Iterator[str]:
         yield from render_parts(
             [
                 labels,
-                Column("requested", [size_text(row.requested_memory_bytes) for row in rows]),
                 *_spread_columns(memory, size_text),
-                Column(
-                    "max/requested", [_share(row.peak_rss_bytes, row.requested_memory_bytes) for row in rows]
-                ),
+                *_request_columns(rows),
             ],
             width,
         )
@@ -64,7 +61,7 @@ def use_lines(tasks: Sequence[TaskReport], width: int) -> Iterator[str]:
     yield from render_parts(
         [
             labels,
-            *_spread_columns([row.wall for row in rows], duration_text),
+            *_spread_columns([row.wall for row in rows], _short_time),
             Column("useful", [duration_text(row.useful_cpu_s) for row in rows]),
             Column("wasted", [duration_text(row.wasted_cpu_s) for row in rows]),
         ],
@@ -77,6 +74,20 @@ def _spread_columns(spreads: Sequence[Spread | None], text: Callable[[float], st
         Column(title, [text(getattr(spread, name)) if spread else "-" for spread in spreads])
         for title, name in (("50 %", "p50"), ("95 %", "p95"), ("max", "max"))
     ]
+
+
+def _request_columns(rows: Sequence[TaskReport]) -> list[Column]:
+    if not any(row.requested_memory_bytes for row in rows):
+        return []
+    return [
+        Column("requested", [size_text(row.requested_memory_bytes) for row in rows]),
+        Column("max of it", [_share(row.peak_rss_bytes, row.requested_memory_bytes) for row in rows]),
+    ]
+
+
+def _short_time(seconds: float) -> str:
+    """Return a time that may be much less than a second."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration_text(seconds)
 
 
 def _share(part: int | None, whole: int | None) -> str:
