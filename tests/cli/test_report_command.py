@@ -1,4 +1,4 @@
-"""`qgexec report` of several runs and from a repository, and `aggregate-reports`: what they take, and refuse."""
+"""`qgexec report` of several runs and from a repository, and `aggregate-reports`: use and misuse."""
 
 from __future__ import annotations
 

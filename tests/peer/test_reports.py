@@ -21,6 +21,7 @@ from qgexec.reports.aggregated import aggregate_reports
 from qgexec.reports.repository import ExamineOptions, ReadCaveats, RepositoryReport, report_repository
 from qgexec.reports.repositorytext import format_repository
 from qgexec.rubin.graphfile import open_graph
+from tests.reportschema import assert_valid
 
 from .cases import ONE, OTHER
 from .commands import Command, Forks
@@ -235,6 +236,7 @@ def test_times_and_memory(executed: Executed) -> None:
     """They are known where all metadata are read, and then of failures, too, whose logs have them."""
     lazy = ours(executed.root, [executed.first])
     assert lazy.to_json()["total"]["useful_cpu_s"] is None
+    assert_valid(lazy.to_json())
     found = ours(executed.root, [executed.first], read_caveats=ReadCaveats.EXHAUSTIVE, n_threads=2)
     isr = found.tasks[0]
     assert isr.wall is not None
@@ -243,6 +245,7 @@ def test_times_and_memory(executed: Executed) -> None:
     assert 0 < isr.wall.p50 <= isr.wall.p95 <= isr.wall.max
     assert isr.useful_cpu_s > 0
     assert isr.wasted_cpu_s > 0
+    assert_valid(found.to_json())
 
 
 def test_text(executed: Executed) -> None:
@@ -275,6 +278,7 @@ def test_the_commands(executed: Executed, forks: Forks, tmp_path: Path) -> None:
     first, second = (_sorted(json.loads(file.read_text())) for file in files.values())
     assert first == second
     told = [aggregate_reports([file]) for file in files.values()]
+    assert_valid(told[0].to_json())
     assert told[0].total == told[1].total
     direct = ours(executed.root, graphs_of(executed))
     assert told[1].tasks == direct.tasks

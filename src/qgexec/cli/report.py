@@ -108,6 +108,7 @@ def _comma_separated(
     "-j", "--processes", type=click.IntRange(min=1), default=1, help="Threads that read metadata and logs."
 )
 @_JSON
+@click.option("--json-schema", is_flag=True, help="Print the JSON schema of all that --json prints, and end.")
 @click.pass_context
 def report(
     ctx: click.Context,
@@ -120,6 +121,7 @@ def report(
     as_json: bool,
     full_output_filename: Path | None,
     view_graph: bool,
+    json_schema: bool,
     **options: Any,
 ) -> None:
     """Say what became of a run: counts per task, what was retried, and what failed.
@@ -136,6 +138,11 @@ def report(
 
     Exit codes: 0 all succeeded, 1 some quanta failed, were blocked or have not run.
     """
+    if json_schema:
+        from qgexec.reports.schema import report_schema
+
+        print_text(report_schema().rstrip())
+        return
     _check_use(ctx, run_dirs, butler_config, graphs)
     if butler_config is not None:
         found = _of_repository(butler_config, graphs, options)
