@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import compare, parts
 from benchmarks.compare import Settings
 from benchmarks.measure import BenchmarkError
+from benchmarks.reporting import reporting
 from benchmarks.soak import soak
 from benchmarks.status import status
 from benchmarks.tables import Section, Table, machine_facts
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Section]] = {
     "submit": parts.submit,
     "where": parts.where,
     "status": status,
+    "report": reporting,
     "waves": waves_cost,
     "soak": soak,
 }

@@ -114,7 +114,7 @@ def test_report_fits(failed_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json(failed_run: Path) -> None:
     """It is JSON with a version, whatever the terminal's width."""
     report = json.loads(call("report", failed_run, "--json").out)
-    assert (report["format"], report["version"]) == ("qgexec-report", 2)
+    assert (report["format"], report["version"]) == ("qgexec-report", 3)
     assert report["total"]["failed"] == len(report["failures"]) > 0
 
 

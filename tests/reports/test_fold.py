@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ from qgexec.events import (
 from qgexec.quantum import Attempt, Outcome, OutcomeStatus, Resources
 from qgexec.reports.failures import TroubledQuantum
 from qgexec.reports.fold import CAVEATS, Fold, total_of
+from qgexec.reports.measured import Spread
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy, Retries, TaskRules
 from qgexec.scheduling.scheduler import Scheduler, State
@@ -285,3 +287,37 @@ def test_wall_time_is_that_of_the_drivers() -> None:
     fold.apply(third)
     assert fold.wall_s == 8.0
     assert folded(plan, *first, again).stop_reason is None
+
+
+def test_what_was_wasted() -> None:
+    """Attempts that failed, by CPU time; that left no figure, by wall time; and revoked successes."""
+    fold = folded(
+        make_plan("a:1 a:2 a:3 a:4"),
+        BEGAN,
+        *(AttemptStarted(101.0, i, 1) for i in range(4)),
+        AttemptSucceeded(103.0, ended(0, OutcomeStatus.SUCCEEDED)),
+        AttemptFailed(103.0, ended(1, OutcomeStatus.FAILED, cpu_s=0.5)),
+        AttemptLost(105.0, 2, 1, "worker 1 was killed", -9, 1, 7000, retried=True),
+        AttemptStarted(106.0, 2, 2),
+        AttemptSucceeded(109.0, ended(2, OutcomeStatus.SUCCEEDED, 2, peak_rss_bytes=None)),
+        AttemptTimedOut(108.0, 3, 1, 7.0),
+    )
+    (task,) = fold.tasks()
+    assert (task.cpu_s, task.useful_cpu_s) == (3.5, 3.0)
+    assert (task.wasted_cpu_s, task.wasted_unmeasured_s) == (0.5 + 4.0 + 7.0, 11.0)
+    assert task.wall == Spread(2.0, 2.0, 2.0, 2)
+    assert task.memory == Spread(1000.0, 7000.0, 7000.0, 3)
+    fold.apply(RunEnded(110.0, EndReason.COMPLETED))
+    fold.apply(replace(BEGAN, at=200.0))
+    fold.apply(RunReopened(200.0, (0,)))
+    (task,) = fold.tasks()
+    assert (task.useful_cpu_s, task.wasted_cpu_s) == (1.5, 13.0)
+    assert task.wall is not None
+    assert task.wall.n == 1
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    """Of a hundred the median is the fiftieth; what is unknown does not count."""
+    values = np.array([*range(1, 101), np.nan], dtype=np.float32)
+    assert Spread.of(values) == Spread(50.0, 95.0, 100.0, 100)
+    assert Spread.of(values[-1:]) is None

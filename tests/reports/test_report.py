@@ -73,7 +73,7 @@ def test_the_log_of_a_lost_attempt_is_named_where_there_is_one(mixed: HandBooks)
 def test_the_report_is_json(mixed: HandBooks) -> None:
     """With a format and version, every failure in full, and every attempt of it."""
     report = json.loads(json.dumps(mixed.read().to_json(), allow_nan=False))
-    assert (report["format"], report["version"]) == ("qgexec-report", 2)
+    assert (report["format"], report["version"]) == ("qgexec-report", 3)
     assert (report["state"], report["stop_reason"]) == ("stopped", "interrupted")
     assert report["settings"]["context"]["output_run"] == "u/me/run"
     assert report["tasks"][0]["caveats"] == {"ANY_OUTPUTS_MISSING": 1, "NO_WORK": 1}

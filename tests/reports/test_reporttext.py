@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def test_columns_without_anything_to_say_are_left_out(books: HandBooks) -> None:
     assert report.all_succeeded
     text = format_report(report)
     header = next(line for line in text.splitlines() if line.startswith("task"))
-    assert header.split() == ["task", "quanta", "succeeded", "failed", "memory", "time", "CPU"]
+    assert header.split() == ["task", "quanta", "succeeded", "failed"]
     assert "Retries" not in text
 
 
@@ -180,12 +181,26 @@ def test_what_runs_is_cut_short(books: HandBooks) -> None:
     assert text.endswith("\n   and 2 more")
 
 
-def test_memory_is_shown_on_a_narrow_terminal(mixed: RunReport) -> None:
-    """Where not all columns have room it is not the first to go."""
-    lines = format_report(mixed, width=80).splitlines()
-    header = next(line for line in lines if line.startswith("task"))
-    assert "memory" in header
-    assert "CPU" not in header
+def test_what_quanta_took_is_set_against_what_they_ask_for(mixed: RunReport) -> None:
+    """Memory with percentiles and the request, wall time, CPU time useful and wasted."""
+    isr = replace(mixed.tasks[0], requested_memory_bytes=4_000_000_000)
+    lines = format_report(replace(mixed, tasks=(isr, *mixed.tasks[1:])), width=80).splitlines()
+    at = lines.index("Peak memory of a quantum")
+    assert lines[at + 2].split() == ["task", "50", "%", "95", "%", "max", "requested", "max", "of", "it"]
+    assert lines[at + 3].split() == ["isr", "250", "MB", "5.1", "GB", "5.1", "GB", "4.0", "GB", "128", "%"]
+    at = lines.index("Wall time of a quantum; CPU time of all")
+    assert lines[at + 2].split() == ["task", "50", "%", "95", "%", "max", "useful", "wasted"]
+    # Two that raised (1.5 s each), and three that left no figure: 1 s, 3 s, 4 s and 5 s of wall time.
+    assert lines[at + 3].split() == ["isr", "2.0", "s", "2.0", "s", "2.0", "s", "1.5", "s", "16.0", "s"]
+    assert "CPU time       1.5 s useful, 16.0 s wasted" in lines
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_count_is_left_out(mixed: RunReport, width: int) -> None:
+    """What has no room goes to a second table."""
+    text = format_report(mixed, width=width)
+    for title in ("quanta", "succeeded", "failed", "blocked", "retried", "not run", "ingested"):
+        assert re.search(rf"^task .*{title}", text, re.MULTILINE)
 
 
 def test_the_next_step_is_named(mixed: RunReport, books: HandBooks) -> None:

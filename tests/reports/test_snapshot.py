@@ -187,6 +187,8 @@ def _pickled(books: HandBooks) -> None:
         _header_with(files=[]),
         _header_with(files=[[2, 0, 0, ""]]),
         _header_with(quantum_s=[]),
+        _header_with(wasted_cpu_s=[0.0]),
+        _header_with(version=2),
         _header_with(driver="nobody\n"),
         _header_with(driver='{"e":"end","t":1.0,"r":"completed"}\n'),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qgexec.reports.table import Column, fit, printable, render
+from qgexec.reports.table import Column, fit, printable, render, render_parts
 
 COLUMNS = [
     Column("task", ["isr", "makeDirectWarp"], is_text=True),
@@ -61,3 +61,17 @@ def test_text_that_fits_is_left_alone() -> None:
 def test_a_terminal_obeys_nothing_that_a_task_said() -> None:
     """Escape sequences in messages are shown, lines stay lines."""
     assert printable("a\x1b[2Jb\tc\nd\r\udcff") == "a?[2Jb c\nd??"
+
+
+def test_what_has_no_room_goes_to_a_table_below() -> None:
+    """Each begins with the first column; nothing is left out."""
+    assert render_parts(COLUMNS, 80) == render(COLUMNS, 80)
+    assert render_parts(COLUMNS, 22) == [
+        "task            quanta",
+        "isr                 10",
+        "makeDirectWarp  200000",
+        "",
+        "task              time",
+        "isr              1.0 s",
+        "makeDirectWarp  12.5 h",
+    ]

@@ -307,3 +307,10 @@ def test_memory_per_quantum() -> None:
     finally:
         tracemalloc.stop()
     assert kept / n_quanta < 150
+
+
+def test_keys_are_the_same_in_all_graphs() -> None:
+    """Quanta have other IDs and indices in each; label and data ID tell them apart."""
+    one, other = make_plan("a:1 a:2 -> b"), make_plan("b; a:2 a:1")
+    assert set(one.quantum_keys()) == set(other.quantum_keys())
+    assert len(set(one.quantum_keys())) == 3

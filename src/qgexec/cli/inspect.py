@@ -1,8 +1,7 @@
-"""`qgexec status`, `report` and `models`: they read, and need neither the stack nor the driver."""
+"""`qgexec status` and `models`, and how reports are printed: needs neither the stack nor the driver."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ from qgexec.errors import QgexecError
 if TYPE_CHECKING:
     from qgexec.reports.report import RunReport
 
-__all__ = ["RUN_DIR", "models", "print_report", "print_text", "report", "status", "terminal_width"]
+__all__ = ["RUN_DIR", "models", "print_report", "print_text", "status", "terminal_width"]
 
 RUN_DIR = click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 """The argument that names a run."""
@@ -68,26 +67,6 @@ def _batch_status(run_dir: Path) -> str:
     if found.reason:
         lines.append(f"               {printable(found.reason)}")
     return "\n".join(lines)
-
-
-@click.command(epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
-@RUN_DIR
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (format version 2).")
-def report(*, run_dir: Path, as_json: bool) -> None:
-    """Say what became of a run: counts per task, what was retried, and what failed.
-
-    Failures are grouped by cause, each with one example's traceback, and what
-    it blocks. See `qgexec log` and `qgexec debug` for a single quantum.
-
-    Exit codes: 0 all succeeded, 1 some quanta failed, were blocked or have not run.
-    """
-    from qgexec.reports.report import read_report
-
-    if as_json:
-        found = read_report(run_dir)
-        print_text(json.dumps(found.to_json(), indent=2))
-        raise SystemExit(0 if found.all_succeeded else 1)
-    raise SystemExit(0 if print_report(run_dir).all_succeeded else 1)
 
 
 @click.command(epilog="Example:  qgexec models")

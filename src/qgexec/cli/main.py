@@ -47,7 +47,12 @@ _SECTIONS = {
     },
     "What became of a run": {
         "status": ("qgexec.cli.inspect", "status", "Say how far a run is."),
-        "report": ("qgexec.cli.inspect", "report", "Say what became of a run, and what failed."),
+        "report": ("qgexec.cli.report", "report", "Say what became of runs, and what failed."),
+        "aggregate-reports": (
+            "qgexec.cli.report",
+            "aggregate_reports",
+            "Put reports about different data IDs together.",
+        ),
         "log": ("qgexec.cli.debug", "log", "Print the log of one attempt at a quantum."),
         "debug": ("qgexec.cli.debug", "debug", "Execute one quantum again, under a debugger."),
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["duration_text", "size_text"]
 
 
-def size_text(n_bytes: int | None) -> str:
+def size_text(n_bytes: float | None) -> str:
     """Return an amount of memory: ``250 MB``, ``5.1 GB``; a dash where it is unknown."""
     if n_bytes is None:
         return "-"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from qgexec.books.holder import driver_is_alive
 from qgexec.books.journal import read_detail
 from qgexec.books.rundir import RunDir
 from qgexec.books.runsettings import RunSettings
-from qgexec.errors import JournalError
+from qgexec.config.runconfig import RunConfig, make_policy
+from qgexec.errors import JournalError, QgexecError
 from qgexec.events import EndReason, RunStarted, StopReason
 from qgexec.quantum import DataIdValue
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum, group_failures
@@ -36,14 +37,17 @@ __all__ = [
     "Submission",
     "add_jobs",
     "read_report",
+    "read_run",
 ]
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 """Version of `RunReport.to_json`.
 
 1: the first.
 2: ``causes``, ``retried``; each failure has its ``attempts`` instead of what was known of the last one.
    Since then ``submitted`` and ``running`` have come in, and the state "submitted".
+3: ``kind``; of each task what was useful and wasted, ``memory``, ``wall``, ``requested_memory_bytes``,
+   ``recovered``, ``unknown`` and ``wonky``.
 """
 
 _LONGEST_STACK = 100_000
@@ -182,7 +186,7 @@ class RunReport:
         Returns
         -------
         report
-            - ``format`` ("qgexec-report"), ``version`` (`REPORT_VERSION`);
+            - ``format`` ("qgexec-report"), ``version`` (`REPORT_VERSION`), ``kind`` ("run");
             - ``run_dir``, ``settings`` (as in ``run.json``);
             - ``state`` (value of `RunState`), ``stop_reason`` (value of `StopReason` or null),
               ``all_succeeded``, ``last_event_at``, ``wall_s``;
@@ -204,6 +208,7 @@ class RunReport:
         return {
             "format": "qgexec-report",
             "version": REPORT_VERSION,
+            "kind": "run",
             "run_dir": str(self.run_dir.path),
             "settings": self.settings.to_json(),
             "state": self.state.value,
@@ -269,14 +274,21 @@ def read_report(
     qgexec.errors.RunDirError
         It is no run directory, cannot be read, or is damaged.
     """
+    return read_run(run_dir, is_alive=is_alive)[0]
+
+
+def read_run(
+    run_dir: Path, *, is_alive: Callable[[RunStarted], bool | None] = driver_is_alive
+) -> tuple[RunReport, Plan, Fold]:
+    """Read what became of a run so far, and what that was read from; parameters and errors are as above."""
     found = RunDir.open(run_dir)
     settings = found.read_settings()
     plan = found.load_plan()
     fold = read_fold(found.journal, plan, found.snapshot_file)
     submitted = add_jobs(found, plan, fold)
-    tasks = fold.tasks()
+    tasks = _with_requests(fold.tasks(), settings)
     troubled = fold.troubled(_Kept(found))
-    return RunReport(
+    report = RunReport(
         run_dir=found,
         settings=settings,
         state=_state(fold, is_alive, submitted),
@@ -293,6 +305,22 @@ def read_report(
         ),
         failures=tuple(quantum for quantum in troubled if quantum.state is State.FAILED),
         retried=tuple(quantum for quantum in troubled if quantum.state is not State.FAILED),
+    )
+    return report, plan, fold
+
+
+def _with_requests(tasks: tuple[TaskReport, ...], settings: RunSettings) -> tuple[TaskReport, ...]:
+    """Return the tasks with what their first attempts ask for, as far as the run's options say it."""
+    config = settings.options.get("config")
+    if not isinstance(config, Mapping):
+        return tasks
+    try:
+        policy = make_policy(RunConfig.from_json(config), [task.label for task in tasks])
+    except (KeyError, TypeError, ValueError, QgexecError):  # another version's: all else can be told
+        return tasks
+    return tuple(
+        replace(task, requested_memory_bytes=policy.rules_of(task.label).request.memory_bytes)
+        for task in tasks
     )
 
 

@@ -26,16 +26,18 @@ from qgexec.errors import IllegalEventError, JournalError
 from qgexec.events import EndReason, RunStarted, StopReason
 from qgexec.reports.failures import Ending
 from qgexec.reports.fold import Fold, FoldState
+from qgexec.reports.measured import Measured
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.restorable import STATE_CODES
 
 __all__ = ["SNAPSHOT_VERSION", "WORTH_KEEPING", "SnapshotReader", "read_fold"]
 
-SNAPSHOT_VERSION = 2
+SNAPSHOT_VERSION = 3
 """Version of the file, an ``.npz`` without objects.
 
 1: header (JSON), states, attempts, ingested, caveats and blocked (index and value), endings (journal lines).
 2: also running and started_at.
+3: also cpu_s, wall_s and peak_rss_bytes of each quantum; what was wasted, by task.
 """
 
 WORTH_KEEPING = 20_000
@@ -43,6 +45,8 @@ WORTH_KEEPING = 20_000
 
 _FORMAT = "qgexec-snapshot"
 _BLOCK = 4096
+_MEASURED = ("cpu_s", "wall_s", "peak_rss_bytes")
+"""Arrays named as the attributes of `Measured`."""
 
 
 class _UnfitError(Exception):
@@ -163,6 +167,8 @@ def _header(state: FoldState, journal: Path, plan: Plan, positions: Mapping[int,
         "quantum_s": list(state.quantum_s),
         "cpu_s": list(state.cpu_s),
         "peak_rss_bytes": list(state.peak_rss_bytes),
+        "wasted_cpu_s": list(state.wasted_cpu_s),
+        "wasted_unmeasured_s": list(state.wasted_unmeasured_s),
     }
 
 
@@ -237,6 +243,9 @@ def _state(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) ->
         quantum_s=header["quantum_s"],
         cpu_s=header["cpu_s"],
         peak_rss_bytes=header["peak_rss_bytes"],
+        wasted_cpu_s=header["wasted_cpu_s"],
+        wasted_unmeasured_s=header["wasted_unmeasured_s"],
+        measured=Measured(*(np.asarray(arrays[name], dtype=np.float32) for name in _MEASURED)),
         driver=driver,
         end=EndReason(header["end"]) if header["end"] else None,
         stop_reason=StopReason(header["stop_reason"]) if header["stop_reason"] else None,
@@ -256,6 +265,7 @@ def _write_snapshot(snapshot: Path, state: FoldState, header: Mapping[str, Any])
         "blocked": _pairs(state.blocked),
         "running": np.array(list(state.started), dtype=np.int64),
         "started_at": np.array(list(state.started.values()), dtype=np.float64),
+        **{name: getattr(state.measured, name) for name in _MEASURED},
         "endings": _bytes_array(b"".join(map(encode, state.endings))),
     }
     aside = snapshot.with_name(f".{snapshot.name}.{socket.gethostname()}-{os.getpid()}.tmp")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Column", "fit", "printable", "render"]
+__all__ = ["Column", "fit", "printable", "render", "render_parts"]
 
 _GAP = "  "
 _NARROWEST = 8
@@ -41,6 +41,29 @@ def render(columns: Sequence[Column], width: int) -> list[str]:
             break
     rows = zip(*[(c.title, *c.cells) for c in shown], strict=True)
     return [_GAP.join(map(_set, row, widths, shown)).rstrip() for row in rows]
+
+
+def render_parts(columns: Sequence[Column], width: int) -> list[str]:
+    """Return a table's lines as `render`; columns that have no room go to further tables below it.
+
+    Each begins with the first column again, shortened to no less than it is in a table by itself.
+    """
+    first, *rest = columns
+    lines: list[str] = []
+    while True:
+        part = [first]
+        while rest and (len(part) == 1 or _least_width([*part, rest[0]]) <= width):
+            part.append(rest.pop(0))
+        lines += ["", *render(part, width)] if lines else render(part, width)
+        if not rest:
+            return lines
+
+
+def _least_width(columns: Sequence[Column]) -> int:
+    """Return how narrow a table can be without leaving a column out."""
+    widths = zip(columns, _natural_widths(columns), strict=True)
+    least = [min(width, _NARROWEST) if column.is_text else width for column, width in widths]
+    return sum(least) + len(_GAP) * (len(columns) - 1)
 
 
 def _natural_widths(columns: Sequence[Column]) -> list[int]:

@@ -13,18 +13,19 @@ from datetime import UTC, datetime
 from qgexec.config.units import duration_text, size_text
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum
 from qgexec.reports.report import RunReport, RunState
-from qgexec.reports.table import Column, fit, printable, render
+from qgexec.reports.table import Column, fit, printable, render, render_parts
+from qgexec.reports.tasktables import caveat_lines, task_columns, use_lines
 from qgexec.scheduling.policy import INVALID_QUANTUM_EXIT_CODE, Cause
 from qgexec.scheduling.states import State
 
-__all__ = ["format_report", "format_status"]
+__all__ = ["format_report", "format_status", "trouble_lines"]
 
 _SHOWN_PER_CAUSE = 10
 _SHOWN_CAUSES = 20
 _SHOWN_RUNNING = 5
 
 
-def format_report(report: RunReport, *, width: int = 100) -> str:
+def format_report(report: RunReport, *, width: int = 100, brief: bool = False) -> str:
     """Return a report as plain text.
 
     Parameters
@@ -33,14 +34,22 @@ def format_report(report: RunReport, *, width: int = 100) -> str:
         What to say.
     width
         Of the terminal, characters; only tracebacks and paths may be wider.
+    brief
+        Counts alone.
     """
-    lines = [*_head(report), "", *render(_task_columns(report), width)]
-    lines += _caveat_lines(report, width)
+    lines = [*_head(report), "", *render_parts(task_columns(report.tasks, report.total), width)]
+    if brief:
+        return "\n".join(lines)
+    lines += [*use_lines(report.tasks, width), *caveat_lines(report.tasks, width)]
     if report.state is RunState.DRIVER_GONE:
         lines += _running_lines(report, width, time.time())
-    lines += _retry_lines(report, width)
-    lines += _failure_lines(report, width)
-    return "\n".join(lines)
+    return "\n".join([*lines, *trouble_lines(report, width)])
+
+
+def trouble_lines(report: RunReport, width: int) -> Iterator[str]:
+    """Tell what attempts died of that were not the last, and what quanta failed of."""
+    yield from _retry_lines(report, width)
+    yield from _failure_lines(report, width)
 
 
 def format_status(report: RunReport, *, width: int = 100, now: float | None = None) -> str:
@@ -74,7 +83,7 @@ def format_status(report: RunReport, *, width: int = 100, now: float | None = No
     if report.last_event_at is not None:
         ago = max(0.0, now - report.last_event_at)
         lines.append(f"Last event     {duration_text(ago)} ago")
-    lines += ["", *render(_task_columns(report)[:-3], width)]
+    lines += ["", *render_parts(task_columns(report.tasks, report.total), width)]
     return "\n".join([*lines, *_running_lines(report, width, now)])
 
 
@@ -100,51 +109,12 @@ def _head(report: RunReport) -> list[str]:
         where = f"{submitted.model}, {submitted.n_jobs} jobs as {submitted.name}"
         lines.append(f"Submitted to   {printable(where)}{printable(f' ({ids})' if ids else '')}")
     wall, inside = duration_text(report.wall_s), duration_text(report.total.quantum_s)
-    return [*lines, f"Time           {wall} wall, {inside} in quanta"]
-
-
-def _task_columns(report: RunReport) -> list[Column]:
-    rows = [*report.tasks, report.total]
-    counts = [
-        Column(title, [str(getattr(row, name)) for row in rows])
-        for title, name in (
-            ("quanta", "n_quanta"),
-            ("succeeded", "succeeded"),
-            ("skipped", "skipped"),
-            ("failed", "failed"),
-            ("blocked", "blocked"),
-            ("retried", "retried"),
-            ("running", "running"),
-            ("not run", "not_run"),
-            ("ingested", "ingested"),
-        )
-        # What every run is about is there always; the others only where they have something to say.
-        if name in {"n_quanta", "succeeded", "failed"} or getattr(report.total, name)
-    ]
+    useful, wasted = duration_text(report.total.useful_cpu_s), duration_text(report.total.wasted_cpu_s)
     return [
-        Column("task", [printable(row.label) for row in rows], is_text=True),
-        *counts,
-        # The last are left out where there is no room; what is asked most is how much memory a task needs.
-        Column("memory", [size_text(row.peak_rss_bytes) for row in rows]),
-        Column("time", [duration_text(row.quantum_s) for row in rows]),
-        Column("CPU", [duration_text(row.cpu_s) for row in rows]),
+        *lines,
+        f"Time           {wall} wall, {inside} in quanta",
+        f"CPU time       {useful} useful, {wasted} wasted",
     ]
-
-
-def _caveat_lines(report: RunReport, width: int) -> Iterator[str]:
-    found = [(task.label, name, str(n)) for task in report.tasks for name, n in sorted(task.caveats.items())]
-    if not found:
-        return
-    labels, names, numbers = zip(*found, strict=True)
-    yield from ("", "Succeeded with caveats", "")
-    yield from render(
-        [
-            Column("task", labels, is_text=True),
-            Column("caveat", names, is_text=True),
-            Column("quanta", numbers),
-        ],
-        width,
-    )
 
 
 def _running_lines(report: RunReport, width: int, now: float) -> Iterator[str]:
@@ -216,7 +186,7 @@ def _failure_lines(report: RunReport, width: int) -> Iterator[str]:
     if not groups:
         return
     failed = _counted(len(report.failures), "quantum", "quanta")
-    n_blocked = report.total.blocked
+    n_blocked = sum(group.n_blocked for group in groups)
     blocked = f"; {_counted(n_blocked, 'quantum', 'quanta')} blocked" if n_blocked else ""
     yield from ("", fit(f"Failures: {failed}, {_counted(len(groups), 'cause', 'causes')}{blocked}", width))
     for number, group in enumerate(groups[:_SHOWN_CAUSES], start=1):

@@ -265,6 +265,13 @@ class Plan:
         """Return the data ID of a quantum, keyed by dimension name (required and implied dimensions)."""
         return dict(zip(self._dimensions[self.label_codes[index]], self._data_ids[index], strict=True))
 
+    def quantum_keys(self) -> Iterator[bytes]:
+        """Yield of each quantum what is the same in all graphs: task label and text of its data ID."""
+        labels = [f"{label}\0".encode() for label in self.labels]
+        text, offsets = self._data_ids.text, self._data_ids.offsets
+        for index, code in enumerate(self.label_codes):
+            yield labels[code] + text[offsets[index] : offsets[index + 1]]
+
     def describe(self, index: int) -> str:
         """Return a quantum's task label and data ID as one reads them in messages."""
         return _describe(self.label(index), self.data_id(index))

@@ -1,0 +1,254 @@
+"""`qgexec report` and `aggregate-reports`: what became of runs, from their books or from the repository."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+from click.core import ParameterSource
+
+from qgexec.cli.inspect import print_text, terminal_width
+from qgexec.errors import UsageError
+
+if TYPE_CHECKING:
+    from qgexec.reports.repository import RepositoryReport
+
+__all__ = ["aggregate_reports", "report"]
+
+_GRAPH_SUFFIXES = (".qg", ".qgraph")
+
+
+class _Report(Protocol):
+    """What reports of all kinds have in common."""
+
+    @property
+    def all_succeeded(self) -> bool: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON (format version 3).")
+_BRIEF = click.option("--brief", is_flag=True, help="Print counts alone.")
+_FULL_OUTPUT = click.option(
+    "--full-output-filename",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what pipetask report would write for several graphs, as JSON; the text is brief then.",
+)
+_FOR_GRAPHS = {
+    "butler_config": "-b",
+    "graphs": "-g",
+    "collections": "--collections",
+    "where": "--where",
+    "full_output_filename": "--full-output-filename",
+    "logs": "--logs/--no-logs",
+    "curse_failed_logs": "--curse-failed-logs",
+    "force_v2": "--force-v2",
+    "read_caveats": "--read-caveats",
+    "use_qbb": "--use-qbb/--no-use-qbb",
+    "view_graph": "--view-graph",
+    "processes": "-j",
+}
+"""Options that are about graphs and a repository, by parameter."""
+
+
+def _comma_separated(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
+
+
+@click.command(epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
+@click.argument("run_dirs", nargs=-1, metavar="[RUN_DIR...]", type=click.Path(path_type=Path))
+@click.option("-b", "--butler-config", metavar="REPO", help="Butler repository of runs that others executed.")
+@click.option(
+    "-g",
+    "--qgraph",
+    "graphs",
+    metavar="GRAPH",
+    multiple=True,
+    help="Graph that was executed there; again for each one that recovered an earlier one.",
+)
+@click.option(
+    "--collections",
+    metavar="NAME,...",
+    multiple=True,
+    callback=_comma_separated,
+    help="Where visible datasets are found, in search order; default: the graphs' RUNs, newest first.",
+)
+@click.option("--where", default="", metavar="EXPRESSION", help="Constrain that search.")
+@_FULL_OUTPUT
+@click.option("--logs/--no-logs", default=True, show_default=True, help="Read the logs of failed quanta.")
+@_BRIEF
+@click.option(
+    "--curse-failed-logs",
+    is_flag=True,
+    help="Logs of quanta that did not succeed are cursed, too, if visible; needs --collections.",
+)
+@click.option("--force-v2", is_flag=True, help="Without effect: its rules always hold.")
+@click.option(
+    "--read-caveats",
+    type=click.Choice(["exhaustive", "lazy", "none"], case_sensitive=False),
+    default="lazy",
+    show_default=True,
+    help="Read metadata of all quanta (times and memory, too), of those that lack outputs, or of none.",
+)
+@click.option(
+    "--use-qbb/--no-use-qbb",
+    default=True,
+    show_default=True,
+    help="Ask the datastore where files must be, rather than the registry where they are.",
+)
+@click.option("--view-graph", is_flag=True, help="Draw the pipeline with its counts instead.")
+@click.option(
+    "-j", "--processes", type=click.IntRange(min=1), default=1, help="Threads that read metadata and logs."
+)
+@_JSON
+@click.option("--json-schema", is_flag=True, help="Print the JSON schema of all that --json prints, and end.")
+@click.pass_context
+def report(
+    ctx: click.Context,
+    /,
+    *,
+    run_dirs: tuple[Path, ...],
+    butler_config: str | None,
+    graphs: tuple[str, ...],
+    brief: bool,
+    as_json: bool,
+    full_output_filename: Path | None,
+    view_graph: bool,
+    json_schema: bool,
+    **options: Any,
+) -> None:
+    """Say what became of a run: counts per task, what was retried, and what failed.
+
+    Failures are grouped by cause, each with one example's traceback, and what
+    it blocks. See `qgexec log` and `qgexec debug` for a single quantum.
+
+    Several runs that recovered each other may be named: then the last word on each
+    quantum counts, and it is said how many each run recovered.
+
+    Of runs of pipetask or BPS there is no run directory: name the repository (-b)
+    and their graphs (-g), and it is told from what they left there. The options from
+    --collections to -j are those of `pipetask report`, and for this alone.
+
+    Exit codes: 0 all succeeded, 1 some quanta failed, were blocked or have not run.
+    """
+    if json_schema:
+        from qgexec.reports.schema import report_schema
+
+        print_text(report_schema().rstrip())
+        return
+    _check_use(ctx, run_dirs, butler_config, graphs)
+    if butler_config is not None:
+        found = _of_repository(butler_config, graphs, options)
+        _finish_repository(found, file=full_output_filename, brief=brief, as_json=as_json, draw=view_graph)
+    elif len(run_dirs) == 1:
+        _finish(*_of_one(run_dirs[0], brief=brief), as_json=as_json)
+    else:
+        _finish(*_of_several(run_dirs, brief=brief), as_json=as_json)
+
+
+def _check_use(
+    ctx: click.Context, run_dirs: Sequence[Path], repository: str | None, graphs: Sequence[str]
+) -> None:
+    """Refuse what does not go together."""
+    given = [
+        option
+        for name, option in _FOR_GRAPHS.items()
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+    if run_dirs and (named := [path for path in run_dirs if path.suffix in _GRAPH_SUFFIXES]):
+        others = [str(path) for path in run_dirs if path not in named]
+        command = ["qgexec report -b", *(others[:1] or ["REPO"]), *(f"-g {path}" for path in named)]
+        raise UsageError(
+            f"{named[0]} is a graph, and not a run directory.",
+            hint=f"For what others executed, name repository and graphs: {' '.join(command)}",
+        )
+    if run_dirs and given:
+        raise UsageError(
+            f"{given[0]} is about graphs in a repository, and {run_dirs[0]} is a run directory.",
+            hint="Name run directories alone, or -b REPO and -g GRAPH alone.",
+        )
+    if not run_dirs and not (repository and graphs):
+        raise UsageError(
+            "There is nothing to report on.",
+            hint="Name run directories; or, for what others executed, both -b REPO and -g GRAPH.",
+        )
+
+
+def _finish(found: _Report, text: Callable[[], str], *, as_json: bool) -> None:
+    print_text(json.dumps(found.to_json(), indent=2) if as_json else text())
+    raise SystemExit(0 if found.all_succeeded else 1)
+
+
+def _of_one(run_dir: Path, *, brief: bool) -> tuple[_Report, Callable[[], str]]:
+    from qgexec.reports.report import read_report
+    from qgexec.reports.text import format_report
+
+    found = read_report(run_dir)
+    return found, partial(format_report, found, width=terminal_width(), brief=brief)
+
+
+def _of_several(run_dirs: tuple[Path, ...], *, brief: bool) -> tuple[_Report, Callable[[], str]]:
+    from qgexec.reports.several import read_several
+    from qgexec.reports.severaltext import format_several
+
+    found = read_several(run_dirs)
+    return found, partial(format_several, found, width=terminal_width(), brief=brief)
+
+
+def _of_repository(repository: str, graphs: tuple[str, ...], options: dict[str, Any]) -> RepositoryReport:
+    from qgexec.reports.repository import ExamineOptions, ReadCaveats, report_repository
+
+    how = ExamineOptions(
+        collections=options["collections"],
+        where=options["where"],
+        logs=options["logs"],
+        curse_failed_logs=options["curse_failed_logs"],
+        read_caveats=ReadCaveats(options["read_caveats"].lower()),
+        use_qbb=options["use_qbb"],
+        n_threads=options["processes"],
+    )
+    return report_repository(repository, graphs, how)
+
+
+def _finish_repository(
+    found: RepositoryReport, *, file: Path | None, brief: bool, as_json: bool, draw: bool = False
+) -> None:
+    from qgexec.reports.repositorytext import format_repository
+
+    if file is not None:
+        found.write_summary(file)
+    if draw and not as_json:
+        found.show_graph()
+        raise SystemExit(0 if found.all_succeeded else 1)
+    brief = brief or file is not None
+    _finish(found, partial(format_repository, found, width=terminal_width(), brief=brief), as_json=as_json)
+
+
+@click.command(
+    "aggregate-reports", epilog="Example:  qgexec aggregate-reports group1.json group2.json --brief"
+)
+@click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path))
+@_FULL_OUTPUT
+@_BRIEF
+@_JSON
+def aggregate_reports(
+    *, files: tuple[Path, ...], full_output_filename: Path | None, brief: bool, as_json: bool
+) -> None:
+    """Put reports about different data IDs together.
+
+    FILES are what --full-output-filename has written, of `qgexec report` or of `pipetask report`.
+
+    Exit codes: 0 all succeeded, 1 some quanta failed, were blocked or have not run.
+    """
+    from qgexec.reports import aggregated
+
+    _finish_repository(
+        aggregated.aggregate_reports(files), file=full_output_filename, brief=brief, as_json=as_json
+    )

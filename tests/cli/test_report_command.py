@@ -1,0 +1,109 @@
+"""`qgexec report` of several runs and from a repository, and `aggregate-reports`: use and misuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from repos import N_QUANTA, MockRepository
+
+from tests.cli.commands import Moods, call, one_message
+
+Refused = Callable[[MockRepository], list[object]]
+
+
+def _run(repository: MockRepository, *options: object) -> int | object:
+    given = ["run", "-b", repository.root, "-g", repository.graph, "--register-dataset-types"]
+    return call(*given, *options).code
+
+
+def test_runs_that_recovered_each_other(repository: MockRepository, moods: Moods, folder: Path) -> None:
+    """The exit code is that of what holds in the end."""
+    moods.set({"isr 1,1": "raise"})
+    assert _run(repository, "--run-dir", "first") == 1
+    moods.set({})
+    assert (
+        _run(repository, "--extend-run", "--skip-existing", "--clobber-outputs", "--run-dir", "second") == 0
+    )
+    result = call("report", "second", "first")
+    assert result.code == 0
+    assert "recovered" in result.out
+    report = json.loads(call("report", "first", "second", "--json").out)
+    assert [run["recovered"] for run in report["runs"]] == [0, report["total"]["recovered"]]
+    assert report["total"]["recovered"] > 1
+    assert report["total"]["succeeded"] == N_QUANTA
+    assert call("report", "first", "--brief").code == 1
+
+
+def test_from_the_repository(repository: MockRepository, moods: Moods, folder: Path) -> None:
+    """Without the run directory: text, JSON, a drawing, and the file that reports are put together from."""
+    moods.set({"isr 1,1": "raise"})
+    assert _run(repository, "--run-dir", "first") == 1
+    given = ["report", "-b", repository.root, "-g", repository.graph]
+    result = call(*given, "--full-output-filename", "one.json")
+    assert (result.code, "ValueError" in result.out) == (1, False)
+    assert "1 x isr: ValueError" in " ".join(call(*given).out.split())
+    report = json.loads(call(*given, "--json", "--read-caveats", "exhaustive").out)
+    books = json.loads(call("report", "first", "--json").out)
+    for key in ("n_quanta", "succeeded", "failed", "blocked", "caveats"):
+        assert report["total"][key] == books["total"][key], key
+    assert report["failures"][0]["quantum_id"] == books["failures"][0]["quantum_id"]
+    assert report["failures"][0]["message"] == books["failures"][0]["attempts"][0]["message"]
+    drawn = call(*given, "--view-graph")
+    assert drawn.code == 1
+    assert "blk" in drawn.out
+    together = call("aggregate-reports", "one.json", "--full-output-filename", "all.json", "--json")
+    assert together.code == 1
+    assert json.loads(together.out)["total"]["failed"] == 1
+    assert json.loads(Path("all.json").read_text()) == json.loads(Path("one.json").read_text())
+
+
+REFUSED: dict[str, tuple[Refused, str]] = {
+    "nothing": (lambda _: ["report"], "nothing to report on"),
+    "a repository alone": (lambda r: ["report", "-b", r.root], "nothing to report on"),
+    "graphs alone": (lambda r: ["report", "-g", r.graph], "nothing to report on"),
+    "pipetask's form": (lambda r: ["report", r.root, r.graph], "report -b "),
+    "both kinds": (lambda r: ["report", r.root, "-b", r.root, "-g", r.graph], "-b is about graphs"),
+    "an option of the other": (lambda r: ["report", r.root, "--no-logs"], "--logs/--no-logs is about graphs"),
+    "no such graph": (lambda r: ["report", "-b", r.root, "-g", "nowhere.qg"], "nowhere.qg"),
+    "no such old graph": (lambda r: ["report", "-b", r.root, "-g", "nowhere.qgraph"], "nowhere.qgraph"),
+    "no such repository": (lambda r: ["report", "-b", "nowhere", "-g", r.graph], "nowhere"),
+    "no such collection": (
+        lambda r: ["report", "-b", r.root, "-g", r.graph, "--collections", "nowhere"],
+        "nowhere",
+    ),
+    "all logs are cursed": (
+        lambda r: ["report", "-b", r.root, "-g", r.graph, "--curse-failed-logs"],
+        "--collections",
+    ),
+    "a file that cannot be written": (
+        lambda r: ["report", "-b", r.root, "-g", r.graph, "--full-output-filename", "nowhere/x.json"],
+        "nowhere/x.json",
+    ),
+    "a file that is not there": (lambda _: ["aggregate-reports", "nowhere.json"], "nowhere.json"),
+    "a file of another kind": (lambda r: ["aggregate-reports", r.graph], "not a summary"),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_refused(repository: MockRepository, folder: Path, case: str) -> None:
+    """With one message that says what is wrong and what to do, and nothing on stdout."""
+    make, said = REFUSED[case]
+    one_message(call(*make(repository)), said)
+    assert list(folder.iterdir()) == []
+
+
+def test_an_expression_that_is_none(repository: MockRepository, folder: Path) -> None:
+    """It is quoted."""
+    assert _run(repository, "--run-dir", "first") == 0
+    given = ["report", "-b", repository.root, "-g", repository.graph, "--where"]
+    one_message(call(*given, "visit ="), "'visit ='")
+    one_message(call(*given, "nonsense = 3"), "'nonsense = 3'")
+
+
+def test_a_run_named_twice(repository: MockRepository, folder: Path) -> None:
+    """It is refused: each would recover the other."""
+    assert _run(repository, "--run-dir", "first") == 0
+    one_message(call("report", "first", folder / "first"), "twice")
