@@ -18,18 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "pipetask.md"
 NEWER = {"--retained-dataset-types", "--prune-unanchored-quanta"}
 """Options that pipetask has only in newer versions than the oldest that is supported."""
 
-UNWRITTEN = ("report", "aggregate-reports")
-"""Commands whose tables belong to the page of reports."""
-
-PARAMS = [
-    pytest.param(
-        name,
-        command,
-        id=name,
-        marks=pytest.mark.xfail(reason="its table is still to be written") if name in UNWRITTEN else (),
-    )
-    for name, command in commands().items()
-]
+PARAMS = [pytest.param(name, command, id=name) for name, command in commands().items()]
 
 
 @dataclass(frozen=True)

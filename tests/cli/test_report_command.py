@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repos import N_QUANTA, MockRepository
+from repos import N_QUANTA, OUTPUT_RUN, MockRepository
 
 from tests.cli.commands import Moods, call, one_message
 
@@ -58,6 +58,37 @@ def test_from_the_repository(repository: MockRepository, moods: Moods, folder: P
     assert together.code == 1
     assert json.loads(together.out)["total"]["failed"] == 1
     assert json.loads(Path("all.json").read_text()) == json.loads(Path("one.json").read_text())
+
+
+def test_damaged_files(repository: MockRepository, moods: Moods, folder: Path) -> None:
+    """A log that cannot be read hides no other; metadata that cannot be read are named, and need not be read."""
+    moods.set({"isr 1,1": "raise", "isr 2,1": "raise"})
+    assert _run(repository, "--run-dir", "first") == 1
+    given = ["report", "-b", repository.root, "-g", repository.graph]
+    failed = {
+        failure["data_id"]["visit"]: failure for failure in json.loads(call(*given, "--json").out)["failures"]
+    }
+    logs, metadata = (sorted((repository.root / OUTPUT_RUN / name).rglob("*.json")) for name in _TYPES)
+    (log,) = (path for path in logs if '"bad pixels in isr 1,1' in path.read_text())
+    log.write_bytes(log.read_bytes()[:100])
+    report = json.loads(call(*given, "--json").out)
+    again = {failure["data_id"]["visit"]: failure for failure in report["failures"]}
+    assert again[2] == failed[2]
+    assert "cannot be read" in again[1]["message"]
+    metadata[0].write_bytes(b"")
+    one_message(call(*given, "--read-caveats", "exhaustive"), "isr_metadata", "--read-caveats none")
+    assert call(*given, "--read-caveats", "none", "--no-logs").code == 1
+
+
+_TYPES = ("isr_log", "isr_metadata")
+
+
+def test_a_run_that_nobody_executed(repository: MockRepository, folder: Path) -> None:
+    """All is unknown, and it is said why that may be."""
+    result = call("report", "-b", repository.root, "-g", repository.graph)
+    assert result.code == 1
+    assert "The registry has no outputs of graph 1 in its RUN." in result.out
+    assert "unknown" in result.out
 
 
 REFUSED: dict[str, tuple[Refused, str]] = {

@@ -19,7 +19,8 @@ from tests.cli.commands import Moods, call
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
 COMMANDS = re.findall(r"^    (qgexec .*)$", PAGE, flags=re.MULTILINE)
 HEADERS = [
-    block.strip().splitlines() for block in re.findall(r"^```text\n(.*?)^```", PAGE, flags=re.M | re.S)
+    block.strip().splitlines()
+    for block in re.findall(r"^```text\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
 ]
 
 

@@ -64,7 +64,9 @@ class GraphReport:
     succeeded: int
     """Its quanta that have metadata and log in its RUN."""
     recovered: int
-    """Those that had not succeeded with an earlier graph."""
+    """Those that had failed, or been blocked, with an earlier graph."""
+    n_datasets: int
+    """Outputs of its quanta that the registry has in its RUN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,12 @@ def _graphs(examination: Examination) -> Iterator[GraphReport]:
             succeeded[id(run.graph)] += run.word is RunWord.SUCCEEDED
         if quantum.recovered and quantum.last is not None:
             recovered[id(quantum.last[1].graph)] += 1
+    n_datasets = Counter(
+        run
+        for dataset in examination.verdicts.datasets.values()
+        for run, is_there in dataset.produced.items()
+        if is_there
+    )
     for number, graph in enumerate(examination.graphs, start=1):
         key = id(graph)
         yield GraphReport(
@@ -249,6 +257,7 @@ def _graphs(examination: Examination) -> Iterator[GraphReport]:
             len(graph.plan),
             succeeded[key],
             recovered[key],
+            n_datasets[graph.output_run],
         )
 
 

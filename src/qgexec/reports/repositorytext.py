@@ -36,6 +36,7 @@ def format_repository(report: RepositoryReport, *, width: int = 100, brief: bool
     lines = list(_head(report))
     if len(report.graphs) > 1:
         lines += [*render_parts(_graph_columns(report), width), ""]
+    lines += list(_nothing_lines(report, width))
     lines += [*render_parts(task_columns(report.tasks, report.total), width)]
     lines += caveat_lines(report.tasks, width)
     if report.knows_use and not brief:
@@ -58,6 +59,18 @@ def _head(report: RepositoryReport) -> Iterator[str]:
         yield f"  RUN          {printable(graph.output_run)}"
         yield f"  built        {datetime.fromtimestamp(graph.built_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
     yield ""
+
+
+def _nothing_lines(report: RepositoryReport, width: int) -> Iterator[str]:
+    """Point at graphs that have left nothing, which may be for another reason than that nothing ran."""
+    for graph in report.graphs:
+        if not graph.n_datasets:
+            yield from wrap(
+                f"The registry has no outputs of graph {graph.number} in its RUN. Nothing has run, nobody "
+                "has taken the outputs in yet, or it is another repository.",
+                max(20, width),
+            )
+            yield ""
 
 
 def _graph_columns(report: RepositoryReport) -> list[Column]:

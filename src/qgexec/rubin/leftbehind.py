@@ -103,10 +103,10 @@ class LeftBehind:
     def _read_metadata(self, ref: DatasetRef) -> TaskMetadata:
         try:
             metadata: TaskMetadata = self._get()(ref, storageClass=_METADATA_STORAGE_CLASS)
-        except (LookupError, FileNotFoundError) as error:
+        except Exception as error:  # whatever formatters and file systems raise
             raise RepositoryError(
                 f"the registry has {ref.datasetType.name} {ref.dataId} in {ref.run}, but it cannot be read: "
-                f"{error}",
+                f"{type(error).__name__}: {error}",
                 hint="Were files removed? --read-caveats none does not read any.",
             ) from error
         return metadata
@@ -114,8 +114,9 @@ class LeftBehind:
     def _read_log(self, ref: DatasetRef) -> tuple[ButlerLogRecords | None, str]:
         try:
             return self._get()(ref), ""
-        except (LookupError, FileNotFoundError):
-            return None, f"the log {ref.datasetType.name} {ref.dataId} in {ref.run} cannot be read"
+        except Exception as error:  # noqa: BLE001 - one log that is damaged must not hide all others
+            where = f"{ref.datasetType.name} {ref.dataId} in {ref.run}"
+            return None, f"the log {where} cannot be read: {type(error).__name__}"
 
     def _get(self) -> Get:
         """Return what reads a dataset in this thread."""
