@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qgexec.cli import EXIT_TRY_AGAIN
 from qgexec.errors import QgexecError
 from qgexec.plaintext import printable
 
@@ -59,7 +60,8 @@ def _batch_status(run_dir: Path) -> str:
         f"{found.counts[state]} {state.value}" for state in JobState if found.counts.get(state)
     )
     lines = [f"Jobs           {counts or 'none left'}"]
-    bad = Counter(status.exit_code for status in found.jobs.values() if status.exit_code)
+    codes = (status.exit_code for status in found.jobs.values())
+    bad = Counter(code for code in codes if code not in (None, 0, EXIT_TRY_AGAIN))
     lines += [f"               {n} with exit status {code}: see {pending.logs}" for code, n in bad.items()]
     held = [(job, status) for job, status in found.jobs.items() if status.state is JobState.HELD]
     lines += [
