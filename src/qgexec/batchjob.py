@@ -13,6 +13,7 @@ It imports no lsst: its worker does, once. What watches memory and time, and out
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -293,7 +294,17 @@ class _JobPool(Pool):
 
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """Return what happened."""
-        return [_renumbered(event, self._places.__getitem__) for event in super().wait(timeout_s)]
+        events = [_renumbered(event, self._places.__getitem__) for event in super().wait(timeout_s)]
+        return [self._handed_back(event) for event in events] if self._interrupts.count else events
+
+    def _handed_back(self, event: Event) -> Event:
+        """Return the event; a batch system that ends a job may end its worker too, which costs no try."""
+        if not isinstance(event, AttemptLost) or event.exit_code != -signal.SIGTERM:
+            return event
+        returned, limit = AttemptReturned(event.at, event.index, event.attempt), self._limits.memory_bytes
+        if event.used_bytes is None or limit is None or event.used_bytes <= limit + OVERHEAD_BYTES:
+            return returned
+        return _for_memory(returned, event.used_bytes, limit)
 
     def close(self, *, cancel: bool) -> Sequence[Event]:
         """End the worker."""

@@ -11,6 +11,7 @@ from enum import Enum
 from qgexec.quantum import Outcome
 
 __all__ = [
+    "COLLECTING",
     "AttemptEvent",
     "AttemptFailed",
     "AttemptLost",
@@ -63,6 +64,10 @@ class EndReason(Enum):
     """The execution model or the disk failed under it."""
 
 
+COLLECTING = "collect"
+"""What stands for the model where a driver only takes in what others have executed."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunStarted:
     """A driver took the run in hand."""
@@ -73,7 +78,7 @@ class RunStarted:
     pid_started_at: float
     """When that process started, UNIX seconds: with host and pid it names one process for good."""
     model: str
-    """Name of the execution model."""
+    """Name of the execution model, or `COLLECTING`."""
     n_quanta: int
 
 

@@ -12,7 +12,8 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from qgexec import scripted
 from qgexec.assembly import Client, OpenRun, ingester_opener, make_model, policy_of
-from qgexec.batch.rounds import Round, last_round, round_folder
+from qgexec.batch.rounds import Round, Ticket, round_folder, rounds
+from qgexec.batch.system import BatchSystem, JobState
 from qgexec.books.history import History
 from qgexec.books.holder import check_free, end_driver
 from qgexec.books.journal import Journal, has_ended, last_epoch
@@ -22,8 +23,9 @@ from qgexec.errors import ModelError, RunHeldError
 from qgexec.ingestion.process import InlineIngestion
 from qgexec.models.base import BenchOpener
 from qgexec.models.batch import BatchModel, remove_round
+from qgexec.plaintext import printable
 from qgexec.reports.report import read_report
-from qgexec.resume import harvest_round, take_over
+from qgexec.resume import harvest_round, settle_attempts, take_over
 from qgexec.rubin.graphfile import prepare_graph
 from qgexec.rubin.opener import (
     Books,
@@ -104,11 +106,18 @@ def collect(run_dir: Path, *, force: bool = False) -> int:
     options = RunOptions.from_json(settings.options)
 
     def harvest(history: History, journal: Journal) -> bool:
+        client = Client.of_run(settings)
         try:
-            return harvest_round(opened, Client.of_run(settings), options, history, journal)
+            none_left = harvest_round(opened, client, options, history, journal)
         except ModelError as error:
-            _logger.warning("Jobs may be left: %s", error.message)
+            _logger.warning("Jobs may be left: %s", printable(error.message))
             return False
+        if none_left and history.in_the_air:  # a driver died that executed them itself
+            limits = policy_of(options, opened.plan)
+            for event in settle_attempts(opened, client, options, history, journal.epoch, limits):
+                journal.append(event)
+                history.apply(event)
+        return none_left
 
     policy = policy_of(options, opened.plan, elsewhere=True)
     return scripted.collect(books, opened.plan, ingestion, policy=policy, harvest=harvest, force=force)
@@ -204,9 +213,22 @@ def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:
 
 def _remove_jobs(books: RunDir, options: RunOptions) -> None:
     """Have the batch system remove what it has of a run."""
-    pending = last_round(books)
-    if pending is None or pending.is_closed:
-        return
-    model = make_model(Client(pending.model), options)
-    assert isinstance(model, BatchModel)
-    remove_round(model.system, pending)
+    for folder in rounds(books):
+        batch_round = Round.open(folder)
+        model = make_model(Client(batch_round.model), options)
+        assert isinstance(model, BatchModel)
+        if not batch_round.is_closed:
+            remove_round(model.system, batch_round)
+        elif batch_round.ticket is not None:
+            _remove_closing(model.system, batch_round, batch_round.ticket)
+
+
+def _remove_closing(system: BatchSystem, batch_round: Round, ticket: Ticket) -> None:
+    """Have the closing job removed of a round that is over; it may be waiting for its next try."""
+    try:
+        closing = system.look(batch_round, ticket).closing
+        if closing is not None and closing.state is not JobState.ENDED:
+            remove_round(system, batch_round)
+    except ModelError as error:  # it has nothing to do, and ends by itself
+        words = printable(error.message)
+        _logger.warning("Whether the closing job of %s is left is not known: %s", batch_round.name, words)

@@ -53,7 +53,7 @@ from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import State
 
-__all__ = ["harvest_round", "take_over"]
+__all__ = ["harvest_round", "settle_attempts", "take_over"]
 
 _logger = logging.getLogger(__name__)
 
@@ -213,20 +213,47 @@ def _settle(
     opened: OpenRun, client: Client, options: RunOptions, history: History, epoch: int, limits: Policy
 ) -> list[Event]:
     """Return the events that settle what the earlier driver left open, under the limits that it had."""
+    ends = settle_attempts(opened, client, options, history, epoch, limits)
+    if client.quantum_executor is not None:
+        return [*ends, RunReopened(time.time())]
+    opener = workbench_opener(opened, options, books_of(opened, options, epoch, own_process=True))
+    revoked = _lost_successes(opener, opened.run_dir.segments, history)
+    if revoked:
+        _logger.warning("Outputs of %d quanta were lost as the host went down; they run again.", len(revoked))
+    return [*ends, RunReopened(time.time(), revoked)]
+
+
+def settle_attempts(
+    opened: OpenRun, client: Client, options: RunOptions, history: History, epoch: int, limits: Policy
+) -> list[Event]:
+    """Return the ends of attempts that were in the air when their driver died, by what is on disk.
+
+    Parameters
+    ----------
+    opened, client, options
+        The run, and how it is executed.
+    history
+        Its past; nothing of it runs any more.
+    epoch
+        Number of the journal's file that they are to be recorded in.
+    limits
+        What its quanta were allowed.
+
+    Raises
+    ------
+    qgexec.errors.QgexecError
+        The graph, the datastore or the registry cannot be used.
+    """
     in_the_air = [InTheAir(event.index, event.attempt, event.at) for event in history.in_the_air.values()]
     if client.quantum_executor is not None:
         # What such an executor writes, and where, it alone knows.
         now = time.time()
-        return [*(AttemptReturned(now, each.index, each.attempt) for each in in_the_air), RunReopened(now)]
+        return [AttemptReturned(now, each.index, each.attempt) for each in in_the_air]
     opener = workbench_opener(opened, options, books_of(opened, options, epoch, own_process=True))
     # Before their worker of the same name begins a new one.
     keep_streamed_logs(opened.run_dir, opened.plan, history.in_the_air)
     settled = settle(opener, ingester_opener(opened), opened.plan, in_the_air, sorted(history.left_behind))
-    revoked = _lost_successes(opener, opened.run_dir.segments, history)
-    if revoked:
-        _logger.warning("Outputs of %d quanta were lost as the host went down; they run again.", len(revoked))
-    ends = [_as_timed_out(event, opened, limits) for event in settled]
-    return [*ends, RunReopened(time.time(), revoked)]
+    return [_as_timed_out(event, opened, limits) for event in settled]
 
 
 def _lost_successes(opener: WorkbenchOpener, segments: Path, history: History) -> tuple[int, ...]:

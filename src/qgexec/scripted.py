@@ -20,6 +20,7 @@ from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir
 from qgexec.errors import RunDirError, UsageError
 from qgexec.events import (
+    COLLECTING,
     AttemptSkipped,
     AttemptStarted,
     AttemptSucceeded,
@@ -117,7 +118,8 @@ def collect(
     policy
         What the run does about failures, where jobs may have been lost.
     harvest
-        Records what jobs of a batch system did, and returns whether none of them is left.
+        Records what jobs of a batch system did, and what became of attempts whose driver died; returns
+        whether none of the jobs is left.
     force
         Believe that a driver on another host, which has not closed its books, is gone.
 
@@ -141,7 +143,7 @@ def collect(
             journal.append(event)
             history.apply(event)
 
-        record(RunStarted(time.time(), me.host, me.pid, me.pid_started_at, "collect", len(plan)))
+        record(RunStarted(time.time(), me.host, me.pid, me.pid_started_at, COLLECTING, len(plan)))
         try:
             for event in _new_events(run_dir.path / _FOLDER, history.scheduler):
                 record(event)

@@ -73,7 +73,10 @@ def test_a_refusal_is_told_in_its_own_words(batch_round: Round) -> None:
 def test_more_memory_than_any_machine_has_is_refused(batch_round: Round, has: list[tuple[int, int]]) -> None:
     """A job that no machine of the pool can ever take is named; nothing is submitted."""
     condor = FakeCondor(has=has)
-    with pytest.raises(ModelError, match=r"no machine of the pool can take c: .*1 cores") as caught:
+    with pytest.raises(
+        ModelError,
+        match=r"no machine of the pool can take c: it asks for 1 core and .* of memory, and the largest has",
+    ) as caught:
         HTCondorSystem(condor).submit(batch_round)
     assert "requestMemory" in caught.value.hint
     assert not condor.dags

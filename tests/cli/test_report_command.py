@@ -61,7 +61,7 @@ def test_from_the_repository(repository: MockRepository, moods: Moods, folder: P
 
 
 def test_damaged_files(repository: MockRepository, moods: Moods, folder: Path) -> None:
-    """A log that cannot be read hides no other; metadata that cannot be read are named, and need not be read."""
+    """A log that cannot be read hides no other; metadata that cannot be read are named, and not needed."""
     moods.set({"isr 1,1": "raise", "isr 2,1": "raise"})
     assert _run(repository, "--run-dir", "first") == 1
     given = ["report", "-b", repository.root, "-g", repository.graph]

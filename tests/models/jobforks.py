@@ -29,8 +29,7 @@ from qgexec.batch import producers
 from qgexec.batch.rounds import Round, last_round
 from qgexec.batch.system import JobEnd, JobState, JobStatus
 from qgexec.books.rundir import RunDir
-from qgexec.cli import EXIT_INTERRUPTED
-from qgexec.cli.batch import EXIT_TRY_AGAIN
+from qgexec.cli import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
 from qgexec.clustering.rules import ClusterRules, NamedCluster
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings

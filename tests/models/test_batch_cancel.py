@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,17 @@ from handsystem import HandSystem
 from jobforks import Jobs, Place, in_first, start_job
 
 from benchmarks.endstate import EndState
+from qgexec.batch.rounds import Round, Ticket
+from qgexec.batch.system import JobState, JobStatus, RoundStatus
 from qgexec.errors import ModelError
+from qgexec.events import AttemptSucceeded
 from qgexec.models.batch import BatchModel
 from qgexec.offline import cancel, close_round
 from qgexec.reports.report import RunState
 from qgexec.resume import take_over
-from tests.crashfaults import at_call, together
-from tests.crashforks import Flag, Fork
+from tests.batchjobs import wait_until
+from tests.crashfaults import at_call, at_kind, together
+from tests.crashforks import KILLED, Flag, Fork
 
 pytestmark = pytest.mark.usefixtures("server")
 
@@ -174,3 +180,59 @@ def test_jobs_that_do_not_go_away(place: Place, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ModelError, match=r"do not go away: \{'queued': 3\}") as caught:
         cancel(place.run_dir)
     assert caught.value.hint == f"Try once more: qgexec cancel {place.run_dir}"
+
+
+def test_the_closing_job_of_a_round_that_is_over(place: Place) -> None:
+    """It may be between two of its tries when a driver has done its work: it is removed, once."""
+    assert place.run() == 0
+    assert place.pending().is_closed
+    look, closing = place.hand.look, JobStatus(JobState.RUNNING)
+
+    def waits(batch_round: Round, ticket: Ticket) -> RoundStatus:
+        found = look(batch_round, ticket)
+        return found if place.hand.cancelled else replace(found, closing=closing)
+
+    place.hand.look = waits  # type: ignore[method-assign]
+    cancel(place.run_dir)
+    assert place.hand.cancelled == place.hand.submitted
+    cancel(place.run_dir)
+    assert place.hand.cancelled == place.hand.submitted
+
+
+def test_a_run_that_is_over_where_no_batch_system_answers(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That its closing job may be left is told, and no reason to fail."""
+    assert place.run() == 0
+    place.hand.silent = True
+    cancel(place.run_dir)
+    assert "the closing job of qgexec-" in caplog.text
+    assert place.report().all_succeeded
+
+
+@pytest.mark.parametrize("model", ["inprocess", "pool"])
+def test_a_driver_that_was_killed(place: Place, local: EndState, model: str) -> None:
+    """What it was running is given back: nothing runs in a run that has stopped."""
+    driver = place.start(in_first("calibrate", place.mark("stuck"), place.mark("reached").touch), model)
+    wait_until(place.mark("reached").exists)
+    os.kill(driver.pid, signal.SIGKILL)
+    assert driver.finish() == KILLED
+    cancel(place.run_dir)
+    found = place.report()
+    assert (found.state, found.total.failed, found.total.running) == (RunState.STOPPED, 0, 0)
+    assert found.running == ()
+    assert place.resume() == 0
+    assert local.differences(place.end()) == []
+
+
+def test_what_a_killed_driver_had_not_heard(place: Place, local: EndState) -> None:
+    """An attempt that had written all it had to write has succeeded, and is taken in."""
+    driver = place.start(at_kind(AttemptSucceeded, "before"), "inprocess")
+    assert driver.finish() == KILLED
+    assert place.report().total.succeeded == 0
+    cancel(place.run_dir)
+    found = place.report().total
+    assert (found.succeeded, found.ingested, found.running) == (1, 1, 0)
+    assert place.resume() == 0
+    assert place.attempts() == _ONCE
+    assert local.differences(place.end()) == []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from jobforks import N_QUANTA, Jobs, Place, killed_in
 
-from qgexec.batch.rounds import Round
-from qgexec.batch.system import JobState, JobStatus, RoundStatus
+from qgexec.batch.rounds import Round, Ticket
+from qgexec.batch.system import JobEnd, JobState, JobStatus, RoundStatus
 from qgexec.reports.report import RunState
 from tests.cli.commands import call, one_message
 from tests.crashfaults import Fault, in_task, raising
@@ -62,6 +63,7 @@ def test_submit_and_what_is_seen_of_it(place: Place, given: list[object]) -> Non
     place.hand.pause = True
     result = call("submit", *given)
     assert (result.code, result.out) == (0, f"{place.run_dir}\n")
+    assert f"  qgexec status {place.run_dir}\n  qgexec cancel {place.run_dir}\n" in result.err
     shown = call("status", place.run_dir).out
     assert "submitted" in shown
     assert "Jobs           3 queued" in shown
@@ -96,6 +98,35 @@ def test_held_jobs(place: Place, given: list[object]) -> None:
     assert "Jobs           1 held" in shown
     assert "Held           job 1 (summary): no" in shown
     assert "\x1b" not in shown
+
+
+def test_a_held_job_is_told_of_while_one_waits(
+    place: Place, given: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the batch system's words, of which a terminal obeys none."""
+    look, held = place.hand.look, JobStatus(JobState.HELD, "no \x1b[31mscratch")
+
+    def holding(batch_round: Round, ticket: Ticket) -> RoundStatus:
+        found = look(batch_round, ticket)
+        return replace(found, jobs={**found.jobs, 2: held}) if not found.is_over else found
+
+    place.hand.look = holding  # type: ignore[method-assign]
+    assert call("run", *given).code == 0
+    assert "Job 2 (final) is held: no ?[31mscratch" in caplog.text
+
+
+def test_a_closing_job_that_is_gone(place: Place, given: list[object]) -> None:
+    """Status says how jobs have ended, and how to go on where none is left and the books are not closed."""
+    place.hand.runs = lambda _round, _job: JobStatus(JobState.ENDED, "exit status 78", JobEnd.EXITED, 78)
+    place.hand.pause = True
+    call("submit", *given)
+    assert "qgexec resume" not in call("status", place.run_dir).out
+    place.work_off()
+    shown = call("status", place.run_dir).out
+    assert (
+        f"Jobs           3 ended\n               3 with exit status 78: see {place.pending().logs}\n" in shown
+    )
+    assert "Next           qgexec resume: the closing job is gone" in shown
 
 
 def test_a_refusal(place: Place, given: list[object]) -> None:

@@ -21,7 +21,9 @@ from qgexec.events import (
     AttemptStarted,
     AttemptSucceeded,
     AttemptTimedOut,
+    StopRequested,
 )
+from tests.batchjobs import wait_until
 from tests.crashfaults import Fault, in_task, is_first
 from tests.crashforks import KILLED
 
@@ -121,3 +123,26 @@ def test_a_job_told_to_end_over_its_memory_says_so(place: Place) -> None:
     (event,) = _unusual(place)
     assert isinstance(event, AttemptOutOfMemory)
     assert event.retried
+
+
+def test_a_worker_that_is_ended_with_its_job_is_no_loss(place: Place) -> None:
+    """A batch system that ends a job may tell all of its processes: what runs is handed back."""
+
+    def ended() -> None:
+        job, mark, journal = os.getpid(), place.mark("told"), place.pending().journal(0)
+
+        def act() -> None:
+            if is_first(mark):
+                os.kill(job, signal.SIGTERM)
+                wait_until(lambda: any(isinstance(event, StopRequested) for event in read_events(journal)))
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+
+        in_task(calibrate=act)()
+
+    place.hand.runs = jobs = Jobs({(1, 0): [ended]}, tries=2)
+    assert place.run() == 0
+    (event,) = _unusual(place)
+    assert isinstance(event, AttemptReturned)
+    assert jobs.codes[:2] == [(1, 0, 75), (1, 0, 0)]
+    assert place.report().total.retried == 0

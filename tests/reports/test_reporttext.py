@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qgexec.books.journal import segment_path
-from qgexec.events import AttemptLost, AttemptStarted, EndReason, RunEnded
-from qgexec.reports.report import RunReport
+from qgexec.events import COLLECTING, AttemptLost, AttemptStarted, EndReason, RunEnded
+from qgexec.reports.report import RunReport, Submission
 from qgexec.reports.text import format_report, format_status
 from tests.handbooks import BEGAN, HandBooks, started, succeeded, write_mixed
 
@@ -34,6 +34,25 @@ def test_the_text_fits_the_terminal(mixed: RunReport, width: int) -> None:
     lines = format_report(mixed, width=width).split("\n\n", 1)[1].splitlines()
     free = ("     ", "   Traceback", "   Stacks")
     assert [line for line in lines if len(line) > width and not line.startswith(free)] == []
+
+
+def test_what_was_submitted_fits_the_terminal(mixed: RunReport) -> None:
+    """The batch system's numbers are told as a user types them."""
+    ticket = {"arrays": [*range(100, 140)], "closing": 140}
+    found = replace(mixed, submitted=Submission("slurm", 1, "qgexec-1c42e7b0d9aa-1", 4000, ticket))
+    text = format_report(found, width=80)
+    first, rest = text[text.index("Submitted to") :].split("\n", 1)
+    assert first.startswith("Submitted to   slurm, 4000 jobs as qgexec-1c42e7b0d9aa-1 (arrays 100, 101")
+    assert len(first) <= 80
+    assert "139; closing 140)" in " ".join(rest.split())
+    assert rest.startswith(" " * 15)
+
+
+def test_a_run_that_was_collected(mixed: RunReport) -> None:
+    """What had executed it stays its model."""
+    assert mixed.driver is not None
+    found = replace(mixed, driver=replace(mixed.driver, model=COLLECTING))
+    assert f"Model          {mixed.settings.model}; collected by process" in format_status(found)
 
 
 def test_the_text_says_what_failed_and_why(mixed: RunReport) -> None:

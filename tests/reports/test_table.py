@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qgexec.reports.table import Column, fit, printable, render, render_parts
+from qgexec.reports.table import Column, fit, render, render_parts
 
 COLUMNS = [
     Column("task", ["isr", "makeDirectWarp"], is_text=True),
@@ -56,11 +56,6 @@ def test_no_line_is_wider_than_the_terminal(cells: list[tuple[str, str, str]], w
 def test_text_that_fits_is_left_alone() -> None:
     """An ellipsis says that something is missing."""
     assert [fit("abcd", 4), fit("abcd", 3), fit("abcd", 0)] == ["abcd", "ab…", "…"]
-
-
-def test_a_terminal_obeys_nothing_that_a_task_said() -> None:
-    """Escape sequences in messages are shown, lines stay lines."""
-    assert printable("a\x1b[2Jb\tc\nd\r\udcff") == "a?[2Jb c\nd??"
 
 
 def test_what_has_no_room_goes_to_a_table_below() -> None:

@@ -162,9 +162,8 @@ class HTCondorSystem:
             if machines and not any(cores <= has and memory_mib <= mib for has, mib in machines):
                 largest = max(machines, key=lambda machine: machine[1])
                 raise ModelError(
-                    f"no machine of the pool can take {jobs.name(job)}: it asks for {cores} cores and "
-                    f"{size_text(memory_mib * _MIB)} of memory, and the largest has {largest[0]} cores and "
-                    f"{size_text(largest[1] * _MIB)}",
+                    f"no machine of the pool can take {jobs.name(job)}: it asks for "
+                    f"{_size(cores, memory_mib)}, and the largest has {_size(*largest)}",
                     hint="Ask for less (requestMemory, requestCpus, memoryLimit), or add larger machines.",
                 )
 
@@ -240,6 +239,10 @@ class HTCondorSystem:
         """
         cluster, schedd = int(str(ticket["cluster"])), str(ticket["schedd"])
         self._calls.remove(schedd, f"DAGManJobId == {cluster} || ClusterId == {cluster}")
+
+
+def _size(cores: int, memory_mib: int) -> str:
+    return f"{cores} core{'' if cores == 1 else 's'} and {size_text(memory_mib * _MIB)} of memory"
 
 
 def _why_dagman_waits(dagman: Ad) -> str:

@@ -41,6 +41,7 @@ from qgexec.batch.system import JobEnd, JobState, JobStatus, PlannedCall, RoundS
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.units import size_text
 from qgexec.errors import ModelError
+from qgexec.plaintext import printable
 
 __all__ = ["SlurmSystem"]
 
@@ -198,7 +199,8 @@ class SlurmSystem:
         try:
             self.cancel(batch_round, {"arrays": [*ids], "closing": None})
         except ModelError as other:
-            _logger.warning("Jobs named %s may be left in Slurm: %s", batch_round.name, other.message)
+            words = printable(other.message)
+            _logger.warning("Jobs named %s may be left in Slurm: %s", batch_round.name, words)
             if isinstance(error, ModelError):
                 left = f"Remove what may have been taken: scancel --name={batch_round.name}"
                 error.hint = f"{error.hint}\n{left}".lstrip()

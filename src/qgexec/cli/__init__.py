@@ -6,5 +6,8 @@ EXIT_FAILED = 1
 EXIT_BAD_USE = 2
 """Wrong use, bad input, or a run that broke off."""
 
+EXIT_TRY_AGAIN = 75
+"""Another try of a batch job has something to do: ``EX_TEMPFAIL`` of sysexits.h."""
+
 EXIT_INTERRUPTED = 130
 """Ctrl-C or SIGTERM; what a shell reports for SIGINT."""

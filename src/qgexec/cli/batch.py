@@ -6,13 +6,11 @@ from pathlib import Path
 
 import click
 
+from qgexec.cli import EXIT_TRY_AGAIN
 from qgexec.cli.inspect import RUN_DIR, print_report
 from qgexec.errors import UsageError
 
 __all__ = ["cancel", "collect", "worker"]
-
-EXIT_TRY_AGAIN = 75
-"""Another try of a batch job has something to do: ``EX_TEMPFAIL`` of sysexits.h."""
 
 
 @click.command(epilog="Example:  qgexec cancel qgexec-runs/u/me/test")

@@ -49,10 +49,10 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
     it; keys that are not needed to tell it from the others may be left out.
     """
     from qgexec.books.rundir import RunDir
+    from qgexec.plaintext import printable
     from qgexec.reports.attemptlog import find_log
     from qgexec.reports.report import add_jobs
     from qgexec.reports.snapshot import read_fold
-    from qgexec.reports.table import printable
     from qgexec.scheduling.quantumname import find_quantum
 
     books = RunDir.open(run_dir)

@@ -11,6 +11,7 @@ from typing import Protocol, Self
 import click
 
 from qgexec.events import AttemptFailed, Event, FailureEvent, RunEnded, RunStarted
+from qgexec.plaintext import printable
 from qgexec.reports.failures import reason_of
 from qgexec.reports.progress import Progress, ProgressView
 from qgexec.scheduling.plan import Plan
@@ -102,7 +103,7 @@ class _Observer:
             if isinstance(event, AttemptFailed) and event.outcome.exception is not None:
                 cause = f"{event.outcome.exception.type}: {cause}"
             what = f"attempt {event.attempt} failed, another follows" if event.retried else "failed"
-            self._face.say(f"{self._plan.describe(event.index)} {what}: {cause}")
+            self._face.say(printable(f"{self._plan.describe(event.index)} {what}: {cause}"))
         elif self._n_failures == _FAILURES_SHOWN + 1:
             self._face.say("further failures are in the report")
 
@@ -149,8 +150,13 @@ class _Lines:
 
     interval_s = _LINE_S
 
+    def __init__(self) -> None:
+        self._last = ""
+
     def draw(self, view: ProgressView) -> None:
-        click.echo(_in_words(view), err=True)
+        if (words := _in_words(view)) != self._last:
+            self._last = words
+            click.echo(words, err=True)
 
     def say(self, text: str) -> None:
         click.echo(text, err=True)

@@ -19,7 +19,7 @@ from qgexec.events import StopReason
 if TYPE_CHECKING:
     from qgexec.api import GraphExecutor
 
-__all__ = ["conclude", "default_model", "outcome_of", "warm_up"]
+__all__ = ["conclude", "default_model", "outcome_of", "say_it_goes_on", "warm_up"]
 
 
 def warm_up(model: str, *, implicit_threads: bool = False) -> None:
@@ -70,11 +70,7 @@ def conclude(executor: GraphExecutor, code: int, broken: QgexecError | None, *, 
             raise broken
         raise KeyboardInterrupt
     if executor.has_left:
-        click.echo(
-            "The run goes on without this process. To see how far it is, or to end it:\n"
-            f"{_command('status', executor.run_dir)}\n{_command('cancel', executor.run_dir)}",
-            err=True,
-        )
+        say_it_goes_on(executor.run_dir)
         return code
     if summary:
         _write_summary(executor, summary)
@@ -87,6 +83,15 @@ def conclude(executor: GraphExecutor, code: int, broken: QgexecError | None, *, 
         raise broken
     click.echo(advice, err=True)
     return code
+
+
+def say_it_goes_on(run_dir: Path) -> None:
+    """Say that a batch system has the run in hand, and how to see to it."""
+    click.echo(
+        "The run goes on without this process. To see how far it is, or to end it:\n"
+        f"{_command('status', run_dir)}\n{_command('cancel', run_dir)}",
+        err=True,
+    )
 
 
 def _write_summary(executor: GraphExecutor, file: str) -> None:

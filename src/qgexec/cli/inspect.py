@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from qgexec.cli import EXIT_TRY_AGAIN
 from qgexec.errors import QgexecError
+from qgexec.plaintext import printable
 
 if TYPE_CHECKING:
     from qgexec.reports.report import RunReport
@@ -33,7 +36,7 @@ def status(*, run_dir: Path) -> None:
     found = read_report(run_dir)
     print_text(format_status(found, width=terminal_width()))
     if found.submitted is not None:
-        print_text(_batch_status(run_dir))
+        print_text(f"\n{_batch_status(run_dir)}")
 
 
 def _batch_status(run_dir: Path) -> str:
@@ -42,7 +45,6 @@ def _batch_status(run_dir: Path) -> str:
     from qgexec.batch.system import JobState
     from qgexec.books.rundir import RunDir
     from qgexec.models.batch import ask
-    from qgexec.reports.table import printable
 
     pending = last_round(RunDir.open(run_dir))
     if pending is None:
@@ -50,13 +52,16 @@ def _batch_status(run_dir: Path) -> str:
     try:
         found = ask(pending)
     except QgexecError as error:
-        return f"Jobs           not known: {error.message}"
+        return f"Jobs           not known: {printable(error.message)}"
     if found is None:
         return "Jobs           none: the round was never submitted; go on with qgexec resume"
     counts = ", ".join(
         f"{found.counts[state]} {state.value}" for state in JobState if found.counts.get(state)
     )
     lines = [f"Jobs           {counts or 'none left'}"]
+    codes = (status.exit_code for status in found.jobs.values())
+    bad = Counter(code for code in codes if code not in (None, 0, EXIT_TRY_AGAIN))
+    lines += [f"               {n} with exit status {code}: see {pending.logs}" for code, n in bad.items()]
     held = [(job, status) for job, status in found.jobs.items() if status.state is JobState.HELD]
     lines += [
         f"Held           job {job} ({pending.jobs.name(job)}): {printable(status.reason)}"
@@ -66,6 +71,9 @@ def _batch_status(run_dir: Path) -> str:
         lines.append(f"               and {len(held) - _HELD_SHOWN} more")
     if found.reason:
         lines.append(f"               {printable(found.reason)}")
+    closing_has_ended = found.closing is None or found.closing.state is JobState.ENDED
+    if found.is_over and closing_has_ended and not pending.is_closed:
+        lines.append("Next           qgexec resume: the closing job is gone, and has not closed the books")
     return "\n".join(lines)
 
 

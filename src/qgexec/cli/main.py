@@ -22,6 +22,7 @@ import qgexec
 from qgexec.cli import EXIT_BAD_USE, EXIT_INTERRUPTED
 from qgexec.cli.logoptions import log_options, parse
 from qgexec.errors import QgexecError
+from qgexec.plaintext import printable
 
 __all__ = ["cli", "main"]
 
@@ -163,6 +164,6 @@ def _show(error: QgexecError, *, wants_traceback: bool) -> None:
     if wants_traceback:
         traceback.print_exception(error)
         return
-    click.echo(f"Error: {error.message}", err=True)
+    click.echo(f"Error: {printable(error.message)}", err=True)
     if error.hint:
-        click.echo(error.hint, err=True)
+        click.echo(printable(error.hint), err=True)

@@ -17,7 +17,8 @@ from qgexec.cli.inspect import print_text, terminal_width
 from qgexec.cli.optionsfile import options_file
 from qgexec.cli.run import building, executing, executor_for, graph_of
 from qgexec.config.units import duration_text, size_text
-from qgexec.reports.table import Column, printable, render
+from qgexec.plaintext import printable
+from qgexec.reports.table import Column, render
 
 if TYPE_CHECKING:
     from qgexec.preview import Preview, TaskPreview

@@ -13,7 +13,7 @@ from qgexec.cli import buildoptions, logoptions, measuring, options
 from qgexec.cli.building import check_files, make_graph
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand, stack
-from qgexec.cli.execution import conclude, default_model, outcome_of, warm_up
+from qgexec.cli.execution import conclude, default_model, outcome_of, say_it_goes_on, warm_up
 from qgexec.cli.inspect import print_text, terminal_width
 from qgexec.cli.optionsfile import options_file
 from qgexec.errors import UsageError
@@ -126,6 +126,8 @@ def submit(*, dry_run: bool, **given: Any) -> None:
         code, broken = outcome_of(lambda: executor.submit(graph))
     if broken is not None or not executor.has_left:
         sys.exit(conclude(executor, code, broken, summary=given["summary"]))
+    assert executor.run_dir is not None
+    say_it_goes_on(executor.run_dir)
     click.echo(executor.run_dir)
 
 

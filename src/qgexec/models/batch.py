@@ -34,6 +34,7 @@ from qgexec.events import (
 )
 from qgexec.models.base import Ledger, ModelFacts, Run
 from qgexec.models.registry import find_model
+from qgexec.plaintext import printable
 from qgexec.quantum import Attempt, Resources
 from qgexec.scheduling.states import State
 
@@ -221,7 +222,7 @@ class BatchModel:
         try:
             return replace(self.system.look(batch_round, ticket), is_over=True)
         except ModelError as error:
-            _logger.warning("How jobs have ended is not known: %s", error.message)
+            _logger.warning("How jobs have ended is not known: %s", printable(error.message))
             return RoundStatus(is_over=True)
 
     def capacity(self) -> Resources:
@@ -416,11 +417,11 @@ class _Watch:
         try:
             status = self._system.look(self.batch_round, self._ticket)
             if status.is_stuck:
-                _logger.warning("%s is removed: %s", self.batch_round.name, status.reason)
+                _logger.warning("%s is removed: %s", self.batch_round.name, printable(status.reason))
                 self._system.cancel(self.batch_round, self._ticket)
         except ModelError as error:
             if not self._is_silent:
-                _logger.warning("The jobs go on unseen: %s", error.message)
+                _logger.warning("The jobs go on unseen: %s", printable(error.message))
             self._is_silent = True
         else:
             self._tell_of_held(status)
@@ -434,7 +435,7 @@ class _Watch:
         for job, found in status.jobs.items():
             was = before.get(job)
             if found.state is JobState.HELD and (was is None or was.state is not JobState.HELD):
-                _logger.warning("Job %d (%s) is held: %s", job, self._name(job), found.reason)
+                _logger.warning("Job %d (%s) is held: %s", job, self._name(job), printable(found.reason))
 
     def _name(self, job: int) -> str:
         return self.batch_round.jobs.name(job)

@@ -10,7 +10,8 @@ from qgexec.batch.forecast import Forecast
 from qgexec.batch.rounds import Round
 from qgexec.batch.system import PlannedCall
 from qgexec.config.units import duration_text, size_text
-from qgexec.reports.table import Column, printable, render
+from qgexec.plaintext import printable
+from qgexec.reports.table import Column, render
 
 __all__ = ["format_rehearsal"]
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from qgexec.reports.table import Column, fit, printable, render_parts
+from qgexec.plaintext import printable
+from qgexec.reports.table import Column, fit, render_parts
 from qgexec.reports.tasktables import caveat_lines, task_columns, use_lines
 
 if TYPE_CHECKING:

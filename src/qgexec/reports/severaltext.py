@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from qgexec.config.units import duration_text
+from qgexec.plaintext import printable
 from qgexec.reports.several import SeveralRuns, Share
-from qgexec.reports.table import Column, printable, render_parts
+from qgexec.reports.table import Column, render_parts
 from qgexec.reports.tasktables import caveat_lines, task_columns, use_lines
 from qgexec.reports.text import trouble_lines
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Column", "fit", "printable", "render", "render_parts"]
+__all__ = ["Column", "fit", "render", "render_parts"]
 
 _GAP = "  "
 _NARROWEST = 8
@@ -78,8 +78,3 @@ def _set(cell: str, width: int, column: Column) -> str:
 def fit(text: str, width: int) -> str:
     """Return the text, its end replaced by an ellipsis where it is longer than ``width`` characters."""
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
-
-
-def printable(text: str) -> str:
-    """Return the text without what a terminal would obey rather than show; lines stay lines."""
-    return "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else "?" for c in text)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from qgexec.config.units import duration_text, size_text
+from qgexec.plaintext import printable
 from qgexec.reports.fold import TaskReport
 from qgexec.reports.measured import Spread
-from qgexec.reports.table import Column, printable, render, render_parts
+from qgexec.reports.table import Column, render, render_parts
 
 __all__ = ["caveat_lines", "task_columns", "use_lines"]
 

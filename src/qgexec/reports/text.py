@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from qgexec.config.units import duration_text, size_text
+from qgexec.events import COLLECTING, RunStarted
+from qgexec.plaintext import printable
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum
 from qgexec.reports.report import RunReport, RunState
-from qgexec.reports.table import Column, fit, printable, render, render_parts
+from qgexec.reports.table import Column, fit, render, render_parts
 from qgexec.reports.tasktables import caveat_lines, task_columns, use_lines
 from qgexec.scheduling.policy import INVALID_QUANTUM_EXIT_CODE, Cause
 from qgexec.scheduling.states import State
@@ -37,7 +39,7 @@ def format_report(report: RunReport, *, width: int = 100, brief: bool = False) -
     brief
         Counts alone.
     """
-    lines = [*_head(report), "", *render_parts(task_columns(report.tasks, report.total), width)]
+    lines = [*_head(report, width), "", *render_parts(task_columns(report.tasks, report.total), width)]
     if brief:
         return "\n".join(lines)
     lines += [*use_lines(report.tasks, width), *caveat_lines(report.tasks, width)]
@@ -79,7 +81,7 @@ def format_status(report: RunReport, *, width: int = 100, now: float | None = No
     ]
     now = time.time() if now is None else now
     progress = textwrap.wrap(f"Progress       {', '.join(words)}", max(30, width), subsequent_indent=" " * 15)
-    lines = [*_head(report), *progress]
+    lines = [*_head(report, width), *progress]
     if report.last_event_at is not None:
         ago = max(0.0, now - report.last_event_at)
         lines.append(f"Last event     {duration_text(ago)} ago")
@@ -87,7 +89,7 @@ def format_status(report: RunReport, *, width: int = 100, now: float | None = No
     return "\n".join([*lines, *_running_lines(report, width, now)])
 
 
-def _head(report: RunReport) -> list[str]:
+def _head(report: RunReport, width: int) -> list[str]:
     context, driver = report.settings.context, report.driver
     state = report.state.value
     if report.state is RunState.DRIVER_GONE:
@@ -101,13 +103,19 @@ def _head(report: RunReport) -> list[str]:
     ]
     if driver is not None:
         lines += [
-            f"Model          {printable(f'{driver.model}, process {driver.pid} on {driver.host}')}",
+            f"Model          {printable(_model(report.settings.model, driver))}",
             f"Began          {datetime.fromtimestamp(driver.at, UTC):%Y-%m-%d %H:%M:%S} UTC",
         ]
     if (submitted := report.submitted) is not None:
-        ids = ", ".join(f"{key} {value}" for key, value in (submitted.ticket or {}).items())
-        where = f"{submitted.model}, {submitted.n_jobs} jobs as {submitted.name}"
-        lines.append(f"Submitted to   {printable(where)}{printable(f' ({ids})' if ids else '')}")
+        ids = "; ".join(f"{key} {_listed(value)}" for key, value in (submitted.ticket or {}).items())
+        where = f"{submitted.model}, {submitted.n_jobs} jobs as {submitted.name}{f' ({ids})' if ids else ''}"
+        lines += textwrap.wrap(
+            f"Submitted to   {printable(where)}",
+            max(30, width),
+            subsequent_indent=" " * 15,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     wall, inside = duration_text(report.wall_s), duration_text(report.total.quantum_s)
     useful, wasted = duration_text(report.total.useful_cpu_s), duration_text(report.total.wasted_cpu_s)
     return [
@@ -115,6 +123,18 @@ def _head(report: RunReport) -> list[str]:
         f"Time           {wall} wall, {inside} in quanta",
         f"CPU time       {useful} useful, {wasted} wasted",
     ]
+
+
+def _model(model: str, driver: RunStarted) -> str:
+    """Say what executes a run, or did, and which process has, or had, it in hand."""
+    process = f"process {driver.pid} on {driver.host}"
+    if driver.model == COLLECTING:
+        return f"{model}; collected by {process}"
+    return f"{driver.model}, {process}"
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _running_lines(report: RunReport, width: int, now: float) -> Iterator[str]:
