@@ -316,6 +316,16 @@ def test_what_was_wasted() -> None:
     assert task.wall.n == 1
 
 
+def test_a_quantum_that_is_found_done_is_not_measured() -> None:
+    """Its time is in the sums; but it says nothing about what the quantum takes."""
+    skipped = ended(0, OutcomeStatus.SKIPPED, cpu_s=0.25)
+    (task,) = folded(
+        make_plan("a"), BEGAN, AttemptStarted(101.0, 0, 1), AttemptSkipped(103.0, skipped)
+    ).tasks()
+    assert (task.quantum_s, task.useful_cpu_s, task.wasted_cpu_s) == (2.0, 0.25, 0.0)
+    assert (task.memory, task.wall, task.peak_rss_bytes) == (None, None, None)
+
+
 def test_percentiles_are_values_that_occurred() -> None:
     """Of a hundred the median is the fiftieth; what is unknown does not count."""
     values = np.array([*range(1, 101), np.nan], dtype=np.float32)

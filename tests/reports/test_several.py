@@ -72,7 +72,7 @@ def _ending(index: int, fate: str, at: float) -> Event:
         case "caveat":
             return AttemptSucceeded(at + 3, outcome(OutcomeStatus.SUCCEEDED, caveats=4))
         case "skipped":
-            return AttemptSkipped(at + 3, replace(outcome(OutcomeStatus.SKIPPED), cpu_s=0.0))
+            return AttemptSkipped(at + 3, replace(outcome(OutcomeStatus.SKIPPED), cpu_s=0.125))
         case _:
             error = ExceptionSummary("builtins.ValueError", fate, "isr.py:7 run")
             return AttemptFailed(at + 3, outcome(OutcomeStatus.FAILED, exception=error))
@@ -117,7 +117,7 @@ def test_the_same_graph_in_another_run(make: Make) -> None:
     assert runs.all_succeeded
     assert [task.caveats for task in runs.tasks] == [{}, {}]
     # Of calibrate 1 the second success counts, of isr 1 the first.
-    assert (runs.total.useful_cpu_s, runs.total.wasted_cpu_s) == (6 * 1.5, 3 * 1.5)
+    assert (runs.total.useful_cpu_s, runs.total.wasted_cpu_s) == (6 * 1.5 + 0.125, 3 * 1.5)
     wall = runs.tasks[0].wall
     assert wall is not None
     assert wall.n == 3
@@ -133,9 +133,13 @@ def test_a_run_that_did_not_get_so_far_has_not_the_last_word(make: Make) -> None
 
 
 def test_nothing_wasted_is_nothing(make: Make) -> None:
-    """However the sums of 32-bit numbers are rounded."""
-    runs = read_several([make(PLAN, {"isr:1": "ok", "isr:2": "ok"}), make(PLAN, {"isr:3": "ok"})])
-    assert (runs.total.useful_cpu_s, runs.total.wasted_cpu_s) == (4.5, 0.0)
+    """What the second run found done was not done again."""
+    first, second = (
+        make(PLAN, {"isr:1": "ok", "isr:2": "ok"}),
+        make(PLAN, {"isr:1": "skipped", "isr:3": "ok"}),
+    )
+    runs = read_several([first, second])
+    assert (runs.total.useful_cpu_s, runs.total.wasted_cpu_s) == (4.625, 0.0)
 
 
 def test_text(make: Make) -> None:

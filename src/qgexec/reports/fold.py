@@ -78,7 +78,7 @@ class TaskReport:
     cpu_s: float = 0.0
     """Their CPU time, added up, seconds."""
     peak_rss_bytes: int | None = None
-    """Largest peak resident set size of one attempt; `None` where it is unknown."""
+    """Largest peak resident set size of one attempt that executed it; `None` where it is unknown."""
     useful_cpu_s: float = 0.0
     """CPU time of the attempts whose outputs count, seconds."""
     wasted_cpu_s: float = 0.0
@@ -236,11 +236,12 @@ class Fold:
         outcome = event.outcome
         if outcome.caveats:
             self._caveats[outcome.index] = outcome.caveats
-        self._add_usage(outcome)
         self._ok_cpu_s[outcome.index] = outcome.cpu_s
-        if (
-            event.__class__ is AttemptSucceeded
-        ):  # to find that all was done before is not what a quantum takes
+        # To find that all was done before takes time; what a quantum takes, that does not say.
+        if isinstance(event, AttemptSkipped):
+            self._add_times(outcome)
+        else:
+            self._add_usage(outcome)
             self._ok_wall_s[outcome.index] = outcome.ended_at - outcome.started_at
         self._note_ending(event)
 
@@ -248,10 +249,13 @@ class Fold:
         if (endings := self._endings.get(event.index)) is not None:
             endings.append(event)
 
-    def _add_usage(self, outcome: Outcome) -> None:
+    def _add_times(self, outcome: Outcome) -> None:
         code = self._plan.label_codes[outcome.index]
         self._quantum_s[code] += outcome.ended_at - outcome.started_at
         self._cpu_s[code] += outcome.cpu_s
+
+    def _add_usage(self, outcome: Outcome) -> None:
+        self._add_times(outcome)
         if outcome.peak_rss_bytes is not None:
             self._add_peak(outcome.index, outcome.peak_rss_bytes)
 

@@ -6,7 +6,7 @@ counts; otherwise the last run that did something about it does.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,10 +41,8 @@ _RANKS = {
 """A later run has the last word on a quantum unless it got less far with it."""
 
 _DONE = _RANKS[State.SKIPPED]
+_SUCCEEDED = _RANKS[State.SUCCEEDED]
 _RANK_OF_CODE = np.array([_RANKS[state] for state in STATE_CODES], dtype=np.int8)
-_ROUNDING = 1e-6
-"""Smaller parts of a sum of 32-bit numbers mean nothing."""
-
 _FAILED = STATE_CODES.index(State.FAILED)
 
 
@@ -183,6 +181,7 @@ class _Ledger:
         self._ingested = np.empty(0, dtype=np.bool_)
         self._measured = Measured.nothing(0)
         self._caveats: dict[int, tuple[str, ...]] = {}
+        self._redone_cpu_s: defaultdict[str, float] = defaultdict(float)  # of successes that were repeated
 
     def take(self, number: int, report: RunReport, plan: Plan, fold: Fold) -> tuple[int, int]:
         """Take in a run; return how many of its quanta were known, and how many of those it recovered."""
@@ -208,9 +207,12 @@ class _Ledger:
     ) -> None:
         counts = ranks >= self._ranks[places]
         kept = places[counts]
+        measured, ours = fold.measured(), self._measured
+        again = kept[(self._ranks[kept] == _SUCCEEDED) & (ranks[counts] == _SUCCEEDED)]
+        for place in again.tolist():
+            self._redone_cpu_s[self._labels[self._codes[place]]] += float(ours.cpu_s[place])
         self._states[kept], self._ranks[kept], self._runs[kept] = states[counts], ranks[counts], number
         self._ingested[kept] = fold.ingested()[counts]
-        measured, ours = fold.measured(), self._measured
         ours.cpu_s[kept], ours.wall_s[kept] = measured.cpu_s[counts], measured.wall_s[counts]
         ours.peak_rss_bytes[places] = np.fmax(ours.peak_rss_bytes[places], measured.peak_rss_bytes)
         caveats = {int(places[index]): names for index, names in fold.caveats().items() if counts[index]}
@@ -268,11 +270,8 @@ class _Ledger:
         counts = dict(zip(STATE_CODES, numbers, strict=True))
         measured = self._measured
         together = total_of(of_runs)
-        unmeasured_s = together.wasted_unmeasured_s
-        useful_s = float(np.nansum(measured.cpu_s[own], dtype=np.float64))
-        wasted_s = together.cpu_s - useful_s
-        if wasted_s < _ROUNDING * together.cpu_s:
-            useful_s, wasted_s = together.cpu_s, 0.0
+        # What had succeeded, and was done again, is wasted, too.
+        redone_s = min(self._redone_cpu_s[label], together.useful_cpu_s)
         requests = [task.requested_memory_bytes for task in of_runs]
         return replace(
             together,
@@ -287,8 +286,8 @@ class _Ledger:
             recovered=int(np.count_nonzero(self._recovered[own])),
             ingested=int(np.count_nonzero(self._ingested[own])),
             retried=together.retried + together.failed - counts[State.FAILED],
-            useful_cpu_s=round(useful_s, 3),
-            wasted_cpu_s=round(wasted_s + unmeasured_s, 3),
+            useful_cpu_s=round(together.useful_cpu_s - redone_s, 6),
+            wasted_cpu_s=round(together.wasted_cpu_s + redone_s, 6),
             memory=Spread.of(measured.peak_rss_bytes[own]),
             requested_memory_bytes=requests[-1],
             wall=Spread.of(measured.wall_s[own]),
