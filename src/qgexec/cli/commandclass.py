@@ -65,7 +65,8 @@ class LongCommand(click.Command):
         """Write the options by section, in the order in which the sections first come."""
         titles: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            # Some versions of click have a record of arguments, too, which says no more than the usage line.
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
                 titles.setdefault(_sections.get(param, "Options"), []).append(record)
         for title, records in titles.items():

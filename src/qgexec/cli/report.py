@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 from click.core import ParameterSource
 
+from qgexec.cli.commandclass import LongCommand, section
 from qgexec.cli.inspect import print_text, terminal_width
 from qgexec.errors import UsageError
 
@@ -62,53 +63,62 @@ def _comma_separated(
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
-@click.command(epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
+@click.command(cls=LongCommand, epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
 @click.argument("run_dirs", nargs=-1, metavar="[RUN_DIR...]", type=click.Path(path_type=Path))
-@click.option("-b", "--butler-config", metavar="REPO", help="Butler repository of runs that others executed.")
-@click.option(
-    "-g",
-    "--qgraph",
-    "graphs",
-    metavar="GRAPH",
-    multiple=True,
-    help="Graph that was executed there; again for each one that recovered an earlier one.",
-)
-@click.option(
-    "--collections",
-    metavar="NAME,...",
-    multiple=True,
-    callback=_comma_separated,
-    help="Where visible datasets are found, in search order; default: the graphs' RUNs, newest first.",
-)
-@click.option("--where", default="", metavar="EXPRESSION", help="Constrain that search.")
-@_FULL_OUTPUT
-@click.option("--logs/--no-logs", default=True, show_default=True, help="Read the logs of failed quanta.")
 @_BRIEF
-@click.option(
-    "--curse-failed-logs",
-    is_flag=True,
-    help="Logs of quanta that did not succeed are cursed, too, if visible; needs --collections.",
-)
-@click.option("--force-v2", is_flag=True, help="Without effect: its rules always hold.")
-@click.option(
-    "--read-caveats",
-    type=click.Choice(["exhaustive", "lazy", "none"], case_sensitive=False),
-    default="lazy",
-    show_default=True,
-    help="Read metadata of all quanta (times and memory, too), of those that lack outputs, or of none.",
-)
-@click.option(
-    "--use-qbb/--no-use-qbb",
-    default=True,
-    show_default=True,
-    help="Ask the datastore where files must be, rather than the registry where they are.",
-)
-@click.option("--view-graph", is_flag=True, help="Draw the pipeline with its counts instead.")
-@click.option(
-    "-j", "--processes", type=click.IntRange(min=1), default=1, help="Threads that read metadata and logs."
-)
 @_JSON
 @click.option("--json-schema", is_flag=True, help="Print the JSON schema of all that --json prints, and end.")
+@section(
+    "Runs that others executed",
+    click.option(
+        "-b", "--butler-config", metavar="REPO", help="Butler repository of runs that others executed."
+    ),
+    click.option(
+        "-g",
+        "--qgraph",
+        "graphs",
+        metavar="GRAPH",
+        multiple=True,
+        help="Graph that was executed there; again for each one that recovered an earlier one.",
+    ),
+    click.option(
+        "--collections",
+        metavar="NAME,...",
+        multiple=True,
+        callback=_comma_separated,
+        help="Where visible datasets are found, in search order; default: the graphs' RUNs, newest first.",
+    ),
+    click.option("--where", default="", metavar="EXPRESSION", help="Constrain that search."),
+    _FULL_OUTPUT,
+    click.option("--logs/--no-logs", default=True, show_default=True, help="Read the logs of failed quanta."),
+    click.option(
+        "--curse-failed-logs",
+        is_flag=True,
+        help="Logs of quanta that did not succeed are cursed, too, if visible; needs --collections.",
+    ),
+    click.option("--force-v2", is_flag=True, help="Without effect: its rules always hold."),
+    click.option(
+        "--read-caveats",
+        type=click.Choice(["exhaustive", "lazy", "none"], case_sensitive=False),
+        default="lazy",
+        show_default=True,
+        help="Read metadata of all quanta (times and memory, too), of those that lack outputs, or of none.",
+    ),
+    click.option(
+        "--use-qbb/--no-use-qbb",
+        default=True,
+        show_default=True,
+        help="Ask the datastore where files must be, rather than the registry where they are.",
+    ),
+    click.option("--view-graph", is_flag=True, help="Draw the pipeline with its counts instead."),
+    click.option(
+        "-j",
+        "--processes",
+        type=click.IntRange(min=1),
+        default=1,
+        help="Threads that read metadata and logs.",
+    ),
+)
 @click.pass_context
 def report(
     ctx: click.Context,
@@ -133,8 +143,8 @@ def report(
     quantum counts, and it is said how many each run recovered.
 
     Of runs of pipetask or BPS there is no run directory: name the repository (-b)
-    and their graphs (-g), and it is told from what they left there. The options from
-    --collections to -j are those of `pipetask report`, and for this alone.
+    and their graphs (-g), and it is told from what they left there, with the options
+    of `pipetask report`.
 
     Exit codes: 0 all succeeded, 1 some quanta failed, were blocked or have not run.
     """
