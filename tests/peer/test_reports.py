@@ -288,3 +288,14 @@ def test_the_commands(executed: Executed, forks: Forks, tmp_path: Path) -> None:
 
 def graphs_of(executed: Executed) -> list[Path]:
     return [executed.first, executed.second]
+
+
+@pytest.mark.postgres
+def test_on_postgresql(templates: Templates, forks: Forks, tmp_path: Path) -> None:
+    """The registry's own database makes no difference."""
+    template = templates("PostgreSQL")
+    root, graph = template.copy(tmp_path), template.graph("graph.qg")
+    _execute(forks, tmp_path, root, graph, OUTPUT_RUN, FIRST_MOODS)
+    found = ours(root, [graph], where="visit = 1 AND instrument = 'Cam1'")
+    assert_same(found, theirs(root, [graph], where="visit = 1 AND instrument = 'Cam1'"), tmp_path)
+    assert found.total.failed == 2
