@@ -44,6 +44,7 @@ from qgexec.config.runoptions import RunOptions
 from qgexec.errors import GraphError, UsageError
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
+from qgexec.models.batch import BatchModel
 from qgexec.models.registry import Model
 from qgexec.preview import Preview, preview
 from qgexec.rehearsal import Rehearsal, rehearse
@@ -462,6 +463,8 @@ class GraphExecutor(QuantumGraphExecutor):
     ) -> None:
         options = self._options
         model = make_model(client, options)
+        if isinstance(model, BatchModel):
+            model.system.check()  # before anything is changed
         opened, journal = self._open_books(graph)
         elsewhere = isinstance(model, ExecutionModel) and model.facts.orders_itself
         policy = policy_of(options, opened.plan, elsewhere=elsewhere)

@@ -72,6 +72,16 @@ def test_rounds_of_a_few_jobs(place: Place, local: EndState) -> None:
     assert len(place.hand.submitted) == -(-N_JOBS // 4)
 
 
+def test_a_batch_system_that_does_not_answer(place: Place) -> None:
+    """It is asked before anything is changed: there is no run directory, and the registry is as it was."""
+    before = place.repository.dump()
+    place.hand.silent = True
+    with pytest.raises(ModelError, match="hand does not answer"):
+        place.run()
+    assert not place.run_dir.exists()
+    assert place.repository.dump() == before
+
+
 def test_a_rehearsal_of_a_few_jobs(place: Place) -> None:
     """It says what is not in the round that is shown."""
     place.hand.most = 1
