@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import qgexec
 from qgexec.cli.reference import reference_pages
@@ -31,7 +32,8 @@ highlight_language = "bash"  # an indented block is a command; all others name t
 default_role = "py:obj"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
-autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_type_aliases = {"Event": "Event", "Model": "Model"}
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
@@ -56,8 +58,9 @@ html_show_sourcelink = False
 copyright = author  # noqa: A001 -- the name is Sphinx's
 
 
-def setup(_app: object) -> None:
+def setup(app: Any) -> None:
     """Write the option reference before the pages are read."""
+    app.connect("autodoc-process-signature", _no_signature_of_seams)
     folder = Path(__file__).with_name("commands")
     folder.mkdir(exist_ok=True)
     for name, text in reference_pages().items():
@@ -68,3 +71,10 @@ def setup(_app: object) -> None:
     for page in folder.glob("*.md"):
         if page.name not in reference_pages():
             page.unlink()
+
+
+def _no_signature_of_seams(
+    _app: object, what: str, _name: str, value: Any, *_: object
+) -> tuple[str, None] | None:
+    """Nobody makes an instance of a Protocol: that it takes any arguments is of no use to a reader."""
+    return ("", None) if what == "class" and getattr(value, "_is_protocol", False) else None
