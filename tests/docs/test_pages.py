@@ -35,10 +35,12 @@ READ_ELSEWHERE = {
     "mermaid": "tests/scheduling/test_states.py compares it with the tables",
     "{toctree}": "test_every_page_is_in_the_tree_once",
     "{eval-rst}": "test_public_names_are_documented",
+    "{literalinclude} report.schema.json": "tests/reports/test_schema.py holds reports against it",
 }
 """Languages that other tests, or tests further down, read."""
 
 UNREADABLE = {
+    "docs/report.md": "tables of a run that there never was; tests/reports has their columns",
     "docs/clustering.md": "messages, cut short; tests/config has their words",
     "docs/resources.md": "a message, cut short; tests/config has its words",
     "docs/slurm.md": "what --dry-run prints, cut short; tests/batch/test_slurm.py has its words",
