@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS := $(shell n=$$(nproc); [ $$n -gt 8 ] && n=8; echo $$((n + 1)))
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types imports unit sites format benchmark clean
+.PHONY: demo test lint types imports unit sites docs format benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/qgexec demo qgexec-demo --overwrite
@@ -30,6 +30,10 @@ unit: $(STAMP)
 sites: $(STAMP)
 	$(BIN)/pytest -m "condor or slurm" -n 4 --dist loadfile tests/sites
 
+# The site, in build/docs. A warning is an error; `make test` builds it too, and throws it away.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -40,7 +44,7 @@ benchmark: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,docs,test]'
 	touch $@
 
 clean:

@@ -6,12 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from repos import N_QUANTA, OUTPUT_RUN, MockRepository
 
-from qgexec.api import GraphExecutor, Preparation
 from qgexec.cli.main import cli
 from qgexec.reports.report import read_report
 
@@ -65,19 +63,3 @@ def test_scripts_work(prepared: MockRepository, tmp_path: Path) -> None:
     report = read_report(run_dir)
     assert report.all_succeeded
     assert report.total.ingested == N_QUANTA
-
-
-def test_documented_model_works(repository: MockRepository, tmp_path: Path) -> None:
-    """The execution model that the documentation prints in full runs a graph."""
-    page = (EXAMPLES.parent / "docs" / "execution-model.md").read_text()
-    _, _, rest = page.partition("```python\n")
-    names: dict[str, Any] = {}
-    exec(rest.partition("```")[0], names)
-    executor = GraphExecutor(
-        repository.root,
-        names["OneByOne"](),
-        run_dir=tmp_path / "run",
-        prepare=Preparation(register_dataset_types=True),
-    )
-    executor.execute(repository.graph)
-    assert n_read(repository) == N_QUANTA

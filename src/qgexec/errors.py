@@ -1,19 +1,21 @@
 """The errors that qgexec raises: each says what is wrong, where, and what to do next.
 
-QgexecError
-  x UsageError
-  x GraphError
-  x RepositoryError
-    + CollectionError
-    + DatasetTypeError
-    + InitOutputsError
-  x RunDirError
-    + JournalError
-      * RunHeldError
-  x IllegalEventError
-  x ModelError
-    + WorkerStartError
-  x IngestError
+::
+
+    QgexecError
+      x UsageError
+      x GraphError
+      x RepositoryError
+        + CollectionError
+        + DatasetTypeError
+        + InitOutputsError
+      x RunDirError
+        + JournalError
+          * RunHeldError
+      x IllegalEventError
+      x ModelError
+        + WorkerStartError
+      x IngestError
 
 A quantum that fails is not an error of qgexec's: it is a value (`qgexec.quantum.Outcome`).
 `QuantumTimeUp` is none either: it ends a quantum in this process that has run for too long.

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import click
 
-__all__ = ["LongCommand", "given_in_order", "section", "stack"]
+__all__ = ["LongCommand", "given_in_order", "help_records", "section", "stack"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -44,6 +44,20 @@ def section(title: str, *decorators: Callable[[_Function], _Function]) -> Callab
     return apply
 
 
+def help_records(command: click.Command, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
+    """Return how the options of any command are written and what they do, by the titles of their sections.
+
+    The sections are in the order in which they first come.
+    """
+    titles: dict[str, list[tuple[str, str]]] = {}
+    for param in command.get_params(ctx):
+        # Newer versions of click count arguments among them, of which the text of the command speaks.
+        record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+        if record is not None:
+            titles.setdefault(_sections.get(param, "Options"), []).append(record)
+    return titles
+
+
 class LongCommand(click.Command):
     """Shows its options in sections, and remembers the order in which they were given."""
 
@@ -63,13 +77,7 @@ class LongCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options by section, in the order in which the sections first come."""
-        titles: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            # Some versions of click have a record of arguments, too, which says no more than the usage line.
-            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-            if record is not None:
-                titles.setdefault(_sections.get(param, "Options"), []).append(record)
-        for title, records in titles.items():
+        for title, records in help_records(self, ctx).items():
             with formatter.section(title):
                 formatter.write_dl(records)
 

@@ -6,10 +6,14 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qgexec.errors import UsageError
+
+if TYPE_CHECKING:
+    from qgexec.demo import DemoRepository
 
 __all__ = ["demo"]
 
@@ -28,26 +32,67 @@ _MARK = "butler.yaml"
 )
 @click.option("--model", metavar="NAME", help="Execution model; default: inprocess for -j 1, pool above.")
 @click.option("--seed", type=int, default=20260115, show_default=True, help="Seed of the simulated sky.")
+@click.option(
+    "--visits",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Exposures in each of two bands.",
+)
+@click.option(
+    "--detectors",
+    metavar="N",
+    type=click.IntRange(min=1, max=6),
+    default=6,
+    show_default=True,
+    help="Detectors of the camera.",
+)
+@click.option("--only-survey", is_flag=True, help="Make repository and pipeline file, and reduce nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
-def demo(*, directory: Path, processes: int, model: str | None, seed: int, overwrite: bool) -> None:
+def demo(
+    *,
+    directory: Path,
+    processes: int,
+    model: str | None,
+    seed: int,
+    visits: int,
+    detectors: int,
+    only_survey: bool,
+    overwrite: bool,
+) -> None:
     """Make a small sky survey, reduce it with real PipelineTasks, and compare the result with the truth.
 
     DIRECTORY (default: qgexec-demo) gets a butler repository with raw CCD
     frames, calibrations and a reference catalogue, the reduction's outputs
     and the run's books. Takes about a minute on two cores, and 400 MB.
     """
-    from qgexec.api import GraphExecutor, Preparation, QuantaFailedError
-    from qgexec.cli.display import Display
-    from qgexec.cli.inspect import print_report
-    from qgexec.demo import build_demo_graph, make_repository, measure_recovery
+    from qgexec.demo import make_repository
     from qgexec.processes.forked import warm_up
     from qgexec.rubin import PRELOAD
 
     _make_room(directory, overwrite=overwrite)
     model = model or ("inprocess" if processes == 1 else "pool")
-    if model == "pool":
+    if model == "pool" and not only_survey:
         warm_up(PRELOAD)
-    repository = make_repository(directory / "repo", seed=seed, log=click.echo)
+    repository = make_repository(
+        directory / "repo", seed=seed, visits_per_band=visits, n_detectors=detectors, log=click.echo
+    )
+    pipeline = directory / "pipeline.yaml"
+    shutil.copyfile(repository.pipeline, pipeline)
+    click.echo(f"Repository: {repository.root}")
+    click.echo(f"Pipeline:   {pipeline}")
+    if not only_survey:
+        sys.exit(_reduce(repository, directory, model, processes))
+
+
+def _reduce(repository: DemoRepository, directory: Path, model: str, processes: int) -> int:
+    """Build the graph, execute it, and print what became of it; return the exit code."""
+    from qgexec.api import GraphExecutor, Preparation, QuantaFailedError
+    from qgexec.cli.display import Display
+    from qgexec.cli.inspect import print_report
+    from qgexec.demo import build_demo_graph, measure_recovery
+
     click.echo("Building the quantum graph ...")
     graph = build_demo_graph(repository, save_to=directory / "demo.qg")
     with Display() as display:
@@ -70,7 +115,7 @@ def demo(*, directory: Path, processes: int, model: str | None, seed: int, overw
     if code == 0:
         click.echo(str(measure_recovery(repository)))
         _say_where(directory)
-    sys.exit(code)
+    return code
 
 
 def _make_room(directory: Path, *, overwrite: bool) -> None:

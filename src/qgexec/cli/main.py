@@ -24,12 +24,12 @@ from qgexec.cli.logoptions import log_options, parse
 from qgexec.errors import QgexecError
 from qgexec.plaintext import printable
 
-__all__ = ["cli", "main"]
+__all__ = ["SECTIONS", "cli", "main"]
 
 _IRRELEVANT_LOGGERS = ("lsst.utils.packages", "lsst.daf.butler._storage_class")
 """They warn of what is not installed (eups, pandas) whether or not it is wanted."""
 
-_SECTIONS = {
+SECTIONS = {
     "Pipelines and graphs": {
         "build": ("qgexec.cli.build", "build", "Make a pipeline of a file and changes to it; look at it."),
         "qgraph": ("qgexec.cli.build", "qgraph", "Build a quantum graph and save it, or look at one."),
@@ -77,7 +77,7 @@ _SECTIONS = {
 }
 """Commands by the titles under which they are shown: module, name there, and one line of help."""
 
-_COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
+_COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
 class _LazyGroup(click.Group):
@@ -96,7 +96,7 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # click would import every command for its one line of help.
-        for title, commands in _SECTIONS.items():
+        for title, commands in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, text) for name, (_, _, text) in commands.items()])
 

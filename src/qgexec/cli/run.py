@@ -48,7 +48,7 @@ executing = stack(buildoptions.execution_part, options.initialization, options.r
     "\b\n"
     "  qgexec run -b REPO -g graph.qg -j 8 --register-dataset-types\n"
     '  qgexec run -b REPO -p pipe.yaml -i raw,calib -o u/me/test -d "visit = 42"\n'
-    "  qgexec resume qgexec-runs/RUN    (go on with what was not done)",
+    "  qgexec resume qgexec-runs/RUN    # go on with what was not done",
 )
 @building
 @executing
@@ -97,7 +97,7 @@ def run(
     epilog="Examples:\n\n"
     "\b\n"
     "  qgexec submit -b REPO -g graph.qg --model slurm --resources site.yaml\n"
-    "  qgexec status qgexec-runs/RUN    (from any machine that sees it)",
+    "  qgexec status qgexec-runs/RUN    # from any machine that sees it",
 )
 @building
 @executing
