@@ -63,13 +63,14 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", _no_signature_of_seams)
     folder = Path(__file__).with_name("commands")
     folder.mkdir(exist_ok=True)
-    for name, text in reference_pages().items():
+    pages = reference_pages()
+    for name, text in pages.items():
         page = folder / name
         # A page that is the same is not built again.
         if not page.exists() or page.read_text() != text:
             page.write_text(text)
     for page in folder.glob("*.md"):
-        if page.name not in reference_pages():
+        if page.name not in pages:
             page.unlink()
 
 

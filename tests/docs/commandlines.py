@@ -75,6 +75,14 @@ def check(words: list[str], *, in_full: bool) -> None:
 
 
 @cache
+def known_options() -> frozenset[str]:
+    """Return how the options of all commands of all these programs may be written."""
+    commands = [command for name, group in GROUPS.items() for command in (group, *_commands(name).values())]
+    options = (param for command in commands for param in command.params)
+    return frozenset(name for param in options for name in (*param.opts, *param.secondary_opts)) | {"--help"}
+
+
+@cache
 def _commands(program: str) -> dict[str, click.Command]:
     """Return the commands of a program; logging, which upstream's looking for them sets up, is as it was."""
     group = GROUPS[program]

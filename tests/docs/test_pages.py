@@ -16,7 +16,7 @@ import qgexec
 from qgexec.config import batchfile, bpsfile
 from qgexec.config.bpsfile import read_config
 from qgexec.models.registry import GROUP
-from tests.docs.commandlines import GROUPS, check, command_lines
+from tests.docs.commandlines import GROUPS, check, command_lines, known_options
 from tests.docs.pages import (
     CHECKOUT,
     Block,
@@ -58,6 +58,9 @@ SHELLS_OWN = {
     "find": "test_tutorial.py runs it",
 }
 """Programs that no test can hold a command against, and why."""
+
+OPTIONS_OF_SLURM = "docs/slurm.md"
+"""The page whose text speaks of the options of sbatch, which is a program of somebody else's."""
 
 READ_BY_BPS = "docs/bps.md"
 """The page whose YAML is for ctrl_bps."""
@@ -107,6 +110,13 @@ def test_commands_in_the_text(page: str) -> None:
     for code in inline_code(page):
         if code.partition(" ")[0] in GROUPS:
             check(shlex.split(code), in_full=False)
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page != OPTIONS_OF_SLURM])
+def test_options_in_the_text(page: str) -> None:
+    """Each is one of some command's: no option is spoken of that is gone."""
+    named = {option for code in inline_code(page) for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", code)}
+    assert named <= known_options()
 
 
 @pytest.mark.parametrize("line", ["qgexec run --no-such-option", "qgexec walk", "pipetask run --graph-fixup"])
