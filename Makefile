@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS := $(shell n=$$(nproc); [ $$n -gt 8 ] && n=8; echo $$((n + 1)))
+WORKERS := $(shell n=$$(nproc); [ $$n -gt 8 ] && n=8; echo $$((n + 2)))
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint types imports unit sites docs format benchmark clean

@@ -21,6 +21,22 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let every other file be one that tests a batch system, as long as there are any.
+
+    These mostly wait: begun last, they would wait alone, and begun all at once, the cores would.
+    """
+    by_file: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        by_file.setdefault(item.path, []).append(item)
+    waiting = [file for file in by_file if file.parent.name == "sites"]
+    others = [file for file in by_file if file.parent.name != "sites"]
+    n_pairs = min(len(waiting), len(others))
+    mixed = [file for pair in zip(waiting, others, strict=False) for file in pair]
+    order = [*mixed, *waiting[n_pairs:], *others[n_pairs:]]
+    items[:] = [item for file in order for item in by_file[file]]
+
+
 @pytest.fixture
 def room_for() -> Callable[[int], AbstractContextManager[None]]:
     """A context in which no file can grow beyond so many bytes: as on a full disk, for root too."""
