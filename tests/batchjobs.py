@@ -89,12 +89,17 @@ class Submitted:
         (name,) = {ref.segment for ref in self.details(job)}
         return self.run_dir.segments / name
 
-    def output(self, job: int, dataset_type: str) -> Path:
-        """Return the file of the first output of a job that is of this type."""
+    def visit(self, job: int) -> int:
+        """Return the visit of a job of one quantum."""
+        (index,) = self.batch_round.jobs.quanta(job)
+        return int(self.run_dir.load_plan().data_id(index)["visit"])
+
+    def output(self, job: int, dataset_type: str, visit: int | None = None) -> Path:
+        """Return the file of the first output of a job that is of this type, and of this visit if given."""
         for ref in self.details(job):
             detail = read_detail(self.run_dir.segments, ref)
-            for name, _, dataset_id in detail["outputs"]:
-                if name == dataset_type:
+            for name, values, dataset_id in detail["outputs"]:
+                if name == dataset_type and visit in (None, values[-1]):
                     (datastore,) = detail["records"].values()
                     (records,) = datastore["records"].values()
                     ((record,),) = records[dataset_id].values()

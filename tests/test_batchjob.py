@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,7 +91,7 @@ class TestLateInputs:
         run = submitted(PATIENT)
         run.run_well("images")
         (late,), (job, _) = run.jobs("images"), run.jobs("summary")
-        path = run.segment(late) if what == "segment" else run.output(late, "calibrated")
+        path = run.segment(late) if what == "segment" else run.output(late, "calibrated", run.visit(job))
         with layer(path) as show, run.running(job) as process:
             wait_until(lambda: run.kinds(job) == ["AttemptStarted"])
             show()
@@ -106,7 +105,8 @@ class TestLateInputs:
         run = submitted(IMPATIENT)
         run.run_well("images")
         (late,), (job, other) = run.jobs("images"), run.jobs("summary")
-        with hidden(run.output(late, "calibrated")):
+        path = run.output(late, "calibrated", run.visit(job))
+        with hidden(path):
             assert run.run(job).returncode == 0
             assert run.run(other).returncode == 0
         assert run.kinds(job) == ["AttemptStarted", "AttemptLost"] * 4
@@ -114,7 +114,7 @@ class TestLateInputs:
         last = run.events(job)[-1]
         assert isinstance(last, AttemptLost)
         assert not last.retried
-        for words in ("is not to be seen on", "after 0 s", str(run.output(late, "calibrated"))):
+        for words in ("is not to be seen on", "after 0 s", str(path)):
             assert words in last.reason
 
     def test_not_written(self, submitted: Submit, tmp_path: Path) -> None:
@@ -138,9 +138,7 @@ class TestLateInputs:
         first.run_well("images")
         gone = JobStatus(JobState.ENDED, "removed", JobEnd.CANCELLED)
         system.jobs[first.batch_round.name] = dict.fromkeys(first.batch_round.jobs, gone)
-        executor = GraphExecutor.of_run(tmp_path / "run", model=Hand(IMPATIENT))
-        executor._client = replace(executor._client, leaves=True)
-        executor.resume()
+        GraphExecutor.of_run(tmp_path / "run", model=Hand(IMPATIENT)).resume(leave=True)
         found = last_round(first.run_dir)
         assert found is not None
         assert found.number == 2

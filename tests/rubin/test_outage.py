@@ -69,9 +69,13 @@ def test_what_passes(error: Exception, locked: bool, gone: bool) -> None:
 
 def test_what_an_error_says() -> None:
     """Statements with the values of a thousand datasets are not for the eye."""
-    wrapped = RuntimeError("upstream's words")
-    wrapped.__cause__ = OperationalError("INSERT", [1] * 1000, sqlite3.OperationalError("disk is full"))
-    assert in_words(wrapped) == "OperationalError: disk is full"
+    plain = OperationalError("INSERT", [1] * 1000, sqlite3.OperationalError("disk is full"))
+    wrapped = RuntimeError(f"upstream's words: {plain}")
+    wrapped.__cause__ = plain
+    assert in_words(plain) == "OperationalError: disk is full"
+    assert in_words(wrapped).startswith("RuntimeError: upstream's words: ")
+    assert in_words(wrapped).endswith(" (disk is full)")
+    assert "INSERT" not in in_words(wrapped)
     assert in_words(ValueError("no database")) == "ValueError: no database"
 
 

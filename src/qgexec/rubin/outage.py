@@ -94,11 +94,14 @@ class Patience:
 
 
 def in_words(error: Exception) -> str:
-    """Return what an error says, without the statement and the values that SQLAlchemy adds to it."""
+    """Return what an error and the database say, without the statement and values that SQLAlchemy adds."""
     found = next(_database_errors(error), None)
     if found is None or found.orig is None:
         return f"{type(error).__name__}: {error}"
-    return f"{type(found.orig).__name__}: {str(found.orig).strip()}"
+    database = str(found.orig).strip()
+    if found is error:
+        return f"{type(found.orig).__name__}: {database}"
+    return f"{type(error).__name__}: {str(error).partition('[SQL:')[0].strip()} ({database})"
 
 
 def is_locked(error: BaseException) -> bool:
