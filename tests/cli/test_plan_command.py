@@ -40,6 +40,10 @@ class TestPlan:
         assert call("run", *given, "--run-dir", "books", "--only", "isr").code == 0
         known = call("plan", *given, "--extend-run", "--run-times", "books", "--only", "isr", "-j", "2")
         assert "nothing is left to do" in known.out
+        others = call("plan", *given, "--extend-run", "--run-times", "books").out
+        assert "unknown for calibrate, summary, final: name an earlier run of these tasks" in " ".join(
+            others.split()
+        )
         assert call("run", *given, "--run-dir", "more", "--extend-run").code == 0
         found = call("plan", *given, "--extend-run", "--run-times", "more", "--json")
         values = json.loads(found.out)

@@ -254,7 +254,8 @@ resources = section(
         metavar="RUN_DIR",
         type=click.Path(file_okay=False),
         multiple=True,
-        help="Run directory of an earlier run, whose run times batch jobs are sized by; repeatable.",
+        help="Run directory of an earlier run: its run times size batch jobs, and tell how long a run "
+        "will take; repeatable.",
     ),
 )
 

@@ -143,7 +143,8 @@ def _times(found: Preview, width: int) -> Iterator[str]:
         unknown = [task.label for task in found.tasks if task.expected_s is None]
         named = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         yield from textwrap.wrap(
-            f"Expected       unknown for {named}: name an earlier run with --run-times RUN_DIR",
+            f"Expected       unknown for {named}: "
+            "name an earlier run of these tasks with --run-times RUN_DIR",
             max(40, width),
             subsequent_indent=_INDENT,
         )
