@@ -144,7 +144,7 @@ def test_over_its_time(runs: Runs, moods: Moods, slurm: Slurm) -> None:
 @pytest.mark.thorough
 def test_its_time_is_too_short_for_all(runs: Runs, moods: Moods) -> None:
     """A job begins nothing near its end, and goes back into the queue with the rest."""
-    moods.set({"isr 1,3": "slow"})
+    moods.set({f"isr 1,{detector}": "slow" for detector in range(1, 5)})  # not all last in their jobs
     runs.configure(SITE + "jobWalltime: 60\n")
     runs.call(*runs.new_run())
     runs.until(runs.is_closed)

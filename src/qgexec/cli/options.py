@@ -254,8 +254,7 @@ resources = section(
         metavar="RUN_DIR",
         type=click.Path(file_okay=False),
         multiple=True,
-        help="Run directory of an earlier run: its run times size batch jobs, and tell how long a run "
-        "will take; repeatable.",
+        help="An earlier run, whose run times size batch jobs and tell how long a run takes; repeatable.",
     ),
 )
 
