@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from repos import MockRepository
 
+    from tests.cli.commands import Moods
     from tests.peer.postgres import PostgresServer
 
 # How long an example takes depends on what else the machine does; a test must not.
@@ -67,6 +68,17 @@ def repository(template: MockRepository, tmp_path: Path) -> MockRepository:
     from repos import copy_template
 
     return copy_template(template, tmp_path / "data")
+
+
+@pytest.fixture
+def moods(template: MockRepository) -> Iterator[Moods]:
+    """Tells the quanta of all copies of a template with moody tasks what to do."""
+    from tests.cli.commands import Moods
+
+    moods = Moods(template.root.parents[1])
+    yield moods
+    moods.let_go()
+    moods.close()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lsst.daf.butler.direct_butler._direct_butler_collections import DirectButlerCollections
 
-import qgexec.assembly
+import qgexec.newrun
 from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir
 from qgexec.rubin.collections import RunCollections
@@ -17,7 +17,7 @@ from tests.crashforks import KILLED
 _UNTOUCHED: dict[str, Fault] = {
     "it made the folder": at_call(RunDir, "create", "after"),
     "it claimed the run directory": at_call(Journal, "create", "after"),
-    "it prepared the graph": at_call(qgexec.assembly, "prepare_graph", "after"),
+    "it prepared the graph": at_call(qgexec.newrun, "prepare_graph", "after"),
     "it wrote the plan": at_call(RunDir, "save_plan", "after"),
     "all was checked": at_call(RunDir, "write_settings"),
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,9 +28,8 @@ from qgexec.assembly import (
     hand_over,
     make_loop,
     make_model,
-    model_name,
-    open_new_run,
     policy_of,
+    require_survival,
     tell_beforehand,
 )
 from qgexec.books.beginning import begin, find_place
@@ -39,13 +37,14 @@ from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir, reopen
 from qgexec.books.runsettings import RunSettings
 from qgexec.config.logoptions import LogOptions
-from qgexec.config.runconfig import RunConfig, TaskSettings
+from qgexec.config.runconfig import RunConfig
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import GraphError, UsageError
+from qgexec.errors import UsageError
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel
 from qgexec.models.registry import Model
+from qgexec.newrun import open_new_run
 from qgexec.preview import Preview, preview
 from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.keeper import keeping_snapshots
@@ -195,15 +194,13 @@ class GraphExecutor(QuantumGraphExecutor):
             )
         if isinstance(quantum_executor, ImportedExecutor):
             quantum_executor.find()
-        if processes is not None and processes < 1:
-            raise UsageError(f"processes={processes} leaves nothing to run with.", hint="Give at least 1.")
         if timeout_s is not None and timeout_s <= 0:
             raise UsageError(f"timeout_s={timeout_s} ends every quantum at once.", hint="Give more than 0.")
         self._butler = butler
         self._prepare = prepare or Preparation(extend_run=None, init_writes=False, versions=False)
         self._wanted_run_dir = Path(run_dir) if run_dir is not None else None
         self._options = RunOptions(
-            processes=processes or len(os.sched_getaffinity(0)),
+            processes=len(os.sched_getaffinity(0)) if processes is None else processes,
             fail_fast=fail_fast,
             max_failures=None if max_failures is None else str(max_failures),
             skip_existing=skip_existing,
@@ -215,7 +212,9 @@ class GraphExecutor(QuantumGraphExecutor):
             log_level=log_level,
             logging=logging,
             grace_s=grace_s,
-            config=(config or RunConfig()).updated(_for_all(resources, timeout_s, retries)),
+            config=(config or RunConfig()).updated(
+                RunConfig.for_all({"timeout_s": timeout_s, "n_retries": retries, **_requests(resources)})
+            ),
         )
         self._client = Client(
             model=model,
@@ -320,7 +319,7 @@ class GraphExecutor(QuantumGraphExecutor):
         if self._reopened is None:
             raise UsageError("there is no run to go on with", hint="Make the executor with of_run(run_dir).")
         if leave:
-            self._check_survival()
+            require_survival(self._client, self._options)
         opened, loop = take_over(
             *self._reopened,
             replace(self._client, leaves=leave),
@@ -384,7 +383,7 @@ class GraphExecutor(QuantumGraphExecutor):
         qgexec.errors.QgexecError
             The graph, the repository or the batch system cannot be used; nothing was submitted then.
         """
-        self._check_survival()
+        require_survival(self._client, self._options)
         self._execute(graph, replace(self._client, leaves=True), None)
         assert self.run_dir is not None
         return self.run_dir
@@ -404,20 +403,8 @@ class GraphExecutor(QuantumGraphExecutor):
         qgexec.errors.QgexecError
             The graph or the repository cannot be used, or quanta cannot be clustered as asked.
         """
-        beginning = begin(self._wanted_run_dir or find_place(f"{read_output_run(graph)}-dry-run"))
-        if beginning.settings is not None:
-            beginning.give_up()
-            raise UsageError(
-                f"{beginning.run_dir.path} holds a run that was killed as it began",
-                hint=f"Go on with it (qgexec resume {beginning.run_dir.path}), or name another folder.",
-            )
-        try:
-            found = rehearse(graph, self._butler, self._client, self._options, beginning.run_dir)
-        except BaseException:
-            beginning.give_up()
-            raise
-        beginning.journal.withdraw()  # the folder is as good as an empty one: for the run itself, too
-        return found
+        path = self._wanted_run_dir or find_place(f"{read_output_run(graph)}-dry-run")
+        return rehearse(graph, self._butler, self._client, self._options, path)
 
     def preview(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Preview:
         """Say what `execute` would do, and what would go wrong with it; nothing is written or executed.
@@ -434,26 +421,7 @@ class GraphExecutor(QuantumGraphExecutor):
         """
         if self._butler is None:
             raise UsageError("There is no butler to look at.", hint="Give the repository as butler=.")
-        run_dir = self._wanted_run_dir
-        if run_dir is None:
-            with suppress(GraphError):
-                run_dir = find_place(read_output_run(graph))
-        return preview(
-            graph,
-            self._butler,
-            self._client,
-            self._options,
-            self._prepare,
-            run_dir or Path.cwd(),
-        )
-
-    def _check_survival(self) -> None:
-        model = make_model(self._client, self._options)
-        if not (isinstance(model, ExecutionModel) and model.facts.survives_driver):
-            raise UsageError(
-                f"{model_name(self._client.model)} needs a driver as long as it runs: it cannot be submitted",
-                hint="Name a batch system (--model slurm), or wait for it: qgexec run, or no --no-wait.",
-            )
+        return preview(graph, self._butler, self._client, self._options, self._prepare, self._wanted_run_dir)
 
     def _execute(
         self,
@@ -468,7 +436,7 @@ class GraphExecutor(QuantumGraphExecutor):
         opened, journal = self._open_books(graph)
         elsewhere = isinstance(model, ExecutionModel) and model.facts.orders_itself
         policy = policy_of(options, opened.plan, elsewhere=elsewhere)
-        scheduler = Scheduler(opened.plan, policy=policy, serial_labels=_serial(opened, model))
+        scheduler = Scheduler(opened.plan, policy=policy, serial_labels=opened.serial_on(model))
         if not isinstance(model, ExecutionModel):
             journal.withdraw()  # nobody has it in hand: what this model does is not recorded
             self.run_dir = opened.run_dir.path
@@ -520,20 +488,12 @@ class GraphExecutor(QuantumGraphExecutor):
         return opened, beginning.journal
 
 
-def _for_all(resources: ExecutionResources | None, timeout_s: float | None, retries: int | None) -> RunConfig:
-    """Return what arguments say for all tasks."""
-    common = TaskSettings()
-    if resources is not None:
-        common["cores"] = resources.num_cores
-        if resources.max_mem is not None:
-            common["memory_bytes"] = int(resources.max_mem.to_value("byte"))
-    if timeout_s is not None:
-        common["timeout_s"] = timeout_s
-    if retries is not None:
-        common["n_retries"] = retries
-    return RunConfig(common)
-
-
-def _serial(opened: OpenRun, model: Model) -> frozenset[str]:
-    parallel = isinstance(model, ExecutionModel) and model.facts.parallel
-    return opened.serial_labels if parallel else frozenset()
+def _requests(resources: ExecutionResources | None) -> dict[str, int | None]:
+    """Return what each quantum asks for, as `qgexec.config.runconfig.TaskSettings` has it."""
+    if resources is None:
+        return {}
+    memory = resources.max_mem
+    return {
+        "cores": resources.num_cores,
+        "memory_bytes": None if memory is None else int(memory.to_value("byte")),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import numpy as np
 from lsst.daf.butler import Butler
 
 from qgexec.assembly import Client, make_model, model_name, policy_of, remarks_beforehand
+from qgexec.books.beginning import find_place
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import QgexecError
+from qgexec.errors import GraphError, QgexecError
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel
 from qgexec.processes.machine import machine_memory_bytes
 from qgexec.quantum import Resources
-from qgexec.rubin.donequanta import done_quanta
+from qgexec.rubin.existing import done_quanta
+from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.preflight import Check, Preflight, preflight
 from qgexec.rubin.repository import locate, open_butler
@@ -78,7 +81,7 @@ def preview(
     client: Client,
     options: RunOptions,
     preparation: Preparation,
-    run_dir: Path,
+    run_dir: Path | None,
 ) -> Preview:
     """Look at a run before it begins.
 
@@ -91,11 +94,14 @@ def preview(
     client, options, preparation
         As for a run.
     run_dir
-        Where it would keep its books.
+        Where it would keep its books; `None` for the default.
     """
+    if run_dir is None:
+        with suppress(GraphError):  # a graph that cannot be read is among the problems
+            run_dir = find_place(read_output_run(graph))
     with tempfile.TemporaryDirectory(prefix="qgexec-") as folder:
         given, _ = locate(repository, Path(folder))
-        flight = preflight(given, graph, Path(folder), run_dir, preparation)
+        flight = preflight(given, graph, Path(folder), run_dir or Path.cwd(), preparation)
         found = Preview(flight.checks, model_name(client.model), 0)
         if flight.graph is None:
             return found
@@ -121,7 +127,7 @@ def preview(
         found,
         tasks=_tasks(plan, done, policy, durations),
         remarks=tuple(remarks_beforehand(options, plan, model, policy)),
-        cores=None if elsewhere else options.processes * (options.config.common.get("cores") or 1),
+        cores=None if elsewhere else options.cores,
         memory_bytes=None if elsewhere else machine_memory_bytes(),
     )
     return replace(found, outlook=_outlook(found, plan, done, policy, durations))

@@ -30,6 +30,11 @@ DataIdValue = int | str
 """Type of one value of a data ID."""
 
 
+def describe(name: str, data_id: Mapping[str, DataIdValue]) -> str:
+    """Return a task label, or dataset type, and data ID as one reads them: ``isr{visit: 42}``."""
+    return f"{name}{{{', '.join(f'{key}: {value!r}' for key, value in data_id.items())}}}"
+
+
 class QuantumSource(Protocol):
     """Reads what a `QuantumNode` does not hold from the graph file, when asked."""
 
@@ -85,8 +90,7 @@ class QuantumNode:
         return self.source
 
     def __str__(self) -> str:
-        values = ", ".join(f"{key}: {value!r}" for key, value in self.data_id.items())
-        return f"{self.task_label}{{{values}}}"
+        return describe(self.task_label, self.data_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from qgexec.assembly import Client, OpenRun, bare_run, make_model, model_name, p
 from qgexec.batch.forecast import Forecast, forecast
 from qgexec.batch.rounds import Round
 from qgexec.batch.system import PlannedCall
+from qgexec.books.beginning import begin
 from qgexec.books.rundir import RunDir
 from qgexec.clustering.algorithms import cluster_remarks
 from qgexec.config.runoptions import RunOptions
@@ -43,23 +44,39 @@ class Rehearsal:
     """Their size together."""
 
 
-def rehearse(graph: Any, repository: Any, client: Client, options: RunOptions, run_dir: RunDir) -> Rehearsal:
+def rehearse(graph: Any, repository: Any, client: Client, options: RunOptions, path: Path) -> Rehearsal:
     """Write what would be submitted.
 
     Parameters
     ----------
     graph, repository, client, options
         As for a run.
-    run_dir
-        An unfinished run directory; it stays so, and no run can be resumed from it.
+    path
+        A folder as for a run directory; it is as good as empty afterwards, for the run itself too.
 
     Raises
     ------
     qgexec.errors.UsageError
-        The execution model submits nothing.
+        The execution model submits nothing, or the folder holds a run that was begun.
     qgexec.errors.QgexecError
         The graph or the repository cannot be used, or quanta cannot be clustered as asked.
     """
+    beginning = begin(path)
+    try:
+        if beginning.settings is not None:
+            raise UsageError(
+                f"{path} holds a run that was killed as it began",
+                hint=f"Go on with it (qgexec resume {path}), or name another folder.",
+            )
+        found = _rehearse(graph, repository, client, options, beginning.run_dir)
+    except BaseException:
+        beginning.give_up()
+        raise
+    beginning.journal.withdraw()
+    return found
+
+
+def _rehearse(graph: Any, repository: Any, client: Client, options: RunOptions, run_dir: RunDir) -> Rehearsal:
     model = make_model(client, options)
     if not isinstance(model, BatchModel):
         raise UsageError(

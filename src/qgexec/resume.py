@@ -23,7 +23,6 @@ from qgexec.assembly import (
     OpenRun,
     bare_run,
     books_of,
-    finish_preparation,
     ingester_opener,
     make_loop,
     make_model,
@@ -44,6 +43,7 @@ from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Ev
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel, harvest
+from qgexec.newrun import finish_preparation
 from qgexec.quantum import RunContext, SegmentRef
 from qgexec.reports.attemptlog import keep_streamed_logs
 from qgexec.rubin.opener import WorkbenchOpener
@@ -108,9 +108,8 @@ def take_over(
             "there is nothing to go on from",
             hint=f"Name a model that runs quanta one by one, or collect: qgexec collect {books.path}",
         )
-    parallel = model.facts.parallel
     policy = policy_of(options, plan, elsewhere=model.facts.orders_itself)
-    history = History.read(books.journal, plan, policy, opened.serial_labels if parallel else ())
+    history = History.read(books.journal, plan, policy, opened.serial_on(model))
     require_free(books.journal, history, force=force)
     if strict_versions:
         _take_over_versions(client, context, strict=True)

@@ -34,7 +34,7 @@ from repos import (
 from qgexec.books.holder import driver_is_alive
 from qgexec.errors import RunDirError
 from qgexec.reports.report import RunReport, read_report
-from tests.cli.commands import CHECKOUT, Moods
+from tests.cli.commands import CHECKOUT
 from tests.cli.moodytask import MoodyTask, moody_config
 
 SERVICE = "qgexec.bps.QgexecService"
@@ -134,15 +134,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
 def repository(template: MockRepository, tmp_path: Path) -> MockRepository:
     """A copy of the standard repository of the test's own."""
     return copy_template(template, tmp_path / "data")
-
-
-@pytest.fixture
-def moods(template: MockRepository) -> Iterator[Moods]:
-    """Tells the quanta of all copies of the template what to do."""
-    moods = Moods(template.root.parents[1])
-    yield moods
-    moods.let_go()
-    moods.close()
 
 
 @pytest.fixture

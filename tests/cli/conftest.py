@@ -18,7 +18,7 @@ from repos import (
 )
 
 from qgexec.processes import forked
-from tests.cli.commands import Command, Moods
+from tests.cli.commands import Command
 from tests.cli.moodytask import MoodyTask, moody_config
 
 LABELS = ("isr", "calibrate", "summary", "final")
@@ -53,14 +53,6 @@ def folder(repository: MockRepository, tmp_path: Path, monkeypatch: pytest.Monke
     place.mkdir()
     monkeypatch.chdir(place)
     return place
-
-
-@pytest.fixture
-def moods(template: MockRepository) -> Iterator[Moods]:
-    """Tells the quanta of all copies of the template what to do."""
-    moods = Moods(template.root.parents[1])
-    yield moods
-    moods.close()
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def interrupted(*arguments):
     os.kill(os.getpid(), signal.SIGINT)
     return read(*arguments)
 import qgexec.api
-qgexec.assembly.prepare_graph = interrupted
+qgexec.newrun.prepare_graph = interrupted
 from qgexec.cli.main import main
 main()
 """

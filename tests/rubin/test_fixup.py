@@ -16,7 +16,8 @@ from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask
 from repos import MockRepository, add_standard_tasks, open_repository
 
-from qgexec.rubin.graphfile import fixup_edges, read_plan, serial_labels
+from qgexec.rubin.fixups import fixup_edges
+from qgexec.rubin.graphfile import read_plan, serial_labels
 
 
 class SerialTask(DynamicTestPipelineTask):

@@ -1,4 +1,4 @@
-"""Fixtures: a real HTCondor pool, and repositories with which commands and jobs do as they are told."""
+"""Fixtures: a real HTCondor pool, and repositories whose quanta do as they are told."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from repos import dump_repository
+from repos import MockRepository, dump_repository
 
 from tests.sites.condor import CondorPool, missing
 from tests.sites.condorruns import EXTRA, RUN_S, Site, give, wait_until
 from tests.sites.jobtask import GO
+from tests.sites.slurmruns import make_moody
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +53,9 @@ def site(
         lambda: not runs_pool.run("condor_q", "-allusers", "-autoformat", "ClusterId").stdout.split(),
         "jobs stay in the queue",
     )
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
+    """The standard repository with moody tasks, for runs on Slurm; tests must not write to it."""
+    return make_moody(tmp_path_factory.mktemp("template"))

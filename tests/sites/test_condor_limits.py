@@ -11,9 +11,9 @@ import pytest
 from repos import N_QUANTA
 
 from qgexec.events import AttemptOutOfMemory, AttemptTimedOut
+from tests.disks import fill
 from tests.sites.condorruns import DISK_BYTES, Site, wait_until
 from tests.sites.jobtask import GO
-from tests.test_faults import fill
 
 pytestmark = [pytest.mark.condor, pytest.mark.timeout(900)]
 

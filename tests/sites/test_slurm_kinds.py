@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,9 +16,9 @@ from repos import MockRepository, copy_template
 from qgexec.books.journal import read_events
 from qgexec.events import AttemptLost
 from tests.cli.commands import Moods
+from tests.disks import fill, small_disk
 from tests.sites.slurm import Slurm, missing
-from tests.sites.slurmruns import SITE, Runs, job_of, make_moody, task_of
-from tests.test_faults import fill
+from tests.sites.slurmruns import SITE, Runs, job_of, task_of
 
 pytestmark = [
     pytest.mark.slurm,
@@ -33,21 +31,6 @@ _DISK_BYTES = 24 << 20
 """Room on a disk of a test's own: several times what a run needs."""
 
 Start = Callable[..., Runs]
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
-    """The standard repository with moody tasks; tests must not write to it."""
-    return make_moody(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture
-def moods(template: MockRepository) -> Iterator[Moods]:
-    """Tells the quanta what to do."""
-    moods = Moods(template.root.parents[1])
-    yield moods
-    moods.let_go()
-    moods.close()
 
 
 @pytest.fixture
@@ -146,13 +129,8 @@ def test_preempted_by_a_better_quality_of_service(start: Start, moods: Moods) ->
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of the test's own, where one may be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("no file system may be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", _DISK_BYTES) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["closing job", "resume"])

@@ -13,7 +13,7 @@ from repos import MockRepository, copy_template
 
 from tests.cli.commands import Moods
 from tests.sites.slurm import Slurm, missing
-from tests.sites.slurmruns import SITE, Runs, job_of, make_moody, task_of
+from tests.sites.slurmruns import SITE, Runs, job_of, task_of
 
 pytestmark = [
     pytest.mark.slurm,
@@ -27,21 +27,6 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     extra = {"KillWait": "20", "JobAcctGatherParams": "OverMemoryKill"}
     with Slurm(tmp_path_factory.mktemp("site"), cpus=8, memory_mb=8000, extra=extra) as slurm:
         yield slurm
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
-    """The standard repository with moody tasks; tests must not write to it."""
-    return make_moody(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture
-def moods(template: MockRepository) -> Iterator[Moods]:
-    """Tells the quanta what to do."""
-    moods = Moods(template.root.parents[1])
-    yield moods
-    moods.let_go()
-    moods.close()
 
 
 @pytest.fixture

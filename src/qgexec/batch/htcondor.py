@@ -27,11 +27,11 @@ from qgexec.batch.dagfile import (
     write_dag,
 )
 from qgexec.batch.forecast import critical_path_s
+from qgexec.batch.jobs import JobRequest
 from qgexec.batch.nodeslog import NodesLog, is_memory_hold, is_time_hold
 from qgexec.batch.rounds import Round, Ticket
 from qgexec.batch.system import JobEnd, JobState, JobStatus, PlannedCall, RoundStatus
 from qgexec.config.batchsettings import BatchSettings
-from qgexec.config.units import size_text
 from qgexec.errors import ModelError
 
 __all__ = ["HTCondorSystem"]
@@ -161,9 +161,10 @@ class HTCondorSystem:
         for (cores, memory_mib), job in sorted(needs.items()):
             if machines and not any(cores <= has and memory_mib <= mib for has, mib in machines):
                 largest = max(machines, key=lambda machine: machine[1])
+                asked, has_most = (JobRequest(n, mib * _MIB) for n, mib in ((cores, memory_mib), largest))
                 raise ModelError(
-                    f"no machine of the pool can take {jobs.name(job)}: it asks for "
-                    f"{_size(cores, memory_mib)}, and the largest has {_size(*largest)}",
+                    f"no machine of the pool can take {jobs.name(job)}: it asks for {asked}, "
+                    f"and the largest has {has_most}",
                     hint="Ask for less (requestMemory, requestCpus, memoryLimit), or add larger machines.",
                 )
 
@@ -239,10 +240,6 @@ class HTCondorSystem:
         """
         cluster, schedd = int(str(ticket["cluster"])), str(ticket["schedd"])
         self._calls.remove(schedd, f"DAGManJobId == {cluster} || ClusterId == {cluster}")
-
-
-def _size(cores: int, memory_mib: int) -> str:
-    return f"{cores} core{'' if cores == 1 else 's'} and {size_text(memory_mib * _MIB)} of memory"
 
 
 def _why_dagman_waits(dagman: Ad) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qgexec.clustering.clusters import Clusters
+from qgexec.config.units import size_text
 from qgexec.errors import RunDirError
 
 __all__ = ["OVERHEAD_BYTES", "JobRequest", "Jobs"]
@@ -35,6 +36,10 @@ class JobRequest:
 
     walltime_s: float | None = None
     """The sum of its quanta's time limits; `None` where one has none."""
+
+    def __str__(self) -> str:
+        cores = f"{self.cores} core{'' if self.cores == 1 else 's'}"
+        return f"{cores} and {size_text(self.memory_bytes)} of memory"
 
 
 @dataclass(frozen=True, slots=True)

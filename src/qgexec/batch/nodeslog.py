@@ -8,12 +8,12 @@ XML or JSON) tells nothing here; what is asked of the queue is enough to go on.
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qgexec.batch.dagfile import CLOSING_NODE, job_of_node
 from qgexec.batch.system import JobEnd, JobState, JobStatus
+from qgexec.books.holder import silent_for
 from qgexec.books.linefile import file_error
 from qgexec.errors import RunDirError
 
@@ -81,7 +81,7 @@ class NodesLog:
     def silent_s(self) -> float:
         """Return for how long nothing has been written, seconds; 0 where nothing ever was."""
         try:
-            return time.time() - self.path.stat().st_mtime
+            return silent_for(self.path)
         except FileNotFoundError:
             return 0.0
 

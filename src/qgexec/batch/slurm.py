@@ -39,7 +39,6 @@ from qgexec.batch.slurmstates import (
 )
 from qgexec.batch.system import JobEnd, JobState, JobStatus, PlannedCall, RoundStatus
 from qgexec.config.batchsettings import BatchSettings
-from qgexec.config.units import size_text
 from qgexec.errors import ModelError
 from qgexec.plaintext import printable
 
@@ -312,8 +311,7 @@ def _check_sizes(batch_round: Round, arrays: Sequence[Array], machines: Sequence
             where = "of Slurm" if queue is None else f"of the partition {queue}"
             raise ModelError(
                 f"no machine {where} can take {batch_round.jobs.name(array.jobs[0])}: it asks for "
-                f"{_request_text(array.request)}, and the largest has "
-                f"{_request_text(JobRequest(largest[0], largest[1] * _MIB))}",
+                f"{array.request}, and the largest has {JobRequest(largest[0], largest[1] * _MIB)}",
                 hint="Ask for less (requestMemory, requestCpus, memoryLimit), or name another queue.",
             )
 
@@ -449,11 +447,6 @@ def _in_words(array: Array) -> str:
     if not array.waits_for:
         return ""
     return f"the end of all of {', '.join(map(str, array.waits_for))}"
-
-
-def _request_text(request: JobRequest) -> str:
-    cores = "1 core" if request.cores == 1 else f"{request.cores} cores"
-    return f"{cores} and {size_text(request.memory_bytes)} of memory"
 
 
 def _jobs_wait(n: int) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "end_driver",
     "has_restarted_since",
     "require_free",
+    "silent_for",
     "this_process",
 ]
 
@@ -153,7 +154,7 @@ def check_free(journal: Path, *, silence_is_death: bool = False) -> None:
     file = journal_file(journal, epoch)
     writer, _ = read_writer(journal, epoch)
     if writer is not None:
-        is_silent = _silent_for(file) >= _SILENT_S
+        is_silent = silent_for(file) >= _SILENT_S
         check_not_held(writer, file, force=silence_is_death and is_silent)
     else:
         check_silent(file)
@@ -167,7 +168,7 @@ def check_silent(file: Path) -> None:
     qgexec.errors.RunHeldError
         It was made, or changed, a moment ago.
     """
-    if _silent_for(file) < _SILENT_S:
+    if silent_for(file) < _SILENT_S:
         raise RunHeldError(
             f"somebody took the run in {file.parent.parent} in hand a moment ago, and has not said who",
             hint=f"Wait {_SILENT_S / 60:.0f} minutes and try again: whoever is as silent until then is gone.",
@@ -220,7 +221,7 @@ def check_not_held(writer: Writer, file: Path, *, force: bool = False) -> None:
             return
     if force:
         return
-    silent_s = _silent_for(file)
+    silent_s = silent_for(file)
     if silent_s < _SILENT_S:
         raise RunHeldError(
             f"the run in {run_dir} is in the hands of {who}, which gave a sign of life {silent_s:.0f} s ago",
@@ -233,8 +234,8 @@ def check_not_held(writer: Writer, file: Path, *, force: bool = False) -> None:
     )
 
 
-def _silent_for(file: Path) -> float:
-    """Return the time since the last heartbeat by the file system's own clock, seconds."""
+def silent_for(file: Path) -> float:
+    """Return the time since something was written to a file, by its file system's own clock, seconds."""
     then = file.stat().st_mtime
     try:
         with tempfile.TemporaryFile(dir=file.parent) as now:

@@ -18,7 +18,7 @@ from typing import Any
 import click
 import yaml
 from lsst.ctrl.bps import BPS_DEFAULTS
-from lsst.daf.butler import Butler, Config, MissingCollectionError
+from lsst.daf.butler import Config
 
 from qgexec.books.rundir import write_aside
 from qgexec.bps.clustering import ALGORITHMS
@@ -29,6 +29,7 @@ from qgexec.config.bpsfile import read_config
 from qgexec.errors import RepositoryError, UsageError
 from qgexec.models.batch import BatchModel
 from qgexec.models.registry import facts_of, find_model, takes_setting
+from qgexec.rubin.collections import collection_type
 from qgexec.rubin.repository import open_butler, require_writeable
 
 __all__ = ["Settings", "check_service"]
@@ -208,7 +209,7 @@ class Settings:
             The repository cannot be opened.
         """
         with open_butler(self.repository) as butler:
-            extends = _exists(butler, self._text("outputRun"))
+            extends = collection_type(butler, self._text("outputRun")) is not None
         return self._command(graph, resources, run_dir, extends=extends)
 
     def _command(self, graph: str, resources: Path, run_dir: Path, *, extends: bool) -> list[str]:
@@ -284,11 +285,3 @@ def _read(file: Path) -> Any:
 
 def _without_place(text: str, file: Path) -> str:
     return re.sub(rf"{re.escape(str(file))}:\d+(: |; )?", "", text).replace(" ()", "")
-
-
-def _exists(butler: Butler, run_name: str) -> bool:
-    try:
-        butler.collections.get_info(run_name)
-    except MissingCollectionError:
-        return False
-    return True

@@ -18,15 +18,6 @@ from qgexec.errors import UsageError
 
 __all__ = ["build", "qgraph"]
 
-_repository = click.option(
-    "-b",
-    "--butler-config",
-    "repository",
-    metavar="REPO",
-    type=filled,
-    help="Butler repository: its folder, its configuration file, or an alias.",
-)
-
 
 @click.command(
     cls=LongCommand,
@@ -36,7 +27,7 @@ _repository = click.option(
     "  qgexec build -p pipe.yaml -c isr:doFlat=False -s changed.yaml",
 )
 @buildoptions.pipeline
-@_repository
+@options.repository_if_any
 @buildoptions.show
 @options_file
 def build(*, repository: str | None, **given: Any) -> None:
@@ -74,7 +65,7 @@ _WITH_DIMENSIONS = frozenset({"pipeline-graph", "task-graph", "inputs"})
     '  qgexec qgraph -b REPO -p pipe.yaml -i raw -o u/me -d "visit=42" -q graph.qg\n'
     "  qgexec qgraph -g graph.qg --show workflow",
 )
-@_repository
+@options.repository_if_any
 @buildoptions.graph_file
 @buildoptions.graph_part
 @buildoptions.collections
@@ -91,14 +82,7 @@ _WITH_DIMENSIONS = frozenset({"pipeline-graph", "task-graph", "inputs"})
 @buildoptions.show
 @measuring.coverage_options
 @options_file
-def qgraph(
-    *,
-    summary: str | None,
-    coverage: bool,
-    cov_report: bool,
-    cov_packages: tuple[str, ...],
-    **given: Any,
-) -> None:
+def qgraph(*, summary: str | None, **given: Any) -> None:
     """Build a quantum graph and save it, or look at one; nothing is executed.
 
     The repository is only read. `qgexec run -g` executes the graph, `qgexec submit
@@ -111,7 +95,7 @@ def qgraph(
     _check_use(request, given)
     check_files({"--summary": summary} | request.files())
     logoptions.begin()
-    with measuring.covered(coverage=coverage, cov_report=cov_report, cov_packages=cov_packages):
+    with measuring.covered(given):
         made = make_graph(request, given)
     if made is None:
         click.echo("No graph was built: all that --show asks for is about the pipeline.", err=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qgexec.cli.execution import default_model
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def demo(
     from qgexec.rubin import PRELOAD
 
     _make_room(directory, overwrite=overwrite)
-    model = model or ("inprocess" if processes == 1 else "pool")
+    model = model or default_model(processes)
     if model == "pool" and not only_survey:
         warm_up(PRELOAD)
     repository = make_repository(

@@ -136,14 +136,22 @@ def profiled(file: str | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def covered(*, coverage: bool, cov_report: bool, cov_packages: tuple[str, ...]) -> Iterator[None]:
+def covered(given: dict[str, Any]) -> Iterator[None]:
     """Record which code runs in a block, if that is asked for; write ``.coverage``, and a report.
+
+    Parameters
+    ----------
+    given
+        Options by their names in Python; those about coverage are taken out.
 
     Raises
     ------
     qgexec.errors.UsageError
         The package coverage is not installed.
     """
+    coverage, cov_report, cov_packages = (
+        given.pop(name) for name in ("coverage", "cov_report", "cov_packages")
+    )
     if not coverage:
         yield
         return

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from qgexec.cli.commandclass import section, stack
 from qgexec.cli.values import filled
 from qgexec.config.batchsettings import BatchSettings
-from qgexec.config.runconfig import RunConfig, TaskSettings
+from qgexec.config.runconfig import RunConfig
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 
@@ -26,6 +26,7 @@ __all__ = [
     "initialization",
     "parse_memory",
     "repository",
+    "repository_if_any",
     "resources",
     "run_config",
     "run_dir",
@@ -92,15 +93,20 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     return parse_memory(value) if value else None
 
 
-repository = click.option(
-    "-b",
-    "--butler-config",
-    "repository",
-    metavar="REPO",
-    type=filled,
-    required=True,
-    help="Butler repository: its folder, its configuration file, or an alias.",
-)
+def _repository(*, required: bool) -> Callable[[Any], Any]:
+    return click.option(
+        "-b",
+        "--butler-config",
+        "repository",
+        metavar="REPO",
+        type=filled,
+        required=required,
+        help="Butler repository: its folder, its configuration file, or an alias.",
+    )
+
+
+repository = _repository(required=True)
+repository_if_any = _repository(required=False)
 
 initialization = section(
     "Before it runs",
@@ -282,9 +288,8 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     source = click.get_current_context().get_parameter_source("cores_per_quantum")
     if source is ParameterSource.DEFAULT:
         told["cores"] = None
-    said = {name: value for name, value in told.items() if value is not None}
     batch = BatchSettings(durations=_run_times(given.pop("run_times")))
-    config = RunConfig(cast("TaskSettings", said), batch=batch)
+    config = RunConfig.for_all(told, batch)
     site = given.pop("compute_site")
     if not files and site is None:
         return config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
@@ -11,21 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgexec.cli import EXIT_BAD_USE, measuring, options
+from qgexec.cli import EXIT_BAD_USE
 from qgexec.cli.commandclass import LongCommand
 from qgexec.cli.inspect import print_text, terminal_width
 from qgexec.cli.optionsfile import options_file
 from qgexec.cli.run import building, executing, executor_for, graph_of
 from qgexec.config.units import duration_text, size_text
-from qgexec.plaintext import printable
-from qgexec.reports.table import Column, render
+from qgexec.plaintext import few, printable
+from qgexec.reports.table import Column, render, wrapped
 
 if TYPE_CHECKING:
     from qgexec.preview import Preview, TaskPreview
 
 __all__ = ["format_preview", "plan"]
 
-_INDENT = " " * 15
+_HEAD = 15
+"""Where what the lines of the head say begins."""
+
+_VERDICT = 7
+"""The same of checks, after their verdict."""
+
 _SHOWN_PATH = 12
 
 
@@ -38,10 +42,6 @@ _SHOWN_PATH = 12
 )
 @building
 @executing
-@options.execution
-@options.graph_fixup
-@options.resources
-@measuring.lsst_debug
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @options_file
 def plan(*, as_json: bool, **given: Any) -> None:
@@ -85,20 +85,13 @@ def format_preview(found: Preview, *, width: int = 100) -> str:
         for check in checks:
             verdict = "ok   " if check.is_well else "WRONG"
             text = f"{verdict}  {about}: {printable(check.words)}"
-            lines += _wrapped(text, width)
+            lines += wrapped(text, width, hanging=_VERDICT)
             if not check.is_well:
-                lines += [
-                    line for hint in check.hint.splitlines() for line in _wrapped(f"       {hint}", width)
-                ]
+                for hint in check.hint.splitlines():
+                    lines += wrapped(f"{' ' * _VERDICT}{hint}", width, hanging=_VERDICT)
     for remark in found.remarks:
-        lines += _wrapped(f"note   {remark}", width)
+        lines += wrapped(f"note   {remark}", width, hanging=_VERDICT)
     return "\n".join(lines)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        text, max(30, width), subsequent_indent=" " * 7, break_long_words=False, break_on_hyphens=False
-    )
 
 
 def _quanta_lines(found: Preview) -> Iterator[str]:
@@ -125,14 +118,10 @@ def _columns(tasks: tuple[TaskPreview, ...]) -> list[Column]:
         Column("done", [str(task.n_done) for task in tasks]),
         Column("cores", [str(task.request.cores) for task in tasks]),
         Column("memory", [size_text(task.request.memory_bytes) for task in tasks]),
-        Column("time limit", [_or_dash(task.timeout_s) for task in tasks]),
-        Column("expected each", [_or_dash(task.expected_s) for task in tasks]),
+        Column("time limit", [duration_text(task.timeout_s) for task in tasks]),
+        Column("expected each", [duration_text(task.expected_s) for task in tasks]),
     ]
     return [column for column in columns if column.is_text or set(column.cells) - {"-", "0"}]
-
-
-def _or_dash(seconds: float | None) -> str:
-    return "-" if seconds is None else duration_text(seconds)
 
 
 def _times(found: Preview, width: int) -> Iterator[str]:
@@ -141,12 +130,11 @@ def _times(found: Preview, width: int) -> Iterator[str]:
         return
     if found.outlook is None:
         unknown = [task.label for task in found.tasks if task.expected_s is None]
-        named = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        yield from textwrap.wrap(
-            f"Expected       unknown for {named}: "
+        yield from wrapped(
+            f"Expected       unknown for {few(unknown)}: "
             "name an earlier run of these tasks with --run-times RUN_DIR",
-            max(40, width),
-            subsequent_indent=_INDENT,
+            width,
+            hanging=_HEAD,
         )
         return
     expected = found.outlook
@@ -154,10 +142,10 @@ def _times(found: Preview, width: int) -> Iterator[str]:
     runs = [f"{len(list(group))} x {label}" for label, group in groupby(expected.critical_path)]
     path = ", ".join(run.removeprefix("1 x ") for run in runs[:_SHOWN_PATH])
     more = ", ..." if len(runs) > _SHOWN_PATH else ""
-    yield from textwrap.wrap(
+    yield from wrapped(
         f"Longest path   {duration_text(expected.critical_path_s)}: {path}{more}",
-        max(40, width),
-        subsequent_indent=_INDENT,
+        width,
+        hanging=_HEAD,
     )
     if found.cores is not None:
         yield f"Expected       {duration_text(expected.wall_s)} from beginning to end"

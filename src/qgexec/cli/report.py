@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from qgexec.cli.commandclass import LongCommand, section
 from qgexec.cli.inspect import print_text, terminal_width
+from qgexec.cli.values import comma_list
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,12 +58,6 @@ _FOR_GRAPHS = {
 """Options that are about graphs and a repository, by parameter."""
 
 
-def _comma_separated(
-    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[str, ...]:
-    return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
-
-
 @click.command(cls=LongCommand, epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
 @click.argument("run_dirs", nargs=-1, metavar="[RUN_DIR...]", type=click.Path(path_type=Path))
 @_BRIEF
@@ -85,7 +80,7 @@ def _comma_separated(
         "--collections",
         metavar="NAME,...",
         multiple=True,
-        callback=_comma_separated,
+        callback=comma_list,
         help="Where visible datasets are found, in search order; default: the graphs' RUNs, newest first.",
     ),
     click.option("--where", default="", metavar="EXPRESSION", help="Constrain that search."),

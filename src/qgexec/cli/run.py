@@ -39,7 +39,15 @@ building = stack(
     buildoptions.show,
 )
 
-executing = stack(buildoptions.execution_part, options.initialization, options.run_dir)
+executing = stack(
+    buildoptions.execution_part,
+    options.initialization,
+    options.run_dir,
+    options.execution,
+    options.graph_fixup,
+    options.resources,
+    measuring.lsst_debug,
+)
 
 
 @click.command(
@@ -53,22 +61,11 @@ executing = stack(buildoptions.execution_part, options.initialization, options.r
 @building
 @executing
 @click.option("--init-only", is_flag=True, help="Stop after the registry is up to date.")
-@options.execution
-@options.graph_fixup
-@options.resources
-@measuring.lsst_debug
 @measuring.debugging
 @measuring.coverage_options
 @options.dry_run
 @options_file
-def run(
-    *,
-    init_only: bool,
-    dry_run: bool,
-    cov_report: bool,
-    cov_packages: tuple[str, ...],
-    **given: Any,
-) -> None:
+def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
     """Execute a quantum graph, or build one and execute it.
 
     Before it runs, the output collections are defined and configs, package
@@ -80,7 +77,7 @@ def run(
     """
     given["model"] = given["model"] or default_model(given["processes"])
     measuring.check_debugger(given)
-    with measuring.covered(coverage=given.pop("coverage"), cov_report=cov_report, cov_packages=cov_packages):
+    with measuring.covered(given):
         graph = graph_of(given, init_only=init_only)
         if graph is None:
             return
@@ -101,10 +98,6 @@ def run(
 )
 @building
 @executing
-@options.execution
-@options.graph_fixup
-@options.resources
-@measuring.lsst_debug
 @options.dry_run
 @options_file
 def submit(*, dry_run: bool, **given: Any) -> None:
@@ -166,15 +159,7 @@ def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None
 @buildoptions.collections
 @options.initialization
 @measuring.coverage_options
-def init(
-    *,
-    qgraph: str | None,
-    qgraph_id: str | None,
-    coverage: bool,
-    cov_report: bool,
-    cov_packages: tuple[str, ...],
-    **given: Any,
-) -> None:
+def init(*, qgraph: str | None, qgraph_id: str | None, **given: Any) -> None:
     """Only bring the registry up to date for a graph; nothing is executed.
 
     Dataset types are registered or checked, output collections defined,
@@ -184,7 +169,7 @@ def init(
         raise UsageError("No graph was given.", hint="Name one with -g FILE.")
     buildoptions.check_collections(given)
     logoptions.begin()
-    with measuring.covered(coverage=coverage, cov_report=cov_report, cov_packages=cov_packages):
+    with measuring.covered(given):
         if qgraph_id is None:
             _init(qgraph, given)
             return

@@ -18,7 +18,7 @@ def filled(text: str) -> str:
 
 
 def split_commas(values: Iterable[str]) -> tuple[str, ...]:
-    """Split values at commas, but not at those between square brackets, as pipetask does."""
+    """Split values at commas, but not at those between square brackets, as pipetask does; spaces go."""
     parts: list[str] = []
     for value in values:
         depth, begin = 0, 0
@@ -28,7 +28,7 @@ def split_commas(values: Iterable[str]) -> tuple[str, ...]:
                 parts.append(value[begin:position])
                 begin = position + 1
         parts.append(value[begin:])
-    return tuple(part for part in parts if part)
+    return tuple(stripped for part in parts if (stripped := part.strip()))
 
 
 def comma_list(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

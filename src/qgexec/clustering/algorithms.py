@@ -11,6 +11,7 @@ from qgexec.clustering.clusters import Clusters
 from qgexec.clustering.groups import Groups, chunks_of
 from qgexec.clustering.named import named_groups, unknown_labels
 from qgexec.clustering.rules import Algorithm, ClusterRules
+from qgexec.plaintext import few
 from qgexec.quantum import Resources
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.topology import Ints
@@ -88,19 +89,15 @@ def cluster_remarks(
     match rules.effective:
         case Algorithm.DIMENSIONS:
             if unknown := unknown_labels(plan, rules):
-                return [f"Clusters name tasks that this graph does not have: {_few(unknown)}."]
+                return [f"Clusters name tasks that this graph does not have: {few(unknown)}."]
         case Algorithm.AUTO:
             codes = np.unique(np.asarray(plan.label_codes)[np.asarray(indices, dtype=np.int64)])
             if unknown := [plan.labels[code] for code in codes if plan.labels[code] not in (durations or {})]:
-                known = f"Nothing is known about the run times of {_few(unknown)}"
+                known = f"Nothing is known about the run times of {few(unknown)}"
                 return [f"{known}: jobs are made as if each quantum took {UNKNOWN_S:.0f} s."]
         case _:
             pass
     return []
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _in_turn(plan: Plan, indices: Ints, groups: Groups, serial_labels: Collection[str]) -> list[Ints]:

@@ -12,6 +12,7 @@ from typing import Any, Self, TypedDict, cast
 
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.units import size_text
+from qgexec.plaintext import few
 from qgexec.quantum import Resources
 from qgexec.scheduling.policy import Policy, Retries, TaskRules
 
@@ -77,6 +78,20 @@ class RunConfig:
 
     unknown: tuple[str, ...] = field(default=(), compare=False)
     """What files said that means nothing: name and place. Not kept with the run: it has been told then."""
+
+    @classmethod
+    def for_all(cls, told: Mapping[str, object], batch: BatchSettings | None = None) -> Self:
+        """Return what holds for all tasks.
+
+        Parameters
+        ----------
+        told
+            Settings by their names in `TaskSettings`; what is `None` was not said.
+        batch
+            For batch jobs.
+        """
+        said = {name: value for name, value in told.items() if value is not None}
+        return cls(cast("TaskSettings", said), batch=batch or BatchSettings())
 
     def settings(self, label: str) -> TaskSettings:
         """Return all that holds for a task."""
@@ -179,25 +194,21 @@ def remarks(
         if wanted is not None and most is not None and most < wanted:
             held_down.append(f"{label} ({size_text(wanted)}, gets {size_text(most)})")
     told += [
-        f"extraRunQuantumOptions of {_few(labels)} is not taken: {options}. "
+        f"extraRunQuantumOptions of {few(labels)} is not taken: {options}. "
         "On the command line such options hold for all tasks."
         for options, labels in not_taken.items()
     ]
     if held_down:
         told.append(
-            f"These tasks ask for more than their requestMemoryMax: {_few(held_down)}. "
+            f"These tasks ask for more than their requestMemoryMax: {few(held_down)}. "
             "To give them more, raise that, too."
         )
     if larger:
         told.append(
-            f"These tasks ask for more than there is: {_few(larger)}. "
+            f"These tasks ask for more than there is: {few(larger)}. "
             f"Each of their quanta gets all there is ({_Machine(machine_memory_bytes, machine_cores)})."
         )
     return told
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,11 @@ class RunOptions:
             )
         self.most_failures(100)
 
+    @property
+    def cores(self) -> int:
+        """Cores of all processes together: each has as many as a quantum asks for by default."""
+        return self.processes * (self.config.common.get("cores") or 1)
+
     def most_failures(self, n_quanta: int) -> int | None:
         """Return after how many failures a run of so many quanta stops; `None` for any number.
 

@@ -12,8 +12,10 @@ def size_text(n_bytes: float | None) -> str:
     return f"{n_bytes / 1e6:.0f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
 
 
-def duration_text(seconds: float) -> str:
-    """Return a time: ``4.5 s``, ``2.0 min``, ``3.1 h``."""
+def duration_text(seconds: float | None) -> str:
+    """Return a time: ``4.5 s``, ``2.0 min``, ``3.1 h``; a dash where it is unknown."""
+    if seconds is None:
+        return "-"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, hours = seconds / 60, seconds / 3600

@@ -24,7 +24,7 @@ from qgexec.events import (
     AttemptTimedOut,
     FailureEvent,
 )
-from qgexec.quantum import DataIdValue, SegmentRef
+from qgexec.quantum import DataIdValue, SegmentRef, describe
 from qgexec.scheduling.policy import Cause, cause_of
 from qgexec.scheduling.states import State
 
@@ -148,8 +148,7 @@ class TroubledQuantum:
         return self.last.ended == Cause.TIMED_OUT.value
 
     def __str__(self) -> str:
-        values = ", ".join(f"{key}: {value!r}" for key, value in self.data_id.items())
-        return f"{self.task_label}{{{values}}}"
+        return describe(self.task_label, self.data_id)
 
 
 def attempt_record(event: Ending, files: KeptFiles) -> AttemptRecord:

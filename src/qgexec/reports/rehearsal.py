@@ -6,7 +6,7 @@ import shlex
 import textwrap
 from collections.abc import Iterator
 
-from qgexec.batch.forecast import Forecast
+from qgexec.batch.forecast import Forecast, JobKind
 from qgexec.batch.rounds import Round
 from qgexec.batch.system import PlannedCall
 from qgexec.config.units import duration_text, size_text
@@ -78,16 +78,13 @@ def _columns(forecast: Forecast) -> list[Column]:
         Column("quanta", [str(kind.n_quanta) for kind in kinds]),
         Column("cores", [str(kind.request.cores) for kind in kinds]),
         Column("memory", [size_text(kind.request.memory_bytes) for kind in kinds]),
-        Column("time limit", [_or_dash(kind.request.walltime_s) for kind in kinds]),
-        Column(
-            "expected a job",
-            [_or_dash(None if kind.expected_s is None else kind.expected_s / kind.n_jobs) for kind in kinds],
-        ),
+        Column("time limit", [duration_text(kind.request.walltime_s) for kind in kinds]),
+        Column("expected a job", [duration_text(_mean_s(kind)) for kind in kinds]),
     ]
 
 
-def _or_dash(seconds: float | None) -> str:
-    return "-" if seconds is None else duration_text(seconds)
+def _mean_s(kind: JobKind) -> float | None:
+    return None if kind.expected_s is None else kind.expected_s / kind.n_jobs
 
 
 def _calls(calls: tuple[PlannedCall, ...]) -> Iterator[str]:

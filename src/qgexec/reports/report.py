@@ -22,7 +22,7 @@ from qgexec.books.runsettings import RunSettings
 from qgexec.config.runconfig import RunConfig, make_policy
 from qgexec.errors import JournalError, QgexecError
 from qgexec.events import EndReason, RunStarted, StopReason
-from qgexec.quantum import DataIdValue
+from qgexec.quantum import DataIdValue, describe
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum, group_failures
 from qgexec.reports.fold import Fold, TaskReport, total_of
 from qgexec.reports.snapshot import read_fold
@@ -117,8 +117,7 @@ class RunningQuantum:
     """When it was handed to the execution model, UNIX seconds."""
 
     def __str__(self) -> str:
-        values = ", ".join(f"{key}: {value!r}" for key, value in self.data_id.items())
-        return f"{self.task_label}{{{values}}}"
+        return describe(self.task_label, self.data_id)
 
 
 @dataclass(frozen=True, slots=True)

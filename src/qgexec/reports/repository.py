@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qgexec.quantum import DataIdValue
+from qgexec.quantum import DataIdValue, describe
 from qgexec.reports.failures import normalise
 from qgexec.reports.fold import TaskReport, caveat_names, total_of
 from qgexec.reports.measured import Spread
@@ -105,8 +105,7 @@ class Trouble:
     """All errors in the logs, and all other reasons."""
 
     def __str__(self) -> str:
-        values = ", ".join(f"{key}: {value!r}" for key, value in self.data_id.items())
-        return f"{self.name}{{{values}}}"
+        return describe(self.name, self.data_id)
 
 
 @dataclass(frozen=True, slots=True)

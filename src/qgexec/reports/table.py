@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Column", "fit", "render", "render_parts"]
+__all__ = ["Column", "fit", "render", "render_parts", "wrapped"]
 
 _GAP = "  "
 _NARROWEST = 8
@@ -78,3 +79,14 @@ def _set(cell: str, width: int, column: Column) -> str:
 def fit(text: str, width: int) -> str:
     """Return the text, its end replaced by an ellipsis where it is longer than ``width`` characters."""
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def wrapped(text: str, width: int, *, hanging: int) -> list[str]:
+    """Return the lines of a paragraph, those after the first indented; only words may be wider."""
+    return textwrap.wrap(
+        text,
+        max(30, width),
+        subsequent_indent=" " * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -15,7 +15,7 @@ from qgexec.events import COLLECTING, RunStarted
 from qgexec.plaintext import printable
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum
 from qgexec.reports.report import RunReport, RunState
-from qgexec.reports.table import Column, fit, render, render_parts
+from qgexec.reports.table import Column, fit, render, render_parts, wrapped
 from qgexec.reports.tasktables import caveat_lines, task_columns, use_lines
 from qgexec.scheduling.policy import INVALID_QUANTUM_EXIT_CODE, Cause
 from qgexec.scheduling.states import State
@@ -25,6 +25,9 @@ __all__ = ["format_report", "format_status", "trouble_lines"]
 _SHOWN_PER_CAUSE = 10
 _SHOWN_CAUSES = 20
 _SHOWN_RUNNING = 5
+
+_HEAD = 15
+"""Where what the lines of the head say begins."""
 
 
 def format_report(report: RunReport, *, width: int = 100, brief: bool = False) -> str:
@@ -80,7 +83,7 @@ def format_status(report: RunReport, *, width: int = 100, now: float | None = No
         if number
     ]
     now = time.time() if now is None else now
-    progress = textwrap.wrap(f"Progress       {', '.join(words)}", max(30, width), subsequent_indent=" " * 15)
+    progress = wrapped(f"Progress       {', '.join(words)}", width, hanging=_HEAD)
     lines = [*_head(report, width), *progress]
     if report.last_event_at is not None:
         ago = max(0.0, now - report.last_event_at)
@@ -109,13 +112,7 @@ def _head(report: RunReport, width: int) -> list[str]:
     if (submitted := report.submitted) is not None:
         ids = "; ".join(f"{key} {_listed(value)}" for key, value in (submitted.ticket or {}).items())
         where = f"{submitted.model}, {submitted.n_jobs} jobs as {submitted.name}{f' ({ids})' if ids else ''}"
-        lines += textwrap.wrap(
-            f"Submitted to   {printable(where)}",
-            max(30, width),
-            subsequent_indent=" " * 15,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        lines += wrapped(f"Submitted to   {printable(where)}", width, hanging=_HEAD)
     wall, inside = duration_text(report.wall_s), duration_text(report.total.quantum_s)
     useful, wasted = duration_text(report.total.useful_cpu_s), duration_text(report.total.wasted_cpu_s)
     return [
@@ -226,13 +223,7 @@ def _group_lines(report: RunReport, number: int, group: FailureGroup, width: int
     blocked = f", blocks {group.n_blocked}," if group.n_blocked else ""
     place = f" at {last.where}" if last.where else ""
     title = f"{number}. {len(group.quanta)} x {_kind_in_words(last)}{blocked}{place}".rstrip(",")
-    yield from textwrap.wrap(
-        printable(title),
-        max(20, width),
-        subsequent_indent=" " * 5,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    yield from wrapped(printable(title), width, hanging=5)
     for line in printable(last.message).splitlines():
         yield from _wrapped(line, width)
     if traceback := report.traceback(last):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lsst.daf.butler import Butler, CollectionType, MissingCollectionError
+from lsst.daf.butler import Butler, CollectionType
 from sqlalchemy.exc import SQLAlchemyError
 
 from qgexec.errors import CollectionError, RepositoryError
+from qgexec.rubin.collections import collection_type, parents_of
 from qgexec.rubin.repository import open_butler, require_writeable
 
 __all__ = ["Removal", "find_cleanup", "find_purge", "remove"]
@@ -53,7 +54,7 @@ def find_purge(repository: str | Butler, collection: str, *, recursive: bool = F
     """
     with open_butler(repository) as butler:
         _require_chain(butler, collection)
-        if parents := _parents(butler, collection):
+        if parents := parents_of(butler, collection):
             raise CollectionError(
                 f"{collection!r} is a member of {', '.join(sorted(parents))}, and cannot be purged",
                 hint="Take it out of there first: butler collection-chain --mode remove.",
@@ -102,7 +103,7 @@ def find_cleanup(repository: str | Butler, collection: str) -> Removal:
         below = [name for name in butler.collections.query(f"{collection}/*") if name not in kept]
         types = {name: butler.collections.get_info(name).type for name in below}
         for name in below:
-            if others := _parents(butler, name) - set(below):
+            if others := parents_of(butler, name) - set(below):
                 raise CollectionError(
                     f"{name!r} is not in {collection!r}, but in {', '.join(sorted(others))}",
                     hint="Take it out of there first: butler collection-chain --mode remove.",
@@ -141,12 +142,11 @@ def remove(repository: str | Butler, removal: Removal) -> None:
 
 
 def _require_chain(butler: Butler, collection: str) -> None:
-    try:
-        kind = butler.collections.get_info(collection).type
-    except MissingCollectionError:
+    kind = collection_type(butler, collection)
+    if kind is None:
         raise CollectionError(
             f"the repository has no collection {collection!r}", hint="Check its name, and -b."
-        ) from None
+        )
     if kind is not CollectionType.CHAINED:
         raise CollectionError(
             f"{collection!r} is a {kind.name} collection, not CHAINED",
@@ -155,22 +155,18 @@ def _require_chain(butler: Butler, collection: str) -> None:
 
 
 def _require_only_parent(butler: Butler, member: str, chain: str) -> None:
-    if others := _parents(butler, member) - {chain}:
+    if others := parents_of(butler, member) - {chain}:
         raise CollectionError(
             f"{member!r} is also a member of {', '.join(sorted(others))}, and cannot be removed",
             hint="Take it out of there first: butler collection-chain --mode remove.",
         )
 
 
-def _parents(butler: Butler, name: str) -> set[str]:
-    return set(butler.collections.get_info(name, include_parents=True).parents or ())
-
-
 def _ancestors(butler: Butler, name: str) -> set[str]:
     found: set[str] = set()
     todo = [name]
     while todo:
-        new = _parents(butler, todo.pop()) - found
+        new = parents_of(butler, todo.pop()) - found
         found |= new
         todo += new
     return found

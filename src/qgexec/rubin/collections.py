@@ -16,7 +16,14 @@ from lsst.pipe.base.pipeline_graph import NodeType, PipelineGraph
 
 from qgexec.errors import CollectionError
 
-__all__ = ["Replacement", "RunCollections", "prune_replaced", "resolve_collections"]
+__all__ = [
+    "Replacement",
+    "RunCollections",
+    "collection_type",
+    "parents_of",
+    "prune_replaced",
+    "resolve_collections",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +104,7 @@ def prune_replaced(butler: Butler, replaced: str, prune: str | None, pipeline: P
     pipeline
         Tells what is written by quanta.
     """
-    if prune is None or _type(butler, replaced) is None:
+    if prune is None or collection_type(butler, replaced) is None:
         return
     if prune == "purge":
         butler.removeRuns([replaced])
@@ -160,7 +167,7 @@ def resolve_collections(
             f"{run!r} cannot be the output RUN and the output CHAINED collection",
             hint="Give them different names.",
         )
-    run_type = _type(butler, run)
+    run_type = collection_type(butler, run)
     if run_type not in (None, CollectionType.RUN):
         raise CollectionError(
             f"the output RUN {run!r} exists as a {run_type.name} collection",
@@ -223,7 +230,7 @@ def _replaced(
             hint="Leave --replace-run out for the first run; name the output collection with -o.",
         )
     first = chain[0]
-    kind = _type(butler, first)
+    kind = collection_type(butler, first)
     if kind is not CollectionType.RUN:
         raise CollectionError(
             f"{first!r}, the first of {output!r}, is no RUN and cannot be replaced",
@@ -234,7 +241,7 @@ def _replaced(
             f"{first!r}, the first of {output!r}, is one of the inputs and cannot be replaced",
             hint="Leave --replace-run out for the first run.",
         )
-    parents = set(butler.collections.get_info(first, include_parents=True).parents or ()) - {output}
+    parents = parents_of(butler, first) - {output}
     if replacement.prune == "purge" and parents:
         raise CollectionError(
             f"the RUN {first!r} cannot be purged: it is also in {', '.join(sorted(parents))}",
@@ -254,16 +261,22 @@ def _rebased(output: str, chain: tuple[str, ...], inputs: tuple[str, ...], run: 
     return tuple(dict.fromkeys([*own, *inputs, *chain]))
 
 
-def _type(butler: Butler, name: str) -> CollectionType | None:
+def collection_type(butler: Butler, name: str) -> CollectionType | None:
+    """Return the type of a collection; `None` where there is none of this name."""
     try:
         return butler.collections.get_info(name).type
     except MissingCollectionError:
         return None
 
 
+def parents_of(butler: Butler, name: str) -> set[str]:
+    """Return the CHAINED collections that a collection is a member of."""
+    return set(butler.collections.get_info(name, include_parents=True).parents or ())
+
+
 def _members(butler: Butler, output: str) -> tuple[str, ...] | None:
     """Return the members of a CHAINED collection; `None` where it does not exist."""
-    existing = _type(butler, output)
+    existing = collection_type(butler, output)
     if existing is None:
         return None
     if existing is not CollectionType.CHAINED:
@@ -297,7 +310,7 @@ def _flatten(butler: Butler, names: Sequence[str]) -> tuple[str, ...]:
     try:
         return tuple(butler.collections.query(list(names), flatten_chains=True)) if names else ()
     except MissingCollectionError:
-        missing = [repr(name) for name in names if _type(butler, name) is None]
+        missing = [repr(name) for name in names if collection_type(butler, name) is None]
         raise CollectionError(
             f"the repository has no input collection {', '.join(missing or names)}",
             hint="Check -i, and that this is the repository that the graph was built from.",

@@ -15,6 +15,7 @@ from lsst.daf.butler import Butler, ButlerUserError, MissingCollectionError, Mis
 
 from qgexec.errors import RepositoryError, UsageError
 from qgexec.quantum import DataIdValue
+from qgexec.rubin.existing import existing_data_ids
 from qgexec.rubin.graphoutputs import GraphOutputs, read_graph_outputs
 from qgexec.rubin.leftbehind import LeftBehind
 from qgexec.rubin.repository import open_butler
@@ -120,19 +121,8 @@ def examine(repository: str, graphs: Sequence[str], options: ExamineOptions | No
 
 
 def _existing(butler: Butler, graph: GraphOutputs) -> Mapping[str, AbstractSet[tuple[DataIdValue, ...]]]:
-    """Return, by dataset type, the required data-ID values of what the registry has in the graph's RUN."""
     names = {output.dataset_type for outputs in graph.outputs for output in outputs}
-    found: dict[str, set[tuple[DataIdValue, ...]]] = {}
-    with butler.query() as query:
-        for name in sorted(names):
-            try:
-                dimensions = butler.get_dataset_type(name).dimensions
-                # Data IDs alone: references to datasets take twice as long to make.
-                rows = query.join_dataset_search(name, [graph.output_run]).data_ids(dimensions)
-                found[name] = {data_id.required_values for data_id in rows}
-            except (MissingDatasetTypeError, MissingCollectionError):
-                continue  # nothing of it was ever written
-    return found
+    return existing_data_ids(butler, names, graph.output_run)
 
 
 def _read(

@@ -1,13 +1,17 @@
-"""Owns how an object that adds ordering to a graph is made from its name; changes no graph."""
+"""Owns how an object that adds ordering to a graph is made from its name, and asked; changes no graph."""
 
 from __future__ import annotations
+
+import uuid
+from pathlib import Path
 
 from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
 from lsst.utils import doImport
 
 from qgexec.errors import UsageError
+from qgexec.rubin.graphfile import open_graph
 
-__all__ = ["make_fixup"]
+__all__ = ["fixup_edges", "make_fixup"]
 
 
 def make_fixup(name: str | ExecutionGraphFixup | None) -> ExecutionGraphFixup | None:
@@ -40,3 +44,36 @@ def make_fixup(name: str | ExecutionGraphFixup | None) -> ExecutionGraphFixup | 
     if not isinstance(made, ExecutionGraphFixup):
         raise UsageError(f"--graph-fixup {name} makes a {type(made).__name__}, not an ExecutionGraphFixup.")
     return made
+
+
+def fixup_edges(fixup: ExecutionGraphFixup, path: Path) -> list[tuple[uuid.UUID, uuid.UUID]]:
+    """Ask a fixup of the client's which quanta must wait for which others besides.
+
+    Parameters
+    ----------
+    fixup
+        Upstream's hook: `fixup_graph` is called, or, where that is not
+        implemented, the older `fixupQuanta` (which needs the whole graph in memory).
+    path
+        The ``.qg`` file.
+
+    Returns
+    -------
+    edges
+        Pairs of a quantum and one that must wait for it, without those that
+        the graph has already.
+    """
+    with open_graph(path) as reader:
+        reader.read_thin_graph()
+        graph = reader.components.assemble()
+        known = set(graph.quantum_only_xgraph.edges)
+        changed = graph.quantum_only_xgraph.copy()
+        try:
+            fixup.fixup_graph(changed, graph.quanta_by_task)
+        except NotImplementedError:
+            reader.read_all()
+            old = fixup.fixupQuanta(reader.components.assemble().to_old_quantum_graph())
+            edges = {(first.nodeId, second.nodeId) for first, second in old.graph.edges}
+        else:
+            edges = set(changed.edges)
+    return sorted(edges - known)

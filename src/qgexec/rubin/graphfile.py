@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from lsst.daf.butler import Butler, Quantum
 from lsst.pipe.base import BuildId, QuantumGraph
-from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
 from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskImportMode, TaskNode
 from lsst.pipe.base.quantum_graph import (
     PredictedInitQuantaModel,
@@ -38,7 +37,6 @@ from qgexec.scheduling.plan import Plan, find_quanta
 __all__ = [
     "GraphFile",
     "GraphSource",
-    "fixup_edges",
     "open_graph",
     "peek_graph",
     "prepare_graph",
@@ -463,39 +461,6 @@ class GraphSource:
         """Close the file; it is opened again when asked for another quantum."""
         if (file := self.__dict__.pop("_file", None)) is not None:
             file.close()
-
-
-def fixup_edges(fixup: ExecutionGraphFixup, path: Path) -> list[tuple[uuid.UUID, uuid.UUID]]:
-    """Ask a fixup of the client's which quanta must wait for which others besides.
-
-    Parameters
-    ----------
-    fixup
-        Upstream's hook: `fixup_graph` is called, or, where that is not
-        implemented, the older `fixupQuanta` (which needs the whole graph in memory).
-    path
-        The ``.qg`` file.
-
-    Returns
-    -------
-    edges
-        Pairs of a quantum and one that must wait for it, without those that
-        the graph has already.
-    """
-    with open_graph(path) as reader:
-        reader.read_thin_graph()
-        graph = reader.components.assemble()
-        known = set(graph.quantum_only_xgraph.edges)
-        changed = graph.quantum_only_xgraph.copy()
-        try:
-            fixup.fixup_graph(changed, graph.quanta_by_task)
-        except NotImplementedError:
-            reader.read_all()
-            old = fixup.fixupQuanta(reader.components.assemble().to_old_quantum_graph())
-            edges = {(first.nodeId, second.nodeId) for first, second in old.graph.edges}
-        else:
-            edges = set(changed.edges)
-    return sorted(edges - known)
 
 
 def serial_labels(pipeline_graph: PipelineGraph) -> frozenset[str]:

@@ -55,8 +55,6 @@ class GraphOutputs:
     """Its quanta."""
     output_run: str
     """The RUN that they write."""
-    output: str | None
-    """The CHAINED collection that holds it, where there is one."""
     pipeline_graph: PipelineGraph
     """Its tasks and dataset types; task classes are not imported."""
     outputs: Sequence[Sequence[Output]]
@@ -138,7 +136,6 @@ def read_graph_outputs(graph: str) -> GraphOutputs:
             built_at=header.timestamp.timestamp(),
             plan=plan,
             output_run=header.output_run,
-            output=header.output or None,
             pipeline_graph=pipeline_graph,
             outputs=_read_outputs(path, plan, pipeline_graph),
             metadata_types={label: node.metadata_output.dataset_type_name for label, node in tasks.items()},

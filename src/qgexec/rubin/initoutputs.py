@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,13 @@ from lsst.pipe.base.quantum_graph import (
 from lsst.utils.packages import Packages
 
 from qgexec.errors import InitOutputsError
+from qgexec.plaintext import few
 from qgexec.rubin.compat import datastore_of
 from qgexec.rubin.datastores import remove_files
 from qgexec.rubin.graphfile import GraphFile
 from qgexec.rubin.qgfile import QgFile
 
 __all__ = ["InitOutputs", "describe_changes", "plan_init_outputs"]
-
-_MOST_DIFFERENCES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +179,7 @@ def _compare_configs(label: str, config: PipelineTaskConfig, existing: PipelineT
     compare: Callable[..., bool] = config.compare
     if not compare(existing, shortcut=False, output=differences.append):
         raise InitOutputsError(
-            f"the config of task {label!r} is not the one in the output RUN: {_few(differences)}",
+            f"the config of task {label!r} is not the one in the output RUN: {few(differences, '; ')}",
             hint="In one RUN configs must agree: build the graph for another one, or with that config.",
         )
 
@@ -189,7 +188,7 @@ def _compare_packages(packages: Packages, existing: Packages) -> bool:
     """Return whether there are packages now that were not there before; versions must agree."""
     if changes := describe_changes(packages, existing):
         raise InitOutputsError(
-            f"package versions are not those in the output RUN: {_few(changes)}",
+            f"package versions are not those in the output RUN: {few(changes, '; ')}",
             hint="Use the versions that the RUN began with, or another output RUN; --no-versions ignores it.",
         )
     return bool(packages.keys() - existing.keys())
@@ -199,9 +198,3 @@ def describe_changes(now: Packages, before: Packages) -> tuple[str, ...]:
     """Return which packages have another version than before, such as ``numpy 2.4.0, was 2.3.1``, by name."""
     different = now.difference(before)
     return tuple(f"{name} {new}, was {old}" for name, (new, old) in sorted(different.items()))
-
-
-def _few(items: Sequence[str]) -> str:
-    more = len(items) - _MOST_DIFFERENCES_SHOWN
-    shown = "; ".join(items[:_MOST_DIFFERENCES_SHOWN])
-    return f"{shown}; and {more} more" if more > 0 else shown

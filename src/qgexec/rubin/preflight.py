@@ -16,18 +16,17 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from qgexec.config.units import size_text
 from qgexec.errors import GraphError, QgexecError, RepositoryError
+from qgexec.plaintext import few
 from qgexec.rubin.collections import RunCollections
 from qgexec.rubin.graphfile import GraphFile, peek_graph, prepare_graph
 from qgexec.rubin.initoutputs import plan_init_outputs
 from qgexec.rubin.preexec import Preparation, missing_dataset_types, run_collections
-from qgexec.rubin.repository import open_butler, require_writeable
+from qgexec.rubin.repository import nearest_existing, open_butler, require_writeable
 
 __all__ = ["Check", "Preflight", "preflight"]
 
 _BOOKS_BYTES = 4096
 """What the run directory takes for each quantum, more or less; see ``docs/benchmarks.md``."""
-
-_SHOWN = 6
 
 _Found = TypeVar("_Found")
 
@@ -170,8 +169,7 @@ def _collections_words(collections: RunCollections) -> str:
 def _types_words(missing: list[str]) -> str:
     if not missing:
         return "all are registered"
-    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    return f"to be registered: {', '.join(sorted(missing)[:_SHOWN])}{more}"
+    return f"to be registered: {few(sorted(missing))}"
 
 
 def _init_words(n_datasets: int) -> str:
@@ -191,8 +189,7 @@ def _free(path: Path, needed_bytes: int) -> tuple[Path, int]:
     qgexec.errors.RepositoryError
         It is less than needed.
     """
-    place = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    free_bytes = shutil.disk_usage(place).free
+    free_bytes = shutil.disk_usage(nearest_existing(path.absolute())).free
     if free_bytes < needed_bytes:
         raise RepositoryError(
             f"{path} has {size_text(free_bytes)} left, and about {size_text(needed_bytes)} are needed",

@@ -13,7 +13,7 @@ from lsst.resources import ResourcePath, ResourcePathExpression
 from qgexec.errors import RepositoryError
 from qgexec.rubin.compat import butler_config, registry_file
 
-__all__ = ["locate", "open_butler", "repository_uri", "require_writeable"]
+__all__ = ["locate", "nearest_existing", "open_butler", "repository_uri", "require_writeable"]
 
 
 @contextmanager
@@ -84,14 +84,14 @@ def require_writeable(butler: Butler) -> None:
     roots = [root for root in butler.get_datastore_roots().values() if root is not None]
     # Of a chain of datastores some may be there to be read only: one that can be written is enough.
     writeable = [
-        root for root in roots if not root.isLocal or os.access(_existing(Path(root.ospath)), os.W_OK)
+        root for root in roots if not root.isLocal or os.access(nearest_existing(Path(root.ospath)), os.W_OK)
     ]
     paths = [] if writeable else [Path(root.ospath) for root in roots]
     database = registry_file(butler)
     if database is not None:
         # SQLite writes its journal beside the database.
         paths += [database, database.parent]
-    refused = [path for path in paths if not os.access(_existing(path), os.W_OK)]
+    refused = [path for path in paths if not os.access(nearest_existing(path), os.W_OK)]
     if refused:
         raise RepositoryError(
             f"the repository is read-only: {refused[0]} cannot be written",
@@ -99,7 +99,7 @@ def require_writeable(butler: Butler) -> None:
         )
 
 
-def _existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """Return the path, or the first folder above it that exists: a root is made when it is first used."""
     return next(place for place in (path, *path.parents) if place.exists())
 

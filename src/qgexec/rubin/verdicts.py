@@ -15,7 +15,7 @@ They are those of `lsst.pipe.base.quantum_provenance_graph`, which ``pipetask re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
@@ -309,10 +309,6 @@ class Verdicts:
         for quantum in self.quanta.values():
             found.setdefault(quantum.label, []).append(quantum)
         return found
-
-    def of_word(self, word: LastWord) -> Iterator[QuantumFound]:
-        """Yield the quanta of which this holds."""
-        return (quantum for quantum in self.quanta.values() if quantum.word is word)
 
 
 def _update(quantum: QuantumFound, run: str, word: RunWord) -> None:

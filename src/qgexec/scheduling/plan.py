@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qgexec.errors import GraphError
-from qgexec.quantum import DataIdValue, QuantumNode, QuantumSource
+from qgexec.quantum import DataIdValue, QuantumNode, QuantumSource, describe
 from qgexec.scheduling.dataids import DataIds
 from qgexec.scheduling.topology import (
     Edges,
@@ -150,11 +150,11 @@ class Plan:
         if len(order) < len(codes):
             names = tuple(labels.items())
 
-            def describe(position: int) -> str:
+            def describe_at(position: int) -> str:
                 label, dimensions = names[codes[position]]
-                return _describe(label, dict(zip(dimensions, data_ids[position], strict=True)))
+                return describe(label, dict(zip(dimensions, data_ids[position], strict=True)))
 
-            raise _cycle_error([describe(position) for position in find_cycle(order, edges)])
+            raise _cycle_error([describe_at(position) for position in find_cycle(order, edges)])
         rank = np.empty(len(order), dtype=np.int64)
         rank[order] = np.arange(len(order))
         ids = np.frombuffer(quantum_ids, dtype=np.uint8).reshape(-1, 16)[order].tobytes()
@@ -274,7 +274,7 @@ class Plan:
 
     def describe(self, index: int) -> str:
         """Return a quantum's task label and data ID as one reads them in messages."""
-        return _describe(self.label(index), self.data_id(index))
+        return describe(self.label(index), self.data_id(index))
 
     def with_source(self, source: QuantumSource) -> Plan:
         """Return the same plan, sharing its memory, whose nodes read their quanta from ``source``."""
@@ -465,10 +465,6 @@ def _cycle_error(names: list[str]) -> GraphError:
         f"quanta wait for one another in a circle: {' -> '.join(shown)}",
         hint="Build the graph again, or leave out the extra ordering that was asked for.",
     )
-
-
-def _describe(label: str, data_id: Mapping[str, DataIdValue]) -> str:
-    return f"{label}{{{', '.join(f'{key}: {value!r}' for key, value in data_id.items())}}}"
 
 
 def _read_header(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
