@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .repositories import DEMO
 from .tasks import Mood
 
 __all__ = ["CASES", "Case", "Step"]
@@ -105,6 +106,11 @@ CASES = (
         succeeded={"measure": 6, "digest": 6},
         repository="changed registry",
         same_formats=False,
+    ),
+    Case(
+        "the demo, real images reduced by real tasks",
+        succeeded={"isr": 4, "calibrate": 4, "coadd": 8, "catalogue": 1, "quality": 1},
+        repository=DEMO,
     ),
     Case("PostgreSQL", (BROKEN, Step(options=REPAIR)), repository="PostgreSQL"),
     moody(

@@ -8,12 +8,18 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN
+from lsst.pipe.base.quantum_provenance_graph import Summary
+from repos import OUTPUT, OUTPUT_RUN
+
+from qgexec.reports.fold import TaskReport
+from qgexec.reports.repository import ReadCaveats, RepositoryReport
+from qgexec.reports.several import read_several
 
 from .cases import Case, Step
 from .commands import Command, Forks, start_program
 from .dumps import Dump, dump
-from .repositories import REPOSITORIES, Template, make_template
+from .reports import ours, theirs
+from .repositories import ON_SERVER, Template, make_template
 from .tasks import environment
 
 SIDES = {
@@ -40,7 +46,7 @@ def templates(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
     @cache
     def get(name: str) -> Template:
-        server = request.getfixturevalue("postgres_server") if REPOSITORIES[name].server else None
+        server = request.getfixturevalue("postgres_server") if name in ON_SERVER else None
         return make_template(name, tmp_path_factory.mktemp(name.replace(" ", "_")), server)
 
     return get
@@ -59,6 +65,15 @@ class Left:
     printed: str
     """By all steps."""
 
+    summary: Summary
+    """What `pipetask report` says of the repository."""
+
+    report: RepositoryReport
+    """What `qgexec report` says of the repository."""
+
+    tasks: dict[str, TaskReport]
+    """What `qgexec report` says of the run directories; empty for pipetask."""
+
 
 @pytest.fixture(scope="module")
 def left(
@@ -75,23 +90,36 @@ def left(
     start = start_program if case.programs else forks.start
     codes: dict[str, list[int]] = {side: [] for side in SIDES}
     for number, step in enumerate(case.steps):
-        make = partial(_command, case, step, number, template.graph(case.graph))
+        make = partial(_command, case, step, number, template)
         running = {side: start(make(side, folders[side], roots[side])) for side in SIDES}
         for side, command in running.items():
             codes[side].append(command.wait())
     return {
-        side: Left(tuple(codes[side]), dump(roots[side]), (folders[side] / "log").read_text())
+        side: _left(tuple(codes[side]), folders[side], roots[side], template.graph(case.graph))
         for side in SIDES
     }
 
 
+def _left(codes: tuple[int, ...], folder: Path, root: Path, graph: Path) -> Left:
+    run_dirs = sorted(folder.glob("run[0-9]"))
+    tasks = read_several(run_dirs).tasks if run_dirs else ()
+    return Left(
+        codes,
+        dump(root),
+        (folder / "log").read_text(),
+        theirs(root, [graph], read_caveats=ReadCaveats.EXHAUSTIVE.value),
+        ours(root, [graph], read_caveats=ReadCaveats.EXHAUSTIVE),
+        {task.label: task for task in tasks},
+    )
+
+
 def _command(
-    case: Case, step: Step, number: int, graph: Path, side: str, folder: Path, root: Path
+    case: Case, step: Step, number: int, template: Template, side: str, folder: Path, root: Path
 ) -> Command:
     program, *processes = SIDES["pipetask" if step.by_pipetask else side]
-    arguments = ["run", "-b", str(root), "-g", str(graph), *processes, *step.options]
+    arguments = ["run", "-b", str(root), "-g", str(template.graph(case.graph)), *processes, *step.options]
     if program == "pipetask" or not case.collections_from_graph:
-        arguments += ["-i", INPUT_CHAIN, "-o", OUTPUT, "--output-run", OUTPUT_RUN]
+        arguments += ["-i", template.inputs, "-o", OUTPUT, "--output-run", OUTPUT_RUN]
     if program == "qgexec" and "--init-only" not in step.options:
         arguments += ["--run-dir", str(folder / f"run{number}")]
     return Command(program, arguments, folder, folder / "log", environment(step.moods))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from astropy.table import Table
 from lsst.daf.butler import Butler, ButlerLogRecords, DatasetRef
 from lsst.daf.butler.tests import MetricsExample
 from lsst.pex.config import Config
@@ -134,7 +138,8 @@ def _dataset(butler: Butler, ref: DatasetRef) -> dict[str, Any]:
     try:
         obj = butler.get(ref)
     except Exception as error:  # noqa: BLE001  what cannot be read is what is looked for
-        content: object = f"cannot be read: {type(error).__name__}: {error}"
+        # As plots, which are only ever written.
+        content: object = {"cannot be read": type(error).__name__, "SHA-256": _digests(butler, ref)}
         obj = None
     else:
         content = _stable(obj)
@@ -147,6 +152,15 @@ def _dataset(butler: Butler, ref: DatasetRef) -> dict[str, Any]:
         "content": content,
         "records": _records(butler, ref, same_bytes=same_bytes),
     }
+
+
+def _digests(butler: Butler, ref: DatasetRef) -> dict[str, str]:
+    """Return the digest of each file of a dataset by component, which is empty for the whole."""
+    if not butler.stored(ref):
+        return {}
+    uris = butler.getURIs(ref)
+    files = {**uris.componentURIs, **({"": uris.primaryURI} if uris.primaryURI else {})}
+    return {component: sha256(uri.read()).hexdigest() for component, uri in files.items()}
 
 
 def _records(butler: Butler, ref: DatasetRef, *, same_bytes: bool) -> dict[str, Any]:
@@ -180,6 +194,12 @@ def _stable(obj: Any) -> Any:
             return obj.toDict()
         case MetricsExample():
             return obj.exportAsDict()
+        case np.ndarray():
+            return {"shape": obj.shape, "type": str(obj.dtype), "SHA-256": sha256(obj.tobytes()).hexdigest()}
+        case Table():
+            return {name: _stable(np.asarray(obj[name])) for name in obj.colnames}
+        case _ if is_dataclass(obj):
+            return {field.name: _stable(getattr(obj, field.name)) for field in fields(obj)}
         case _:
             return obj
 

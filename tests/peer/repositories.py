@@ -11,13 +11,16 @@ from typing import Any
 from composites import CACHED, chained
 from lsst.daf.butler import Butler, CollectionType, Config, DatasetType, Timespan
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
+from lsst.pipe.base.pipeline import Pipeline
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN, connection, open_repository
+
+from qgexec.demo import make_repository
 
 from .postgres import PostgresServer
 from .tasks import DigestConfig, DigestTask, MeasureConfig, MeasureTask, MoodyTask
 
-__all__ = ["REPOSITORIES", "Template", "make_template"]
+__all__ = ["DEMO", "ON_SERVER", "REPOSITORIES", "Template", "make_template"]
 
 _WHERE = "instrument = 'Cam1' AND detector IN (1, 2, 3)"
 _DETECTOR = ["visit", "detector"]
@@ -63,6 +66,9 @@ class Template:
 
     database: str = ""
     """Its name on that server."""
+
+    inputs: str = INPUT_CHAIN
+    """The collection that holds all that a graph starts from."""
 
     def graph(self, name: str) -> Path:
         """Return a graph file: ``graph.qg``, ``bare.qg`` (no datastore records) or ``old.qgraph``."""
@@ -166,7 +172,6 @@ def _change_registry(butler: Butler) -> None:
 class _Kind:
     fill: Callable[[DirectButlerRepo], None]
     config: str = ""
-    server: bool = False
     afterwards: Callable[[Butler], None] | None = None
     """Done when the graph has been saved; then all other dataset types are registered, too."""
 
@@ -177,9 +182,15 @@ REPOSITORIES = {
     "cached datastore": _Kind(_fill_standard, CACHED),
     "storage classes": _Kind(_fill_storage_classes, STORAGE_CLASSES),
     "changed registry": _Kind(_fill_storage_classes, STORAGE_CLASSES, afterwards=_change_registry),
-    "PostgreSQL": _Kind(_fill_standard, server=True),
+    "PostgreSQL": _Kind(_fill_standard),
 }
-"""What there is to copy, by name."""
+"""What there is to copy, by name; beside `DEMO`."""
+
+DEMO = "demo"
+"""The simulated survey."""
+
+ON_SERVER = frozenset({"PostgreSQL"})
+"""Those whose registry's database is on a server."""
 
 
 def make_template(name: str, folder: Path, server: PostgresServer | None) -> Template:
@@ -188,17 +199,18 @@ def make_template(name: str, folder: Path, server: PostgresServer | None) -> Tem
     Parameters
     ----------
     name
-        Key of `REPOSITORIES`.
+        Key of `REPOSITORIES`, or `DEMO`.
     folder
         Where; empty.
     server
         Where its database is to be, if it is to be on a server.
     """
+    if name == DEMO:
+        return _make_demo(folder)
     kind = REPOSITORIES[name]
     config: Any = Config.fromString(kind.config) if kind.config else Config()
     template = Template(folder)
-    if kind.server:
-        assert server is not None
+    if server is not None:
         template = Template(folder, server, server.make_database())
         config["registry", "db"] = server.url(template.database)
     with open_repository(folder / "repo", config=config) as repo:
@@ -208,6 +220,22 @@ def make_template(name: str, folder: Path, server: PostgresServer | None) -> Tem
             repo.pipeline_graph.register_dataset_types(repo.butler)
             kind.afterwards(repo.butler)
     return template
+
+
+def _make_demo(folder: Path) -> Template:
+    """Simulate the smallest survey of which there is something to add up: a minute of real work."""
+    demo = make_repository(folder / "repo", visits_per_band=2, n_detectors=1)
+    with Butler.from_config(str(demo.root)) as butler:
+        builder = AllDimensionsQuantumGraphBuilder(
+            Pipeline.fromFile(str(demo.pipeline)).to_graph(),
+            butler,
+            where=demo.data_query,
+            input_collections=[demo.input_collection],
+            output_run=OUTPUT_RUN,
+        )
+        components = builder.finish(output=OUTPUT, attach_datastore_records=True)
+        components.write(str(folder / "graph.qg"))
+    return Template(folder, inputs=demo.input_collection)
 
 
 def _save_graphs(repo: DirectButlerRepo, folder: Path) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from lsst.daf.butler import Butler, CollectionType
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
-from lsst.pipe.base.quantum_provenance_graph import QuantumProvenanceGraph, Summary
+from lsst.pipe.base.quantum_provenance_graph import Summary
 from repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN
 
 from qgexec.cli.report import report
 from qgexec.reports.aggregated import aggregate_reports
-from qgexec.reports.repository import ExamineOptions, ReadCaveats, RepositoryReport, report_repository
+from qgexec.reports.repository import ReadCaveats, RepositoryReport
 from qgexec.reports.repositorytext import format_repository
 from qgexec.rubin.graphfile import open_graph
 from tests.reportschema import assert_valid
@@ -26,6 +26,7 @@ from tests.reportschema import assert_valid
 from .cases import ONE, OTHER
 from .commands import Command, Forks
 from .conftest import Templates
+from .reports import as_summary, in_order, ours, theirs
 from .tasks import Mood, environment
 
 SECOND_RUN = "u/someone/out/second"
@@ -107,24 +108,9 @@ def _build_second(root: Path, first: Path, path: Path) -> None:
         builder.finish(output=OUTPUT, attach_datastore_records=True).write(str(path))
 
 
-def theirs(root: Path, graphs: Iterable[Path], **options: Any) -> Summary:
-    """Return what ``pipetask report`` says."""
-    with Butler.from_config(str(root)) as butler:
-        found = QuantumProvenanceGraph(butler, [str(graph) for graph in graphs], **options)
-        return found.to_summary(butler)
-
-
-def ours(root: Path, graphs: Iterable[Path], **options: Any) -> RepositoryReport:
-    """Return what ``qgexec report`` says."""
-    return report_repository(str(root), [str(graph) for graph in graphs], ExamineOptions(**options))
-
-
 def assert_same(found: RepositoryReport, expected: Summary, folder: Path) -> None:
     """All counts, caveats, data IDs, log messages and exceptions; sentences about the wonky are our own."""
-    file = folder / "summary.json"
-    found.write_summary(file)
-    written = json.loads(file.read_text())
-    assert _sorted(written) == _sorted(json.loads(expected.model_dump_json()))
+    assert in_order(as_summary(found, folder)) == in_order(json.loads(expected.model_dump_json()))
     assert {task.label: (task.n_quanta, task.succeeded, task.failed) for task in found.tasks} == {
         label: (task.n_expected, task.n_successful, task.n_failed) for label, task in expected.tasks.items()
     }
@@ -136,17 +122,6 @@ def assert_same(found: RepositoryReport, expected: Summary, folder: Path) -> Non
         name: (each.n_visible, each.n_shadowed, each.n_predicted_only, each.n_cursed)
         for name, each in expected.datasets.items()
     }
-
-
-def _sorted(value: Any) -> Any:
-    """Return JSON without the order of its lists, which is a set's, and without sentences about oddities."""
-    if isinstance(value, dict):
-        for key in ("wonky_quanta", "cursed_datasets"):
-            assert all(item.pop("messages") for item in value.get(key, ()))
-        return {key: _sorted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return sorted(map(_sorted, value), key=lambda item: json.dumps(item, sort_keys=True))
-    return value
 
 
 @pytest.mark.parametrize("read_caveats", list(ReadCaveats))
@@ -275,7 +250,7 @@ def test_the_commands(executed: Executed, forks: Forks, tmp_path: Path) -> None:
         report.main([*given, "--full-output-filename", str(files["qgexec"])], standalone_mode=False)
     assert end.value.code == 1
     assert pipetask.wait() == 0, log.read_text()
-    first, second = (_sorted(json.loads(file.read_text())) for file in files.values())
+    first, second = (in_order(json.loads(file.read_text())) for file in files.values())
     assert first == second
     told = [aggregate_reports([file]) for file in files.values()]
     assert_valid(told[0].to_json())
