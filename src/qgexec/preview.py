@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,9 +19,10 @@ from qgexec.config.runoptions import RunOptions
 from qgexec.errors import GraphError, QgexecError
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel
+from qgexec.plaintext import few
 from qgexec.processes.machine import machine_memory_bytes
 from qgexec.quantum import Resources
-from qgexec.rubin.existing import done_quanta
+from qgexec.rubin.existing import ExistingQuanta, existing_quanta
 from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.preflight import Check, Preflight, preflight
@@ -117,7 +119,10 @@ def preview(
             found = _with(found, Check("execution model", f"{found.model} answers"))
     except QgexecError as error:
         return _with(found, Check("execution model", error.message, error.hint, is_well=False))
-    done = _done(given, flight, plan) if options.skip_existing else set()
+    existing = _existing(given, flight, plan)
+    if existing.failed and not options.clobber_outputs:
+        found = _with(found, _left_behind(plan, existing.failed))
+    done = existing.done if options.skip_existing else set()
     if not isinstance(model, ExecutionModel):
         return replace(found, tasks=_tasks(plan, done, policy_of(options, plan), {}))
     elsewhere = model.facts.orders_itself
@@ -137,11 +142,24 @@ def _with(found: Preview, check: Check) -> Preview:
     return replace(found, checks=(*found.checks, check))
 
 
-def _done(repository: str | Butler, flight: Preflight, plan: Plan) -> set[int]:
+def _existing(repository: str | Butler, flight: Preflight, plan: Plan) -> ExistingQuanta:
     if flight.collections is None or not flight.collections.run_exists or flight.graph is None:
-        return set()
+        return ExistingQuanta(set(), set())
     with open_butler(repository) as butler:
-        return done_quanta(butler, flight.graph.pipeline_graph, plan, flight.collections.output_run)
+        return existing_quanta(butler, flight.graph.pipeline_graph, plan, flight.collections.output_run)
+
+
+def _left_behind(plan: Plan, failed: set[int]) -> Check:
+    """Say that quanta would fail, for an earlier attempt left outputs."""
+    counts = Counter(map(plan.label, failed))
+    by_task = few([f"{counts[label]} of {label}" for label in plan.labels if counts[label]])
+    n_quanta, whose = ("one quantum", "its") if len(failed) == 1 else (f"{len(failed)} quanta", "their")
+    return Check(
+        "outputs",
+        f"{n_quanta} ({by_task}) failed in this RUN, and would fail again: {whose} outputs are in the way",
+        "Let them be removed with --clobber-outputs.",
+        is_well=False,
+    )
 
 
 def _tasks(

@@ -63,6 +63,19 @@ class TestPlan:
         assert "isr, calibrate, summary, final" in text
         assert "from beginning to end" in text
 
+    def test_outputs_that_are_in_the_way(self, given: list[object], moods: Moods) -> None:
+        """What failed would fail again unless its outputs may be removed: as a run shows."""
+        moods.set({"isr 1,3": "raise"})
+        assert call("run", *given, "--run-dir", "books").code == 1
+        moods.set({})
+        found = call("plan", *given, "--extend-run", "--only", "isr")
+        assert found.code == 2
+        assert "WRONG  outputs: one quantum (1 of isr) failed in this RUN" in " ".join(found.out.split(" "))
+        assert call("run", *given, "--run-dir", "again", "--extend-run", "--only", "isr").code == 1
+        clobbering = [*given, "--extend-run", "--only", "isr", "--clobber-outputs"]
+        assert call("plan", *clobbering).code == 0
+        assert call("run", *clobbering, "--run-dir", "repaired").code == 0
+
     def test_every_problem_at_once(self, given: list[object], repository: MockRepository) -> None:
         """Each with what to do; the exit code says that there are some."""
         arguments = [*given[:-1], "--extend-run", "-i", "nowhere"]

@@ -125,7 +125,13 @@ class TestBuilding:
         tables = ["--data-id-table", "visits.csv", "--data-id-table", "detectors.ecsv"]
         assert len(both(folder, *building, *tables)["quanta"]) == 6
 
-    def test_skipping(self, building: Arguments, folder: Path, repository: MockRepository) -> None:
+    def test_skipping(
+        self,
+        building: Arguments,
+        folder: Path,
+        repository: MockRepository,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
         """--skip-existing-in leaves out what is done there, --extend-run what the RUN has."""
         done = ["run", "-b", repository.root, "-g", repository.graph, "--register-dataset-types"]
         assert call(*done).code == 0
@@ -139,6 +145,11 @@ class TestBuilding:
         assert [quantum[0] for quantum in both(folder, *building, *other)["quanta"]] == [
             "tests.cli.moodytask.MoodyTask"
         ]
+        misspelt = call(
+            "qgraph", *building, *other[2:], "--skip-existing-in", f"nowhere,{OUTPUT[:-1]}*", "-q", "m.qg"
+        )
+        assert "no collection nowhere" in caplog.text
+        assert misspelt.out.split()[-1] == "1"  # pipetask would skip nothing
         extend: Arguments = [*building[:-1], OUTPUT, "--extend-run", "--clobber-outputs"]
         files = folder / "ours.qg", folder / "theirs.qg"
         for run, file in zip((call, pipetask), files, strict=True):

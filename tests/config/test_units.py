@@ -17,7 +17,15 @@ def test_memory(n_bytes: int | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.0, "0.0 s"), (59.94, "59.9 s"), (120.0, "2.0 min"), (11160.0, "3.1 h")]
+    ("seconds", "text"),
+    [
+        (0.0, "0.0 s"),
+        (0.0321, "32 ms"),
+        (0.9998, "1.0 s"),
+        (59.94, "59.9 s"),
+        (120.0, "2.0 min"),
+        (11160.0, "3.1 h"),
+    ],
 )
 def test_time(seconds: float, text: str) -> None:
     """In the unit that one thinks in."""

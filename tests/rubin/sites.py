@@ -8,7 +8,7 @@ from benchwork import prepare_outputs
 from composites import COMPOSITE, DigestConfig, DigestTask, MeasureConfig, MeasureTask, chained
 from lsst.daf.butler import Config
 from moods import MoodyTask
-from repos import MockRepository, add_standard_tasks, connection, open_repository, save_graph
+from repos import MockRepository, add_standard_tasks, open_repository, save_graph
 
 CHAINED = chained("final_report")
 
@@ -18,31 +18,6 @@ def make_moody(folder: Path, config: str = "") -> MockRepository:
     repository = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
     with open_repository(repository.root, config=Config.fromString(config) if config else None) as repo:
         add_standard_tasks(repo, task_classes={"isr": MoodyTask, "calibrate": MoodyTask})
-        save_graph(repo, repository.graph)
-    prepare_outputs(repository)
-    return repository
-
-
-def make_components(folder: Path) -> MockRepository:
-    """Make a repository whose task reads a component, and another storage class than was written."""
-    repository = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
-    detector = ["visit", "detector"]
-    with open_repository(folder / "repo") as repo:
-        repo.add_task(
-            "detect",
-            dimensions=detector,
-            inputs={"raw": connection("raw_mock", detector)},
-            outputs={"catalog": connection("catalog", detector, storage_class="ArrowAstropy")},
-        )
-        repo.add_task(
-            "use",
-            dimensions=detector,
-            inputs={
-                "columns": connection("catalog.columns", detector, storage_class="ArrowColumnList"),
-                "catalog": connection("catalog", detector, storage_class="ArrowNumpy"),
-            },
-            outputs={"used": connection("used", detector)},
-        )
         save_graph(repo, repository.graph)
     prepare_outputs(repository)
     return repository

@@ -272,8 +272,18 @@ class TestBegun:
         with repository.butler() as butler:
             assert butler.collections.get_info(OUTPUT).children == ("second", OUTPUT_RUN, INPUT_RUN)
 
-    @pytest.mark.parametrize("prune", [None, "purge", "unstore"])
-    @pytest.mark.parametrize("place", ["register", "define", "write", "prune_replaced"])
+    @pytest.mark.parametrize(
+        ("place", "prune"),
+        [
+            ("register", "unstore"),
+            ("define", None),
+            ("define", "purge"),
+            ("write", None),
+            ("write", "unstore"),
+            ("prune_replaced", "purge"),
+            ("prune_replaced", "unstore"),
+        ],
+    )
     def test_replacing(
         self, repository: MockRepository, graph: GraphFile, place: str, prune: str | None
     ) -> None:

@@ -13,9 +13,11 @@ def size_text(n_bytes: float | None) -> str:
 
 
 def duration_text(seconds: float | None) -> str:
-    """Return a time: ``4.5 s``, ``2.0 min``, ``3.1 h``; a dash where it is unknown."""
+    """Return a time: ``32 ms``, ``4.5 s``, ``2.0 min``, ``3.1 h``; a dash where it is unknown."""
     if seconds is None:
         return "-"
+    if 0 < seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, hours = seconds / 60, seconds / 3600

@@ -62,7 +62,7 @@ def use_lines(tasks: Sequence[TaskReport], width: int) -> Iterator[str]:
     yield from render_parts(
         [
             labels,
-            *_spread_columns([row.wall for row in rows], _short_time),
+            *_spread_columns([row.wall for row in rows], duration_text),
             Column("useful", [duration_text(row.useful_cpu_s) for row in rows]),
             Column("wasted", [duration_text(row.wasted_cpu_s) for row in rows]),
         ],
@@ -84,11 +84,6 @@ def _request_columns(rows: Sequence[TaskReport]) -> list[Column]:
         Column("requested", [size_text(row.requested_memory_bytes) for row in rows]),
         Column("max of it", [_share(row.peak_rss_bytes, row.requested_memory_bytes) for row in rows]),
     ]
-
-
-def _short_time(seconds: float) -> str:
-    """Return a time that may be much less than a second."""
-    return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration_text(seconds)
 
 
 def _share(part: int | None, whole: int | None) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from astropy.table import Table
-from lsst.daf.butler import Butler, ButlerUserError
+from lsst.daf.butler import Butler, ButlerUserError, MissingCollectionError
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import (
     AllDimensionsQuantumGraphBuilder,
     DatasetQueryConstraintVariant,
@@ -28,6 +28,8 @@ from qgexec.rubin.pipelines import BuiltPipeline
 from qgexec.rubin.repository import open_butler
 
 __all__ = ["build_graph", "make_graph", "save_graph"]
+
+_logger = logging.getLogger(__name__)
 
 
 def build_graph(
@@ -138,7 +140,7 @@ def make_graph(
         metadata = {
             "butler_argument": str(repository),
             "extend_run": extend_run,
-            "skip_existing_in": _skipped_in(options, collections, skip_existing=skip_existing),
+            "skip_existing_in": _skipped_in(butler, options, collections, skip_existing=skip_existing),
             "skip_existing": skip_existing,
             "data_query": options.data_query,
         }
@@ -181,9 +183,20 @@ def save_graph(components: PredictedQuantumGraphComponents, path: str | Path | N
     return str(path)
 
 
-def _skipped_in(options: GraphOptions, collections: RunCollections, *, skip_existing: bool) -> list[str]:
+def _skipped_in(
+    butler: Butler, options: GraphOptions, collections: RunCollections, *, skip_existing: bool
+) -> list[str]:
+    """Return where to look for what is done; if one did not exist, upstream would look in none of them."""
+    found = []
+    for name in options.skip_existing_in:
+        with suppress(MissingCollectionError):
+            if matching := butler.collections.query(name):
+                found += matching
+                continue
+        if name != collections.output:  # that may be made by this very run
+            _logger.warning("--skip-existing-in: there is no collection %s; nothing is skipped for it.", name)
     own = [collections.output_run] if skip_existing else []
-    return [*options.skip_existing_in, *own]
+    return [*found, *own]
 
 
 def _build(

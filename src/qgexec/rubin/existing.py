@@ -1,16 +1,17 @@
-"""What the registry has of a RUN, by data ID, and which quanta are done by that; reads no files."""
+"""What the registry has of a RUN, by data ID, and which quanta are done or failed by that; reads no files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from lsst.daf.butler import Butler, MissingCollectionError, MissingDatasetTypeError
-from lsst.pipe.base.pipeline_graph import PipelineGraph
+from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskNode, WriteEdge
 
 from qgexec.quantum import DataIdValue
 from qgexec.scheduling.plan import Plan
 
-__all__ = ["done_quanta", "existing_data_ids"]
+__all__ = ["ExistingQuanta", "existing_data_ids", "existing_quanta"]
 
 
 def existing_data_ids(
@@ -40,8 +41,19 @@ def existing_data_ids(
     return found
 
 
-def done_quanta(butler: Butler, pipeline: PipelineGraph, plan: Plan, run: str) -> set[int]:
-    """Return the indices of quanta whose metadata is in a RUN: done, as upstream has it.
+@dataclass(frozen=True, slots=True)
+class ExistingQuanta:
+    """What the registry has in a RUN of the quanta of a plan."""
+
+    done: set[int]
+    """Indices of those whose metadata is there: done, as upstream has it."""
+
+    failed: set[int]
+    """Indices of those whose log is there, and no metadata."""
+
+
+def existing_quanta(butler: Butler, pipeline: PipelineGraph, plan: Plan, run: str) -> ExistingQuanta:
+    """Return which quanta are done, and which have failed.
 
     Parameters
     ----------
@@ -50,19 +62,28 @@ def done_quanta(butler: Butler, pipeline: PipelineGraph, plan: Plan, run: str) -
     pipeline
         The tasks.
     plan
-        The quanta; about 3 us each, for tasks that have any metadata in the RUN.
+        The quanta; about 3 us each, for tasks of which there is anything in the RUN.
     run
         RUN collection; need not exist.
     """
     tasks = [pipeline.tasks[label] for label in plan.labels]
-    names = [task.metadata_output.dataset_type_name for task in tasks]
+    done = _quanta_with(butler, tasks, [task.metadata_output for task in tasks], plan, run)
+    logged = _quanta_with(butler, tasks, [task.log_output for task in tasks], plan, run)
+    return ExistingQuanta(done, logged - done)
+
+
+def _quanta_with(
+    butler: Butler, tasks: Sequence[TaskNode], outputs: Sequence[WriteEdge | None], plan: Plan, run: str
+) -> set[int]:
+    """Return the indices of the quanta of which this output, one for each task, is there."""
+    names = ["" if output is None else output.dataset_type_name for output in outputs]
     keys = [tuple(task.dimensions.required) for task in tasks]
-    existing = existing_data_ids(butler, names, run)
+    existing = existing_data_ids(butler, filter(None, names), run)
     found = [existing.get(name, set()) for name in names]
-    done: set[int] = set()
+    quanta: set[int] = set()
     for index, code in enumerate(plan.label_codes):
         if found[code]:
             data_id = plan.data_id(index)
             if tuple(data_id[key] for key in keys[code]) in found[code]:
-                done.add(index)
-    return done
+                quanta.add(index)
+    return quanta
