@@ -187,7 +187,7 @@ def _skipped_in(
     butler: Butler, options: GraphOptions, collections: RunCollections, *, skip_existing: bool
 ) -> list[str]:
     """Return where to look for what is done; if one did not exist, upstream would look in none of them."""
-    found = []
+    found: list[str] = []
     for name in options.skip_existing_in:
         with suppress(MissingCollectionError):
             if matching := butler.collections.query(name):
