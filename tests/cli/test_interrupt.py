@@ -79,6 +79,19 @@ def test_second_signal(
     assert datasets(repository, "post_isr") == set()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nobody_reads_what_it_says(
+    begin: Callable[[int], Command], moods: Moods, folder: Path, processes: int
+) -> None:
+    """The terminal, `head` or `tee` has ended: the run goes on to its own end."""
+    command = begin(processes)
+    assert command.process.stderr is not None
+    command.process.stderr.close()
+    moods.let_go()
+    assert command.finish().code == 0
+    assert report_of(folder / "books")["total"]["succeeded"] == N_QUANTA
+
+
 def test_killed(
     begin: Callable[[int], Command], repository: MockRepository, moods: Moods, folder: Path
 ) -> None:

@@ -5,7 +5,6 @@ Commands are imported when they are called, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import io
@@ -13,7 +12,6 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -21,6 +19,7 @@ import click
 import qgexec
 from qgexec.cli import EXIT_BAD_USE, EXIT_INTERRUPTED
 from qgexec.cli.logoptions import log_options, parse
+from qgexec.cli.stderr import be_patient
 from qgexec.errors import QgexecError
 from qgexec.plaintext import printable
 
@@ -130,34 +129,27 @@ def main() -> None:
     wants_traceback = "--traceback" in sys.argv[1:]
     # Who asks a run how far it is may ask before it has begun, or as it ends: that must not kill it.
     signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Data IDs and messages may hold what the locale's encoding does not have.
-            stream.reconfigure(errors="backslashreplace")
+    be_patient()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Data IDs and messages may hold what the locale's encoding does not have.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        _say(error.show)
+        error.show()
         code = EXIT_BAD_USE
     except (KeyboardInterrupt, click.exceptions.Abort):
-        _say(lambda: click.echo("Interrupted before anything was executed.", err=True))
+        click.echo("Interrupted before anything was executed.", err=True)
         code = EXIT_INTERRUPTED
     except QgexecError as error:
-        broken = error
-        _say(lambda: _show(broken, wants_traceback=wants_traceback))
+        _show(error, wants_traceback=wants_traceback)
         code = EXIT_BAD_USE
     except Exception:  # noqa: BLE001 -- Python's own exit code is 1: that of a run whose quanta have failed
-        _say(traceback.print_exc)
+        traceback.print_exc()
         code = EXIT_BAD_USE
     # The interpreter's last garbage collection over the whole stack takes half a second, and frees nothing.
     gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _say(words: Callable[[], object]) -> None:
-    """Say it, if anybody can be told: what a batch job prints may go to a disk that is full."""
-    with contextlib.suppress(OSError):
-        words()
 
 
 def _show(error: QgexecError, *, wants_traceback: bool) -> None:
