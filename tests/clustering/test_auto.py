@@ -13,7 +13,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from qgexec.clustering.algorithms import cluster_remarks, make_clusters
-from qgexec.clustering.auto import JOB_START_S, UNKNOWN_S
+from qgexec.clustering.auto import JOB_COST_S, UNKNOWN_S
 from qgexec.clustering.chains import MEMORY_RATIO
 from qgexec.clustering.clusters import Clusters
 from qgexec.clustering.rules import Algorithm, ClusterRules
@@ -58,7 +58,7 @@ class TestChains:
     def test_nobody_else_waits(self, others: str) -> None:
         """A quantum that others wait for, or that waits for others, ends its chain."""
         plan = make_plan(f"a:1 -> b:1; {others}")
-        durations = dict.fromkeys("abc", 2 * JOB_START_S)
+        durations = dict.fromkeys("abc", 2 * JOB_COST_S)
         assert _shown(plan, _auto(plan, durations=durations)) == [
             f"{n}1" for n in ("abc", "acb")[others[0] == "c"]
         ]
@@ -98,8 +98,8 @@ class TestTakenIn:
     def test_all_that_depends(self) -> None:
         """It is in the cluster if waiting for each other costs less than starting a job."""
         plan = make_plan("a:1 -> b:1 b:2 b:3")
-        assert _shown(plan, _auto(plan, durations={"b": JOB_START_S / 2})) == ["a1 b1 b2 b3"]
-        assert len(_auto(plan, durations={"b": JOB_START_S / 2 + 1})) == 4
+        assert _shown(plan, _auto(plan, durations={"b": JOB_COST_S / 2})) == ["a1 b1 b2 b3"]
+        assert len(_auto(plan, durations={"b": JOB_COST_S / 2 + 1})) == 4
 
     def test_end_of_a_visit(self) -> None:
         """What gathers the quanta of one chunk goes with them."""
@@ -310,7 +310,7 @@ class TestGuarantees:
         """There are jobs for all machines, or they are no longer than it takes to start one."""
         clusters = _auto(_siblings(n), width=width, durations={"a": seconds})
         longest = max(len(clusters.quanta(number)) for number in range(len(clusters)))
-        assert len(clusters) >= min(n, width) or longest * seconds <= JOB_START_S
+        assert len(clusters) >= min(n, width) or longest * seconds <= JOB_COST_S
 
     @staticmethod
     def _labels(case: _Case, clusters: Clusters, number: int) -> list[str]:

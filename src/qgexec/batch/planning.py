@@ -20,7 +20,7 @@ from qgexec.scheduling.troubles import Past
 
 __all__ = ["make_jobs", "make_round"]
 
-_START_S = 120.0
+_START_MARGIN_S = 120.0
 """Added to the time that a job asks for: its quanta wait for a process and the stack, seconds."""
 
 
@@ -39,7 +39,7 @@ def make_jobs(clusters: Clusters, attempts: Sequence[Attempt], settings: BatchSe
     n_jobs = len(clusters)
     cores = np.ones(n_jobs, dtype=np.int32)
     memory = np.full(n_jobs, -1, dtype=np.int64)
-    walltime = np.full(n_jobs, _START_S)
+    walltime = np.full(n_jobs, _START_MARGIN_S)
     by_index = {attempt.index: attempt for attempt in attempts}
     for job in range(n_jobs):
         own = [by_index[index] for index in clusters.quanta(job)]

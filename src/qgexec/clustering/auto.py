@@ -6,7 +6,7 @@
 
    a. What depends on one cluster alone is taken into it, if all that depends on this cluster can be:
       one after another instead of side by side costs waiting, and one job's start is saved, so that
-      is done only where it costs less (`JOB_START_S`).
+      is done only where it costs less (`JOB_COST_S`).
    b. All others of one level that run the same tasks are cut into *chunks* of about one size, such that
       those that the same quantum waits for are together where they can be. A chunk lasts no longer than
       the target, and there are not fewer chunks than machines (`ClusterRules.width`), so that none is idle
@@ -43,7 +43,7 @@ from qgexec.quantum import Resources
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.topology import Ints, row_offsets, unique_edges
 
-__all__ = ["JOB_START_S", "TARGET_S", "UNKNOWN_S", "WIDTH", "auto_groups"]
+__all__ = ["JOB_COST_S", "TARGET_S", "UNKNOWN_S", "WIDTH", "auto_groups"]
 
 TARGET_S = 1800.0
 """How long a job lasts where nothing else is said, seconds."""
@@ -54,7 +54,7 @@ WIDTH = 1000
 UNKNOWN_S = 60.0
 """Run time of a quantum where it is not known, seconds."""
 
-JOB_START_S = 60.0
+JOB_COST_S = 60.0
 """What it costs to start a job, seconds: a slot is found, the software is read from a shared file system."""
 
 _LEAST_S = 1e-3
@@ -143,7 +143,7 @@ class _Clustering:
         loads = [self._kinds.loads[self._units.kinds[unit]] for unit in offered]
         seconds = [load.duration_s for load in loads]
         load: Load | None = self.loads[cluster]
-        if sum(seconds) - max(seconds) > JOB_START_S:
+        if sum(seconds) - max(seconds) > JOB_COST_S:
             return
         for other in loads:
             load = load.joined(other, self._kinds.target_s) if load is not None else None
@@ -159,7 +159,7 @@ class _Clustering:
         n_chunks = -(-len(alike) // most)
         if not load.is_serial:
             # Fewer chunks than machines only where starting a job would take longer than what is in it.
-            in_a_start = max(1, int(JOB_START_S / load.duration_s))
+            in_a_start = max(1, int(JOB_COST_S / load.duration_s))
             n_chunks = max(n_chunks, min(self._width, -(-len(alike) // in_a_start)))
         if n_chunks >= len(alike):
             for unit in alike.tolist():
