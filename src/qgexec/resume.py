@@ -108,6 +108,8 @@ def take_over(
             "there is nothing to go on from",
             hint=f"Name a model that runs quanta one by one, or collect: qgexec collect {books.path}",
         )
+    if isinstance(model, BatchModel) and closing is None:
+        model.system.check()  # before anything is changed
     policy = policy_of(options, plan, elsewhere=model.facts.orders_itself)
     history = History.read(books.journal, plan, policy, opened.serial_on(model))
     require_free(books.journal, history, force=force)

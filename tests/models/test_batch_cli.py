@@ -159,21 +159,40 @@ def test_cancel(place: Place, given: list[object]) -> None:
     assert place.report().all_succeeded
 
 
-def test_resume_does_not_wait(place: Place, given: list[object]) -> None:
-    """What is left is handed over again, and the jobs do the rest; a model that needs a driver is refused."""
+@pytest.mark.parametrize("words", [("resume", "--no-wait"), ("submit",)])
+def test_the_rest_is_submitted(place: Place, given: list[object], words: tuple[str, ...]) -> None:
+    """What is left is handed over again, and the jobs do the rest; what needs a driver is refused."""
     place.hand.pause = True
     call("submit", *given)
     call("cancel", place.run_dir)
-    refused = call("resume", place.run_dir, "--no-wait", "--model", "inprocess")
+    refused = call(*words, place.run_dir, "--model", "inprocess")
     assert refused.code == 2
     assert "inprocess needs a driver as long as it runs" in refused.err
-    result = call("resume", place.run_dir, "--no-wait")
-    assert result.code == 0
+    result = call(*words, place.run_dir)
+    assert (result.code, result.out) == (0, f"{place.run_dir}\n")
     assert "The run goes on without this process." in result.err
     assert place.report().state is RunState.SUBMITTED
     assert len(place.hand.submitted) == 2
     place.work_off()
     assert place.report().all_succeeded
+
+
+def test_a_run_is_left_as_it_is_where_no_batch_system_answers(place: Place, given: list[object]) -> None:
+    """It is asked first: the run keeps its model, and no driver has had it."""
+    given[given.index("hand")] = "inprocess"
+    assert call("run", *given, "--only", "isr").code == 0
+    before = {path: path.read_bytes() for path in place.run_dir.rglob("*") if path.is_file()}
+    place.hand.silent = True
+    one_message(call("submit", place.run_dir, "--model", "hand"), "hand does not answer")
+    assert {path: path.read_bytes() for path in place.run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_run_knows_is_not_told_again(place: Place, given: list[object]) -> None:
+    """An option of new runs beside a run directory is refused; so is neither of both."""
+    place.hand.pause = True
+    call("submit", *given)
+    one_message(call("submit", place.run_dir, *given[:2]), "--butler-config means nothing for a run that")
+    one_message(call("submit"), "There is no repository", "a run directory")
 
 
 def test_a_closing_job_whose_run_has_failures(place: Place, given: list[object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -16,7 +16,7 @@ from qgexec.cli.execution import conclude, default_model, outcome_of, warm_up
 from qgexec.config.logoptions import LogOptions
 from qgexec.config.runoptions import RunOptions
 
-__all__ = ["resume"]
+__all__ = ["go_on", "resume"]
 
 _OPTIONS = {
     "processes": "processes",
@@ -67,6 +67,25 @@ def resume(*, run_dir: Path, force: bool, no_wait: bool, summary: str | None, **
 
     Exit codes: as `qgexec run`.
     """
+    go_on(run_dir, given, force=force, leave=no_wait, summary=summary)
+
+
+def go_on(run_dir: Path, given: dict[str, Any], *, force: bool, leave: bool, summary: str | None) -> NoReturn:
+    """Go on with a run, say what became of it, and end with its exit code.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+    given
+        Options of this command, by their names in Python; those that were typed hold from now on.
+    force
+        Take over although an earlier driver elsewhere may still run.
+    leave
+        Leave it to a batch system, and do not wait.
+    summary
+        Gets the report as JSON.
+    """
     config = options.run_config(given)
     context = click.get_current_context()
     changes = {
@@ -95,8 +114,11 @@ def resume(*, run_dir: Path, force: bool, no_wait: bool, summary: str | None, **
             tell=display.show_now,
             **changes,
         )
-        code, broken = outcome_of(lambda: executor.resume(force=force, leave=no_wait))
-    sys.exit(conclude(executor, code, broken, summary=summary))
+        code, broken = outcome_of(lambda: executor.resume(force=force, leave=leave))
+    code = conclude(executor, code, broken, summary=summary)
+    if leave and executor.has_left:
+        click.echo(executor.run_dir)
+    sys.exit(code)
 
 
 def _logging_of(run_dir: Path) -> LogOptions | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from qgexec.cli import buildoptions, logoptions, measuring, options
 from qgexec.cli.building import check_files, make_graph
@@ -16,6 +18,7 @@ from qgexec.cli.commandclass import LongCommand, stack
 from qgexec.cli.execution import conclude, default_model, outcome_of, say_it_goes_on, warm_up
 from qgexec.cli.inspect import print_text, terminal_width
 from qgexec.cli.optionsfile import options_file
+from qgexec.cli.resume import go_on, resume
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,8 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["building", "executing", "executor_for", "graph_of", "init", "run", "submit"]
 
 
-building = stack(
-    options.repository,
+_graph_options = stack(
     buildoptions.graph_file,
     buildoptions.graph_part,
     buildoptions.collections,
@@ -38,6 +40,8 @@ building = stack(
     buildoptions.graph_output,
     buildoptions.show,
 )
+
+building = stack(options.repository, _graph_options)
 
 executing = stack(
     buildoptions.execution_part,
@@ -94,21 +98,32 @@ def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
     epilog="Examples:\n\n"
     "\b\n"
     "  qgexec submit -b REPO -g graph.qg --model slurm --resources site.yaml\n"
+    "  qgexec submit qgexec-runs/RUN --model slurm    # what is left of a run\n"
     "  qgexec status qgexec-runs/RUN    # from any machine that sees it",
 )
-@building
+@click.argument("run", required=False, metavar="[RUN_DIR]", type=click.Path(file_okay=False, path_type=Path))
+@options.repository_if_any
+@_graph_options
 @executing
 @options.dry_run
 @options_file
-def submit(*, dry_run: bool, **given: Any) -> None:
+def submit(*, run: Path | None, dry_run: bool, **given: Any) -> None:
     """Leave a quantum graph to a batch system, and do not wait for it.
 
     The options are those of `qgexec run`. Prints the run directory: qgexec status,
     report, log, cancel and resume take it from there. The last job takes the
-    outputs into the registry.
+    outputs into the registry. With a RUN_DIR, what is left of that run is
+    submitted, as by `qgexec resume --no-wait`: it has all that it needs.
 
     Exit codes: 0 submitted, 2 wrong use or bad input; nothing was submitted then.
     """
+    if run is not None:
+        _submit_rest(run, given)
+    if given["repository"] is None:
+        raise UsageError(
+            "There is no repository.",
+            hint="Name one with -b REPO, and a graph or a pipeline; or a run directory, to submit its rest.",
+        )
     graph = graph_of(given)
     if graph is None:
         return
@@ -122,6 +137,23 @@ def submit(*, dry_run: bool, **given: Any) -> None:
     assert executor.run_dir is not None
     say_it_goes_on(executor.run_dir)
     click.echo(executor.run_dir)
+
+
+def _submit_rest(run_dir: Path, given: dict[str, Any]) -> NoReturn:
+    """Submit what is left of a run, which knows its repository, graph and collections."""
+    context = click.get_current_context()
+    of_resume = {option.name for option in resume.params}
+    for option in context.command.params:
+        name = option.name or ""
+        is_typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if is_typed and option.param_type_name == "option" and name not in of_resume:
+            raise UsageError(
+                f"{option.opts[-1]} means nothing for a run that has begun, as that in {run_dir} has.",
+                hint="Leave it out; or leave out the run directory, and begin a new run.",
+            )
+    options_of_resume = {name: value for name, value in given.items() if name in of_resume}
+    summary = options_of_resume.pop("summary")
+    go_on(run_dir, options_of_resume, force=False, leave=True, summary=summary)
 
 
 def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None:
