@@ -147,10 +147,17 @@ def test_drawings_equal_pipetasks(
     assert "isr_metadata" not in ours.read_text()
 
 
+def test_nothing_is_asked_for(pipeline: Path) -> None:
+    """It is made all the same, to see whether it can be."""
+    result = call("build", "-p", pipeline, "--select-tasks", ">= summary")
+    assert (result.code, result.out.partition(";")[0]) == (0, "2 tasks")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "There is nothing to build."),
+        (["--select-tasks", "isr nosuch"], "--select-tasks 'isr nosuch' cannot be applied"),
         (["--show", "nosuch"], "--show nosuch: there is no 'nosuch' to show."),
         (["--show", "history"], "of which field?"),
         (["--show", "workflow"], "--show workflow: a pipeline has no quanta."),

@@ -91,6 +91,12 @@ def test_a_run_that_nobody_executed(repository: MockRepository, folder: Path) ->
     assert "unknown" in result.out
 
 
+def _other_json(folder: Path) -> Path:
+    file = folder / "other.json"
+    file.write_text('{"tasks": {}}')
+    return file
+
+
 REFUSED: dict[str, tuple[Refused, str]] = {
     "nothing": (lambda _: ["report"], "nothing to report on"),
     "a repository alone": (lambda r: ["report", "-b", r.root], "nothing to report on"),
@@ -114,6 +120,7 @@ REFUSED: dict[str, tuple[Refused, str]] = {
         "nowhere/x.json",
     ),
     "a file that is not there": (lambda _: ["aggregate-reports", "nowhere.json"], "nowhere.json"),
+    "some other JSON": (lambda r: ["aggregate-reports", _other_json(r.root.parent)], "not a summary"),
     "a file of another kind": (lambda r: ["aggregate-reports", r.graph], "not a summary"),
 }
 

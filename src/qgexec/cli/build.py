@@ -51,7 +51,12 @@ def build(*, repository: str | None, **given: Any) -> None:
         )
     check_files(request.files())
     logoptions.begin()
-    make_pipeline(request, repository)
+    made = make_pipeline(request, repository)
+    if not (request.shows or any(request.files().values())):
+        n_tasks = len(made.graph.tasks)
+        click.echo(
+            f"{n_tasks} task{'' if n_tasks == 1 else 's'}; --show shows them, -s FILE saves the pipeline."
+        )
 
 
 _WITH_DIMENSIONS = frozenset({"pipeline-graph", "task-graph", "inputs"})

@@ -145,14 +145,17 @@ def aggregate(files: Sequence[Path]) -> Summary:
 
 def _read(file: Path) -> Summary:
     try:
-        return Summary.model_validate_json(file.read_bytes())
+        summary = Summary.model_validate_json(file.read_bytes())
+        if summary.model_fields_set >= {"tasks", "datasets"}:
+            return summary
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}", hint="Check the path.") from error
-    except ValueError as error:
-        raise UsageError(
-            f"{file} is not a summary of executed graphs",
-            hint="Give files that --full-output-filename has written, of qgexec report or pipetask report.",
-        ) from error
+    except ValueError:
+        pass
+    raise UsageError(
+        f"{file} is not a summary of executed graphs",
+        hint="Give files that --full-output-filename has written, of qgexec report or pipetask report.",
+    )
 
 
 def write_summary(summary: Summary, file: Path) -> None:
