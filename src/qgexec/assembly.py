@@ -364,7 +364,7 @@ class _HandedQuanta:
 
 def hand_over(model: SimpleModel, opened: OpenRun) -> None:
     """Give a simple model all quanta."""
-    source = GraphSource(Path(opened.context.graph_file))
+    source = GraphSource(Path(opened.context.graph_file), opened.context.repository)
     try:
         model.execute(_HandedQuanta(opened.plan.with_source(source), opened.context))
     finally:

@@ -19,7 +19,7 @@ from qgexec.errors import QgexecError, RunDirError
 from qgexec.quantum import RunContext
 from qgexec.rubin.graphfile import GraphFile, prepare_graph, read_plan, serial_labels
 from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
-from qgexec.rubin.repository import locate, open_butler
+from qgexec.rubin.repository import learn_storage_classes, locate, open_butler
 from qgexec.scheduling.plan import Plan
 
 __all__ = ["finish_preparation", "open_new_run"]
@@ -157,6 +157,7 @@ def finish_preparation(run_dir: RunDir, settings: RunSettings) -> RunSettings:
         return settings
     context = settings.context
     with _saying_how_to_go_on(run_dir):
+        learn_storage_classes(context.repository)
         prepare_run(
             context.repository,
             prepare_graph(context.graph_file, run_dir.path, None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import yaml
 from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from repos import INPUT_CHAIN, INPUT_RUN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, dump_repository
+from sites import make_composite
 
 from qgexec.errors import UsageError
 from qgexec.rubin.compat import builder_arguments
-from tests.cli.commands import call, one_message, report_of
+from tests.cli.commands import Command, call, one_message, report_of
 from tests.cli.pipetask import pipetask
 
 Arguments = list[object]
@@ -377,6 +378,30 @@ class TestExecuting:
         assert first == "u/me/z"
         assert second.startswith("u/me/20")
         assert rest == ["other", INPUT_RUN]
+
+    def test_mocks_of_what_only_the_repository_defines(
+        self, start: Callable[..., Command], tmp_path: Path, folder: Path
+    ) -> None:
+        """Drivers and workers know a storage class before they read a graph whose own is named after it."""
+        made = make_composite(tmp_path / "composite")
+        pipeline = folder / "pipeline.yaml"
+        pipeline.write_text(
+            "description: two tasks\n"
+            "tasks: {measure: composites.MeasureTask, digest: composites.DigestTask}\n"
+        )
+        collections = ["-i", INPUT_CHAIN, "-o", "u/me", "--register-dataset-types"]
+        mocks = ["--mock", "--mock-failure", "measure::visit=1 and detector=1"]
+        given = ["run", "-b", made.root, "-p", pipeline, *collections, *mocks]
+        one_message(
+            start(*given).finish(), "Mocks read what mocks wrote", "--unmocked-dataset-types raw_mock"
+        )
+        run = start(*given, "--unmocked-dataset-types", "raw_mock", "-j", 2, "--run-dir", "books").finish()
+        assert run.code == 1, run.err
+        again = start("resume", "books").finish()
+        assert again.code == 1, again.err
+        total = report_of(folder / "books")["total"]
+        assert (total["failed"], total["blocked"]) == (1, 1)
+        assert total["succeeded"] == total["n_quanta"] - 2
 
     def test_options_file(self, building: Arguments, repository: MockRepository, folder: Path) -> None:
         """`run -@` takes all options from a file, also those of execution."""

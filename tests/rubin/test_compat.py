@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,18 @@ def test_temporary_file_pattern(name: str, tmp_path: Path) -> None:
     with TemporaryForIngest.make_path(ResourcePath(str(tmp_path / f"a_{name}"))) as other:
         assert not pattern.fullmatch(other.basename())
     assert not pattern.fullmatch(name)
+
+
+def test_keep_package_metadata() -> None:
+    """A configuration whose reading imports importlib_metadata for the first time takes nothing away."""
+    pytest.importorskip("importlib_metadata")
+    program = (
+        "from importlib.metadata import entry_points\n"
+        "from lsst.pex.config import Config\n"
+        "from qgexec.rubin.compat import keep_package_metadata\n"
+        "keep_package_metadata()\n"
+        "Config().loadFromString('import importlib_metadata')\n"
+        "print(*sorted(entry_points(group='qgexec.execution_models').names))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert "inprocess pool" in done.stdout

@@ -126,7 +126,10 @@ def make_graph(request: BuildRequest, given: Mapping[str, Any], *, keep: bool = 
     shows = Show.of_graph(request.shows)
     if request.graph_file:
         components = load_graph(
-            request.graph_file, quantum_ids=request.quantum_ids, graph_id=request.graph_id
+            request.graph_file,
+            quantum_ids=request.quantum_ids,
+            repository=given["repository"],
+            graph_id=request.graph_id,
         )
     else:
         pipeline = make_pipeline(request, None)

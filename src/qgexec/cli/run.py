@@ -207,7 +207,7 @@ def init(*, qgraph: str | None, qgraph_id: str | None, **given: Any) -> None:
             return
         from qgexec.rubin.graphload import load_graph
 
-        _init(load_graph(qgraph, graph_id=qgraph_id).assemble(), given)
+        _init(load_graph(qgraph, repository=given["repository"], graph_id=qgraph_id).assemble(), given)
 
 
 def _check_use(request: BuildRequest, given: dict[str, Any], *, init_only: bool) -> None:

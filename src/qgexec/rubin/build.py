@@ -215,7 +215,7 @@ def _build(
     )
     tables = [_read_table(file) for file in options.data_id_tables]
     tasks = _mocked(pipeline.graph, options) if options.mock else pipeline.graph
-    with _listening("lsst.pipe.base") as reasons, _upstream_errors(options):
+    with _listening("lsst.pipe.base") as reasons, _upstream_errors(options, pipeline.graph):
         builder = AllDimensionsQuantumGraphBuilder(
             tasks,
             butler,
@@ -301,14 +301,28 @@ def _read_patterns(file: str | None) -> list[str] | None:
 
 
 @contextmanager
-def _upstream_errors(options: GraphOptions) -> Iterator[None]:
+def _upstream_errors(options: GraphOptions, pipeline: PipelineGraph) -> Iterator[None]:
     try:
         yield
     except ButlerUserError as error:
         named = f"with the data query {options.data_query!r} " if options.data_query else ""
         raise UsageError(f"the graph cannot be built {named}from this repository: {error}") from error
     except Exception as error:  # tasks' own hooks run in the builder
-        raise GraphError(f"the graph cannot be built: {type(error).__name__}: {error}") from error
+        raise GraphError(
+            f"the graph cannot be built: {type(error).__name__}: {error}",
+            hint=_hint_to_mocks(options, pipeline),
+        ) from error
+
+
+def _hint_to_mocks(options: GraphOptions, pipeline: PipelineGraph) -> str:
+    """Say how mocks read what is there, where they look for what only mocks would have written."""
+    names = {name for name, _ in pipeline.iter_overall_inputs()} - set(options.unmocked_dataset_types)
+    if not (options.mock and names):
+        return ""
+    return (
+        "Mocks read what mocks wrote. So that they read what the repository has: "
+        f"--unmocked-dataset-types {','.join(sorted({*names, *options.unmocked_dataset_types}))}"
+    )
 
 
 @contextmanager

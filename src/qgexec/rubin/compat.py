@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -27,10 +29,23 @@ __all__ = [
     "graph_summary",
     "has_fast_ingest",
     "import_datasets",
+    "keep_package_metadata",
     "put_refs",
     "registry_file",
     "temporary_file_pattern",
 ]
+
+
+def keep_package_metadata() -> None:
+    """Keep `importlib.metadata` working in a process that is about to read configurations of tasks.
+
+    While `lsst.pex.config` reads one, `sys.meta_path` is another list, which is thrown away afterwards. The
+    package importlib_metadata, which much of the field still imports, puts itself there when it is first
+    imported and takes the standard library's finder away: from then on no package would have a version or
+    an entry point. So it is imported before, where there is one.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("importlib_metadata")
 
 
 def export_records(butler: Butler, refs: Iterable[DatasetRef]) -> Mapping[str, DatastoreRecordData]:

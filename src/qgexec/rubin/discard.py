@@ -109,8 +109,8 @@ class Discarder:
             if not self._run_dir:
                 raise UsageError("no run directory was given, whose quanta could be cleaned up")
             run_dir = RunDir.open(Path(self._run_dir))
-            graph_file = Path(run_dir.read_settings().context.graph_file)
-            source = GraphSource(graph_file)
+            context = run_dir.read_settings().context
+            source = GraphSource(Path(context.graph_file), context.repository)
             _ = source.pipeline_graph  # imports the task classes: with them may come storage classes
             self._quanta = run_dir.load_plan(), source
         return self._quanta

@@ -108,9 +108,9 @@ def examine(repository: str, graphs: Sequence[str], options: ExamineOptions | No
             "--curse-failed-logs says nothing about single RUNs, in which all logs are visible.",
             hint="Name the collection that is to be published with --collections.",
         )
-    found = sorted(map(read_graph_outputs, graphs), key=lambda graph: graph.built_at)
     verdicts = Verdicts()
     with open_butler(repository) as butler:
+        found = sorted(map(read_graph_outputs, graphs), key=lambda graph: graph.built_at)
         for graph in found:
             runs = verdicts.add(graph, _existing(butler, graph))
             _read(butler, repository, graph, runs, verdicts, options)

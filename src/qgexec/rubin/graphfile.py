@@ -26,10 +26,10 @@ from lsst.pipe.base.quantum_graph import (
 from lsst.resources import ResourcePath
 
 from qgexec.errors import GraphError
-from qgexec.rubin.compat import graph_components
+from qgexec.rubin.compat import graph_components, keep_package_metadata
 from qgexec.rubin.inputrecords import attach_records, check_known, look_for_records
 from qgexec.rubin.qgfile import QgFile
-from qgexec.rubin.repository import open_butler
+from qgexec.rubin.repository import learn_storage_classes, open_butler
 from qgexec.rubin.thingraph import ThinGraph, parse_thin_graph
 from qgexec.scheduling.dataids import DataIds
 from qgexec.scheduling.plan import Plan, find_quanta
@@ -47,6 +47,10 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
+
+_STORAGE_CLASS_HINT = (
+    "If that is a storage class which only a repository defines: name the repository with -b."
+)
 
 GRAPH_NAME = "graph.qg"
 """Name in the run directory of a graph that had to be written anew."""
@@ -277,6 +281,7 @@ def read_old(
     name = uri.ospath if uri.isLocal else str(uri)
     if not uri.exists():
         raise GraphError(f"graph file {name} does not exist", hint="Check the path.")
+    keep_package_metadata()
     try:
         old = QuantumGraph.loadUri(
             uri,
@@ -355,6 +360,7 @@ def open_graph(path: Path, *, imports: bool = True) -> Iterator[PredictedQuantum
     qgexec.errors.GraphError
         A task class does not import, or upstream cannot read the pipeline.
     """
+    keep_package_metadata()
     mode = TaskImportMode.ASSUME_CONSISTENT_EDGES if imports else TaskImportMode.DO_NOT_IMPORT
     with ExitStack() as stack:
         try:
@@ -362,7 +368,10 @@ def open_graph(path: Path, *, imports: bool = True) -> Iterator[PredictedQuantum
         except Exception as error:
             if imports:
                 _check_imports(path)
-            raise GraphError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+            raise GraphError(
+                f"{path} cannot be read: {type(error).__name__}: {error}",
+                hint=_STORAGE_CLASS_HINT if isinstance(error, KeyError) else "",
+            ) from error
         yield reader
 
 
@@ -388,10 +397,14 @@ class GraphSource:
     ----------
     path
         Local file.
+    repository
+        Root, configuration file or alias of the repository that defines storage classes of the graph;
+        empty where there is none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, repository: str = "") -> None:
         self.path = path
+        self._repository = repository
 
     def datasets(self, quantum_id: uuid.UUID) -> PredictedQuantumDatasetsModel:
         """Read what one quantum reads and writes, as upstream's model; about 0.1 ms.
@@ -448,6 +461,8 @@ class GraphSource:
 
     @functools.cached_property
     def _components(self) -> PredictedQuantumGraphComponents:
+        if self._repository:
+            learn_storage_classes(self._repository)
         with open_graph(self.path) as reader:
             reader.read_init_quanta()
             reader.read_dimension_data()

@@ -13,6 +13,7 @@ from lsst.resources import ResourcePath
 from qgexec.errors import GraphError, UsageError
 from qgexec.rubin.graphfile import open_graph, read_old
 from qgexec.rubin.qgfile import QgFile
+from qgexec.rubin.repository import learn_storage_classes
 
 __all__ = ["load_graph"]
 
@@ -20,7 +21,11 @@ _logger = logging.getLogger(__name__)
 
 
 def load_graph(
-    file: str, *, quantum_ids: Sequence[str] = (), graph_id: str | None = None
+    file: str,
+    *,
+    quantum_ids: Sequence[str] = (),
+    repository: str | None = None,
+    graph_id: str | None = None,
 ) -> PredictedQuantumGraphComponents:
     """Read a graph with all that executing its quanta takes.
 
@@ -30,6 +35,8 @@ def load_graph(
         Path or URI of a ``.qg`` or ``.qgraph`` file.
     quantum_ids
         UUIDs of the quanta to read; none for all. What they need of other quanta must be there already.
+    repository
+        Where storage classes of the graph may be defined: root, configuration file or alias.
     graph_id
         Identifier that a ``.qgraph`` file must have; ``.qg`` files have none.
 
@@ -40,11 +47,15 @@ def load_graph(
 
     Raises
     ------
+    qgexec.errors.RepositoryError
+        There is no such repository.
     qgexec.errors.UsageError
         A UUID is none.
     qgexec.errors.GraphError
         The file is missing or damaged, has another identifier, or not these quanta.
     """
+    if repository is not None:
+        learn_storage_classes(repository)
     wanted = [_uuid(text) for text in quantum_ids]
     uri = ResourcePath(file, forceDirectory=False)
     if uri.getExtension() == ".qgraph":

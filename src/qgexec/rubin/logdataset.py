@@ -36,7 +36,7 @@ def read_log(repository: str, graph_file: str, task_label: str, quantum_id: uuid
     qgexec.errors.RepositoryError
         The task has no log dataset, or it is not there, or cannot be read.
     """
-    with closing(GraphSource(Path(graph_file))) as source:
+    with closing(GraphSource(Path(graph_file), repository)) as source:
         quantum, output = source.quantum(quantum_id), source.task_node(task_label).log_output
         if output is None:
             raise RepositoryError(f"task {task_label} writes no log dataset")

@@ -11,6 +11,7 @@ from lsst.pipe.base.pipeline_graph import PipelineGraph
 
 from qgexec.config.buildoptions import ChangeKind, PipelineChange, PipelineOptions
 from qgexec.errors import UsageError
+from qgexec.rubin.compat import keep_package_metadata
 
 __all__ = ["BuiltPipeline"]
 
@@ -31,6 +32,7 @@ class BuiltPipeline:
 
     def __init__(self, options: PipelineOptions) -> None:
         self._options = options
+        keep_package_metadata()
         self._pipeline = _read(options.file)
         try:
             for change in options.changes:

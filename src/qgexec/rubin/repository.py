@@ -7,13 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lsst.daf.butler import Butler, ButlerConfig, Config
+from lsst.daf.butler import Butler, ButlerConfig, Config, StorageClassFactory
 from lsst.resources import ResourcePath, ResourcePathExpression
 
 from qgexec.errors import RepositoryError
 from qgexec.rubin.compat import butler_config, registry_file
 
-__all__ = ["locate", "nearest_existing", "open_butler", "repository_uri", "require_writeable"]
+__all__ = [
+    "learn_storage_classes",
+    "locate",
+    "nearest_existing",
+    "open_butler",
+    "repository_uri",
+    "require_writeable",
+]
 
 
 @contextmanager
@@ -57,6 +64,30 @@ def open_butler(repository: str | Butler, *, writeable: bool = False) -> Iterato
         ) from error
     with butler:
         yield butler
+
+
+def learn_storage_classes(repository: str) -> None:
+    """Make known in this process what storage classes a repository defines, as opening a butler would.
+
+    Without them a graph of mocks, whose storage classes are named after others, cannot be read.
+
+    Parameters
+    ----------
+    repository
+        Root, configuration file or alias; about 10 ms.
+
+    Raises
+    ------
+    qgexec.errors.RepositoryError
+        There is no such repository.
+    """
+    try:
+        StorageClassFactory().addFromConfig(ButlerConfig(repository))
+    except Exception as error:  # configurations and URIs of any kind
+        raise RepositoryError(
+            f"there is no butler repository {repository}: {type(error).__name__}: {error}",
+            hint="Check its path or alias.",
+        ) from error
 
 
 def _check_read_only(repository: str) -> None:

@@ -73,7 +73,7 @@ def open_scratch(
         if not implicit_threads:
             disable_implicit_threading()  # for libraries that read it when they are imported
         config = _write_config(repository, folder)
-        source = stack.enter_context(closing(GraphSource(Path(graph_file))))
+        source = stack.enter_context(closing(GraphSource(Path(graph_file), repository)))
         inputs = stack.enter_context(closing(Supply.of_graph(repository, source)))
         if not implicit_threads:
             disable_implicit_threading()  # for those that have been imported by now

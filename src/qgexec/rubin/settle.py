@@ -159,7 +159,7 @@ def missing_outputs(opener: WorkbenchOpener, details: Mapping[int, Mapping[str, 
 @contextmanager
 def _open(opener: WorkbenchOpener) -> Iterator[tuple[GraphSource, Supply]]:
     with ExitStack() as stack:
-        source = stack.enter_context(closing(GraphSource(Path(opener.graph_file))))
+        source = stack.enter_context(closing(GraphSource(Path(opener.graph_file), opener.repository)))
         supply = stack.enter_context(closing(Supply.of_graph(opener.repository, source)))
         try:
             yield source, supply

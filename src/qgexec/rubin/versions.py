@@ -57,7 +57,7 @@ def update_versions(repository: str, graph_file: Path, *, strict: bool) -> tuple
         The graph cannot be read, or a task class not be imported.
     """
     with ExitStack() as stack:
-        source = stack.enter_context(closing(GraphSource(graph_file)))
+        source = stack.enter_context(closing(GraphSource(graph_file, repository)))
         dataset_type = source.pipeline_graph.packages_dataset_type  # this imports the tasks
         butler = stack.enter_context(open_butler(repository, writeable=True))
         ref = _packages_ref(graph_file, dataset_type)

@@ -48,7 +48,7 @@ class Workbench:
     def __init__(self, opener: WorkbenchOpener, name: str) -> None:
         self._options = opener.options
         with contextlib.ExitStack() as stack:
-            self._source = _open_source(opener.graph_file, opener.options.implicit_threads)
+            self._source = _open_source(opener.graph_file, opener.options.implicit_threads, opener.repository)
             stack.callback(self._source.close)
             self._supply = Supply.of_graph(opener.repository, self._source)
             stack.callback(self._supply.close)
@@ -102,10 +102,10 @@ class ExecutorBench:
         self._open.close()
 
 
-def _open_source(graph_file: str, implicit_threads: bool) -> GraphSource:
+def _open_source(graph_file: str, implicit_threads: bool, repository: str = "") -> GraphSource:
     if not implicit_threads:
         disable_implicit_threading()  # for libraries that read it when they are imported
-    source = GraphSource(Path(graph_file))
+    source = GraphSource(Path(graph_file), repository)
     try:
         _ = source.pipeline_graph  # reading it imports the task classes
         if not implicit_threads:
