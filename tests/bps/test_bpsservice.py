@@ -219,7 +219,7 @@ def test_refused_by_the_command(bps: Bps) -> None:
     assert f"Restart failed: the output collection '{OUTPUT}' exists" in bps(
         "restart", "--id", bps.submit_path
     )
-    assert "does not exist" in bps("report", "--id", bps.submit_path)
+    assert "has not begun" in bps("report", "--id", bps.submit_path)
 
     with bps.repository.butler(writeable=True) as butler:
         butler.collections.x_remove(OUTPUT)

@@ -77,6 +77,8 @@ def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
     """
     given["model"] = given["model"] or default_model(given["processes"])
     measuring.check_debugger(given)
+    if dry_run:
+        _require_batch_system(given)
     with measuring.covered(given):
         graph = graph_of(given, init_only=init_only)
         if graph is None:
@@ -109,6 +111,7 @@ def submit(*, dry_run: bool, **given: Any) -> None:
 
     Exit codes: 0 submitted, 2 wrong use or bad input; nothing was submitted then.
     """
+    _require_batch_system(given)
     graph = graph_of(given)
     if graph is None:
         return
@@ -190,6 +193,23 @@ def _check_use(request: BuildRequest, given: dict[str, Any], *, init_only: bool)
     if init_only and (names := [name for name in ("run_dir", "summary") if given.get(name)]):
         useless = ", ".join(f"--{name.replace('_', '-')}" for name in names)
         raise UsageError(f"{useless}: no use with --init-only, for nothing is run.", hint="Leave it out.")
+
+
+def _require_batch_system(given: dict[str, Any]) -> None:
+    """Check that the model submits jobs, before a graph is built for it; what is only shown needs none."""
+    from qgexec.models.registry import facts_of
+
+    if given["shows"]:
+        return
+    if given["model"] is None:
+        raise UsageError(
+            "No batch system was named.", hint="Name one, as with --model slurm; to execute here: qgexec run."
+        )
+    if not facts_of(given["model"]).survives_driver:
+        raise UsageError(
+            f"{given['model']} needs a driver as long as it runs: it submits nothing.",
+            hint="Name a batch system, as with --model slurm; to execute here: qgexec run.",
+        )
 
 
 def _preparation(given: dict[str, Any]) -> Preparation:

@@ -239,6 +239,7 @@ def _unknown(root: Node) -> Iterator[str]:
     top = root.section
     tasks = _sections_in(top, "pipetask")
     known, known_of_task = (BATCH_KEYS | _OUR_KEYS | keys for keys in (JOB_KEYS, JOB_KEYS_OF_TASKS))
+    yield from _sites_missing(top)
     site = _part(top, "site", "computeSite")
     places = [(top, known), (site if "class" not in site else {}, known)]
     for section, keys in (*places, *((node.section, known_of_task) for node in tasks)):
@@ -257,6 +258,16 @@ def _unknown(root: Node) -> Iterator[str]:
     for node in (root, *tasks, *clusters, *sections):
         for key, place in node.repeated:
             yield f"{key} ({place}; it stood there before, this one counts)"
+
+
+def _sites_missing(top: Mapping[str, Node]) -> Iterator[str]:
+    """Yield the site and the cloud that are chosen, where no section is theirs: nothing of others counts."""
+    for key, chooser in (("site", "computeSite"), ("cloud", "computeCloud")):
+        if chooser in top and (name := str(resolve(top[chooser], [top]) or "")):
+            known = sorted(section_of(top, key))
+            if known and name not in known:
+                there = f"no section `{name}` below `{key}`, which has {', '.join(known)}"
+                yield f"{chooser} ({top[chooser].place}; {there})"
 
 
 def _unknown_of_cluster(section: Mapping[str, Node], used: Collection[str]) -> Iterator[str]:
