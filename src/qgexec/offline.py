@@ -196,7 +196,8 @@ def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:
     Raises
     ------
     qgexec.errors.ModelError
-        The batch system does not answer, or jobs do not go away: those that begin from now on execute nothing.
+        The batch system does not answer, or jobs do not go away; those that
+        begin from now on execute nothing.
     qgexec.errors.RunHeldError
         Its driver does not end.
     """
@@ -223,7 +224,9 @@ def _remove_jobs(books: RunDir, options: RunOptions) -> None:
             elif batch_round.ticket is not None:
                 _remove_closing(model.system, batch_round, batch_round.ticket)
         except ModelError as error:
-            advice = "The run is told to end: jobs that begin now execute nothing. Cancel it again to be sure."
+            advice = (
+                "The run is told to end: jobs that begin now execute nothing. Cancel it again to be sure."
+            )
             error.hint = f"{error.hint}\n{advice}".lstrip()
             raise
 

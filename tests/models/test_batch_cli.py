@@ -146,6 +146,29 @@ def test_a_model_that_needs_a_driver(place: Place, given: list[object]) -> None:
     assert not place.run_dir.exists()
 
 
+def test_no_batch_system(place: Place, given: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none is named, or what is named submits nothing, it is said before a graph is built."""
+    monkeypatch.setattr("qgexec.cli.run.graph_of", lambda *_, **__: pytest.fail("a graph is built"))
+    at = given.index("--model")
+    one_message(call("submit", *given[:at], *given[at + 2 :]), "No batch system was named", "--model slurm")
+    given[at + 1] = "pool"
+    for command in (["submit"], ["submit", "--dry-run"], ["run", "--dry-run"]):
+        one_message(call(*command, *given), "pool needs a driver as long as it runs: it submits nothing")
+
+
+def test_cancel_without_an_answer(place: Place, given: list[object]) -> None:
+    """It says that the run is told to end all the same; jobs that begin then execute nothing."""
+    place.hand.pause = True
+    call("submit", *given)
+    place.hand.silent = True
+    refused = call("cancel", place.run_dir)
+    assert refused.code == 2
+    assert "jobs that begin now execute nothing" in refused.err
+    place.hand.silent = place.hand.pause = False
+    place.work_off()
+    assert place.report().total.done == 0
+
+
 def test_cancel(place: Place, given: list[object]) -> None:
     """It says that nothing is left, and what was done; resume goes on."""
     place.hand.pause = True

@@ -71,7 +71,7 @@ _ALGORITHM_NAMES = {
 """Our names of algorithms, and those by which ctrl_bps imports them."""
 
 _OF_THE_SERVICE = {"run_dir", "model", "init_only", "dry_run"}
-"""Options that the service gives itself, or that would execute nothing; those of building a graph likewise."""
+"""Options that the service gives itself, or that would execute nothing; so are those of building a graph."""
 
 _IGNORED_OF_FINAL_JOB = {"whenRun": _TAKEN_IN, "command1": _TAKEN_IN, "command2": _TAKEN_IN}
 
@@ -325,7 +325,7 @@ def _evaluating(key: str) -> Iterator[None]:
     except Exception as error:
         raise UsageError(
             f"{key} of the BPS configuration cannot be evaluated: {error}",
-            hint="Look at its variables; a function is written `bpsEval(package.module.name, argument, ...)`.",
+            hint="Look at its variables; a call is written `bpsEval(package.module.name, argument, ...)`.",
         ) from error
 
 
