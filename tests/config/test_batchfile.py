@@ -160,7 +160,7 @@ def test_rules(tmp_path: Path, text: str, rules: dict[str, Any]) -> None:
         ("jobDuration: 0", "jobDuration"),
         ("parallelJobs: 1.5", "parallelJobs"),
         ("finalJob: {requestMemory: 8 GB}", "finalJob: requestMemory"),
-        ("clusterAlgorithm: my.own.function", "single or chunks or dimensions or auto"),
+        ("clusterAlgorithm: my.own.function", "single, chunks, dimensions or auto"),
         ("chunkSize: 0", "chunkSize"),
         ("pipetask: {isr: {chunkSize: x}}", "chunkSize"),
         ("cluster: isr", "section"),
@@ -173,7 +173,8 @@ def test_rules(tmp_path: Path, text: str, rules: dict[str, Any]) -> None:
         ("cluster: {a: {pipetasks: isr, equalDimensions: 'a:b:c'}}", "equalDimensions"),
         ("cluster: {a: {pipetasks: isr, partitionDimensions: visit}}", "not one of partitionMaxClusters"),
         ("cluster: {a: {pipetasks: x, partitionDimensions: v, <<: *both}}", "not one of"),
-        ("cluster: {a: {pipetasks: isr, partitionMaxClusters: none}}", "partitionMaxClusters"),
+        ("cluster: {a: {pipetasks: isr, partitionMaxClusters: none}}", "not a number of jobs"),
+        ("cluster: {a: {pipetasks: isr, partitionMaxSize: none}}", "not a number of values"),
         ("cluster: {a: {pipetasks: isr, findDependencyMethod: both}}", "findDependencyMethod"),
     ],
 )
@@ -189,11 +190,12 @@ def test_keys_in_the_wrong_place(tmp_path: Path) -> None:
     text = (
         "computeSite: here\nsite: {here: {maxidle: 5}}\npipetask:\n  isr:\n    queue: long\n"
         "cluster:\n  a:\n    pipetasks: isr\n  b:\n    pipetasks: coadd\n    requestMemory: 5\n"
-        "    dimension: visit\n  a:\n    pipetasks: isr\n"
+        "    dimension: visit\n  a:\n    pipetasks: isr\n    partitionMaxSize: 5\n"
     )
     assert _config(tmp_path, text).unknown == (
         f"maxidle ({tmp_path}/a.yaml:2; is it maxIdle?)",
         f"queue ({tmp_path}/a.yaml:5; not taken for a single task)",
+        f"partitionMaxSize ({tmp_path}/a.yaml:15; only with partitionDimensions)",
         f"requestMemory ({tmp_path}/a.yaml:11; {_NOT_OF_CLUSTERS})",
         f"dimension ({tmp_path}/a.yaml:12; is it dimensions?)",
         f"a ({tmp_path}/a.yaml:13; it stood there before, this one counts)",

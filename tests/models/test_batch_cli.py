@@ -156,6 +156,16 @@ def test_no_batch_system(place: Place, given: list[object], monkeypatch: pytest.
         one_message(call(*command, *given), "pool needs a driver as long as it runs: it submits nothing")
 
 
+def test_a_dry_run_names_what_is_ignored(place: Place, given: list[object]) -> None:
+    """It warns of all that the run itself would warn of."""
+    (place.folder / "site.yaml").write_text("chunksize: 5\ncluster: {a: {pipetasks: isr, queue: q}}\n")
+    shown = call("submit", *given, "--dry-run")
+    assert shown.code == 0
+    told = " ".join(shown.out.split())
+    assert "is it chunkSize?), queue (" in told
+    assert place.hand.submitted == []
+
+
 def test_cancel_without_an_answer(place: Place, given: list[object]) -> None:
     """It says that the run is told to end all the same; jobs that begin then execute nothing."""
     place.hand.pause = True

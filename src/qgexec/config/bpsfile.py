@@ -271,6 +271,9 @@ def _sites_missing(top: Mapping[str, Node]) -> Iterator[str]:
 
 
 def _unknown_of_cluster(section: Mapping[str, Node], used: Collection[str]) -> Iterator[str]:
+    for key in ("partitionMaxClusters", "partitionMaxSize"):
+        if key in section and "partitionDimensions" not in section:
+            yield f"{key} ({section[key].place}; only with partitionDimensions)"
     for key, value in section.items():
         if key in BATCH_KEYS | _OUR_KEYS | JOB_KEYS:
             yield f"{key} ({value.place}; not taken for a cluster: its jobs are given what their quanta are)"
