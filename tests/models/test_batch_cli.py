@@ -136,6 +136,7 @@ def test_a_refusal(place: Place, given: list[object]) -> None:
     assert result.code == 2
     assert "hand refuses the jobs: no such account" in result.err
     assert "Traceback" not in result.err
+    assert f"To go on:\n  qgexec resume {place.run_dir} --resources {place.folder}/site.yaml\n" in result.err
     assert place.hand.submitted == []
 
 

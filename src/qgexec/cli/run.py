@@ -121,7 +121,9 @@ def submit(*, dry_run: bool, **given: Any) -> None:
     with executor_for(given) as executor:
         code, broken = outcome_of(lambda: executor.submit(graph))
     if broken is not None or not executor.has_left:
-        sys.exit(conclude(executor, code, broken, summary=given["summary"]))
+        sys.exit(
+            conclude(executor, code, broken, summary=given["summary"], resources=given["resource_files"])
+        )
     assert executor.run_dir is not None
     say_it_goes_on(executor.run_dir)
     click.echo(executor.run_dir)
@@ -140,6 +142,7 @@ def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None
     _check_use(request, given, init_only=init_only)
     check_files({"--summary": given["summary"], "--profile": given.get("profile")} | request.files())
     given["part"] = buildoptions.part_of(given)
+    given["resource_files"] = tuple(given["resources"])
     given["config"] = options.run_config(given)
     given["model"] = given["model"] or default_model(given["processes"])
     if not (init_only or request.shows):
@@ -241,7 +244,7 @@ def _execute(graph: _Graph, given: dict[str, Any]) -> int:
     """Execute a graph, say what became of it, and return the exit code."""
     with executor_for(given) as executor, measuring.profiled(given["profile"]):
         code, broken = outcome_of(lambda: executor.execute(graph))
-    return conclude(executor, code, broken, summary=given["summary"])
+    return conclude(executor, code, broken, summary=given["summary"], resources=given["resource_files"])
 
 
 def _rehearse(graph: _Graph, given: dict[str, Any]) -> None:

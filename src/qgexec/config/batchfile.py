@@ -6,6 +6,7 @@ section or list is taken whole from the first that has it, as in BPS.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -78,6 +79,12 @@ def _lines(name: str, node: Node, layers: Layers) -> tuple[str, ...]:
 
 def _environment(_: str, node: Node, layers: Layers) -> dict[str, str]:
     """Read variables of jobs; those of this process in their values are replaced now, as by BPS."""
+    for key, value in node.section.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise UsageError(
+                f"{value.place}: environment: {key!r} is no name of a variable",
+                hint="Use letters, digits and _, no digit first.",
+            )
     scalars = {key: resolve(value, [node.section, *layers]) for key, value in node.section.items()}
     return {key: "" if scalar is None else str(scalar) for key, scalar in scalars.items()}
 

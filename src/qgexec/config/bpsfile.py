@@ -251,6 +251,9 @@ def _unknown(root: Node) -> Iterator[str]:
         for key, value in section_of(section, _RETRIES).items():
             if key not in _RETRY_READERS:
                 yield _described(key, value.place, _RETRY_READERS)
+    for key, value in section_of(top, "finalJob").items():
+        if key not in known and get_close_matches(key, ["requestMemory"], 1, cutoff=0.8):
+            yield _described(key, value.place, ["requestMemory"])
     clusters = _sections_in(top, "cluster")
     for node in clusters:
         yield from _unknown_of_cluster(node.section, used)
@@ -263,11 +266,11 @@ def _unknown(root: Node) -> Iterator[str]:
 def _sites_missing(top: Mapping[str, Node]) -> Iterator[str]:
     """Yield the site and the cloud that are chosen, where no section is theirs: nothing of others counts."""
     for key, chooser in (("site", "computeSite"), ("cloud", "computeCloud")):
-        if chooser in top and (name := str(resolve(top[chooser], [top]) or "")):
-            known = sorted(section_of(top, key))
-            if known and name not in known:
-                there = f"no section `{name}` below `{key}`, which has {', '.join(known)}"
-                yield f"{chooser} ({top[chooser].place}; {there})"
+        known = sorted(section_of(top, key))
+        name = str(resolve(top[chooser], [top]) or "") if chooser in top else ""
+        if known and name and name not in known:
+            there = f"no section `{name}` below `{key}`, which has {', '.join(known)}"
+            yield f"{chooser} ({top[chooser].place}; {there})"
 
 
 def _unknown_of_cluster(section: Mapping[str, Node], used: Collection[str]) -> Iterator[str]:
