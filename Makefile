@@ -28,7 +28,7 @@ unit: $(STAMP)
 
 # Every way in which a job, a driver or a daemon of a real HTCondor and a real Slurm can end: half an hour, mostly waiting.
 sites: $(STAMP)
-	$(BIN)/pytest -m "condor or slurm" -n 4 --dist loadfile tests/sites
+	$(BIN)/pytest -m "condor or slurm" -n 4 --dist loadfile tests/sites tests/bps
 
 # The site, in build/docs. A warning is an error; `make test` builds it too, and throws it away.
 docs: $(STAMP)

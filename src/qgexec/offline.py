@@ -196,7 +196,8 @@ def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:
     Raises
     ------
     qgexec.errors.ModelError
-        The batch system does not answer, or jobs do not go away.
+        The batch system does not answer, or jobs do not go away; those that
+        begin from now on execute nothing.
     qgexec.errors.RunHeldError
         Its driver does not end.
     """
@@ -217,10 +218,17 @@ def _remove_jobs(books: RunDir, options: RunOptions) -> None:
         batch_round = Round.open(folder)
         model = make_model(Client(batch_round.model), options)
         assert isinstance(model, BatchModel)
-        if not batch_round.is_closed:
-            remove_round(model.system, batch_round)
-        elif batch_round.ticket is not None:
-            _remove_closing(model.system, batch_round, batch_round.ticket)
+        try:
+            if not batch_round.is_closed:
+                remove_round(model.system, batch_round)
+            elif batch_round.ticket is not None:
+                _remove_closing(model.system, batch_round, batch_round.ticket)
+        except ModelError as error:
+            advice = (
+                "The run is told to end: jobs that begin now execute nothing. Cancel it again to be sure."
+            )
+            error.hint = f"{error.hint}\n{advice}".lstrip()
+            raise
 
 
 def _remove_closing(system: BatchSystem, batch_round: Round, ticket: Ticket) -> None:

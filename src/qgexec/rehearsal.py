@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qgexec.assembly import Client, OpenRun, bare_run, make_model, model_name, policy_of
+from qgexec.assembly import Client, OpenRun, bare_run, make_model, model_name, policy_of, remarks_beforehand
 from qgexec.batch.forecast import Forecast, forecast
 from qgexec.batch.rounds import Round
 from qgexec.batch.system import PlannedCall
 from qgexec.books.beginning import begin
 from qgexec.books.rundir import RunDir
-from qgexec.clustering.algorithms import cluster_remarks
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 from qgexec.models.batch import BatchModel
@@ -90,13 +89,14 @@ def _rehearse(graph: Any, repository: Any, client: Client, options: RunOptions, 
     plan = client.plan_of(graph_file.path)
     context = RunContext(str(run_dir.path), uri, str(graph_file.path), graph_file.output_run)
     opened = OpenRun(run_dir, context, plan, False, 0.0, serial_labels(graph_file.pipeline_graph))
-    scheduler = Scheduler(plan, policy=policy_of(options, plan, elsewhere=True))
+    policy = policy_of(options, plan, elsewhere=True)
+    scheduler = Scheduler(plan, policy=policy)
     before = _size(run_dir.path)
     batch_round, calls = model.rehearse(bare_run(opened, scheduler), scheduler.left())
     after = _size(run_dir.path)
     jobs, batch = batch_round.jobs, options.config.batch
     submitted = jobs.all_quanta()
-    remarks = cluster_remarks(plan, submitted, batch.clustering, durations=batch.durations)
+    remarks = remarks_beforehand(options, plan, model, policy)
     if n_later := len(plan) - len(submitted):
         most = f"These are as many jobs as {model.system.name} is given at once (maxJobs, or its own limit)"
         remarks = [f"{most}; the other {n_later} quanta follow in further rounds.", *remarks]

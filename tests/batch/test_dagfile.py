@@ -85,9 +85,20 @@ def test_no_job_asks_for_more_than_the_largest_machine_has(tmp_path: Path) -> No
     assert line.endswith("}), 4096})")
 
 
-@pytest.mark.parametrize("line", ["queue", "  Queue 3", "a = 1\nqueue"])
+@pytest.mark.parametrize(
+    "line", ["+Project = 5", "MY.Project=5", "$(a)_b = 5", "if defined x", "# why", "use x:y"]
+)
+def test_lines_of_the_site(tmp_path: Path, line: str) -> None:
+    """They stand in the description as they are."""
+    batch_round = make_round(tmp_path, settings=BatchSettings(submit_lines=(line,)))
+    assert line in submit_description(batch_round, None).splitlines()
+
+
+@pytest.mark.parametrize(
+    "line", ["queue", "  Queue 3", "queue=3", "a = 1\nqueue", "nonsense", "--qos=preemptable"]
+)
 def test_a_line_that_ends_the_description_is_refused(tmp_path: Path, line: str) -> None:
-    """A line of the site's cannot add jobs of its own; nothing is written then."""
+    """A line of the site's adds no jobs of its own, and is none of another batch system's."""
     batch_round = make_round(tmp_path, settings=BatchSettings(submit_lines=(line,)))
     with pytest.raises(UsageError, match="cannot be added"):
         write_dag(batch_round, {})

@@ -113,6 +113,15 @@ class TestSubmitting:
         calls = SlurmSystem().write(make_round(tmp_path, memory_bytes=[4 * GIB] * 3))
         assert "--mem=4096M" in calls[0].command
 
+    def test_what_slurm_has_not_is_said(
+        self, fake: FakeSlurm, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A limit on waiting jobs, and an account's user, are HTCondor's: both are named and left out."""
+        batch_round = make_round(tmp_path, settings=BatchSettings(max_idle=5, accounting_user="me"))
+        SlurmSystem().write(batch_round)
+        assert "maxIdle is ignored" in caplog.text
+        assert "accountingUser is ignored" in caplog.text
+
     def test_what_a_round_waits_for_is_said(self, fake: FakeSlurm, chains: Round) -> None:
         """In words, with the jobs of each call."""
         calls = SlurmSystem().write(chains)

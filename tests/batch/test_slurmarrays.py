@@ -103,6 +103,12 @@ def test_the_second_child_is_in_another_lane() -> None:
     assert [(array.jobs, array.lane_of) for array in arrays] == [((0, 1), None), ((2, 4), 0), ((3,), 0)]
 
 
+def test_children_of_one_job_are_one_call() -> None:
+    """A parent that is alone in its array needs no lanes, of which each child would be one."""
+    arrays = make_arrays(jobs_of([[], *([0] for _ in range(5))]), 1000)
+    assert [(array.jobs, array.waits_for) for array in arrays] == [((0,), ()), ((1, 2, 3, 4, 5), (0,))]
+
+
 def test_jobs_that_wait_for_the_same_are_together() -> None:
     """A barrier holds up those that need it, and not their neighbours."""
     names = ["a", "a", "b", "b", "c", "d"]

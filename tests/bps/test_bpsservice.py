@@ -160,16 +160,42 @@ def test_into_a_run_that_exists(bps: Bps, moods: Moods) -> None:
     assert [len(datasets(bps.repository, name)) for name in OUTPUTS] == [8, 8, 2, 1]
 
 
+def test_without_the_stack(bps: Bps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pipetask is not found it is said what to set, before ctrl_bps tries to start it."""
+    monkeypatch.delenv("CTRL_MPEXEC_DIR")
+    bps.configure(updateQuantumGraph="${CTRL_MPEXEC_DIR}/bin/pipetask update-graph-run")
+    assert "Without one: export CTRL_MPEXEC_DIR=$VIRTUAL_ENV" in bps("submit", "bps.yaml", code=2)
+
+
+def test_prepared_and_begun_later(bps: Bps) -> None:
+    """A run that is only prepared is told from one that is not there; `bps restart` begins it."""
+    bps.configure(qgexecWait=True, ordering={"first": {"labels": "isr", "dimensions": "visit"}})
+    assert "ordering of the BPS configuration is ignored" in bps("prepare", "bps.yaml")
+    for verb, code in (("report", 0), ("status", 10)):
+        told = bps(verb, "--id", bps.submit_path, code=code)
+        assert f"the run in {bps.submit_path} has not begun" in told
+        assert f"bps restart --id {bps.submit_path}" in told
+    assert "No job matches" in bps("cancel", "--id", bps.submit_path)
+    bps("restart", "--id", bps.submit_path)
+    assert bps.report().all_succeeded
+
+
 def test_prepared_only(bps: Bps) -> None:
     """`bps prepare` writes what would be done, warns of what will not be, and does nothing."""
     before = bps.repository.dump()
     relative = os.path.relpath(bps.repository.root)
     bps.configure(
-        {"butlerConfig": relative}, submitPath="submit/{outputRun}", requestMemry=5, extraInitOptions="--x"
+        {"butlerConfig": relative},
+        submitPath="submit/{outputRun}",
+        requestMemry=5,
+        extraInitOptions="--x",
+        computeSite="heer",
+        site={"here": {}},
     )
     said = bps("prepare", "bps.yaml")
     assert "Of no meaning in the BPS configuration: requestMemry (is it requestMemory?)" in said
     assert "extraInitOptions of the BPS configuration is ignored: init-outputs are written by qgexec." in said
+    assert "computeSite (no section `heer` below `site`, which has here)" in said
     told = json.loads((bps.submit_path / "qgexec.json").read_text())
     graph = str(bps.submit_path / bps.repository.graph.name)
     verb, _, repository, _, found = told["command"][:5]
@@ -190,9 +216,22 @@ def test_prepared_only(bps: Bps) -> None:
         ({"qgraphFile": None}, "neither a pipeline nor a graph"),
         ({"qgraphFile": "/no/where.qg"}, "there is no file /no/where.qg"),
         ({"requestMemory": "8 GB"}, "cannot be executed: requestMemory is '8 GB', which is not"),
+        ({"requestMemory": [1, 2]}, "cannot be executed: requestMemory: one value should stand here"),
+        ({"requestMemory": "bpsEval(1 + 1)"}, "requestMemory of the BPS configuration cannot be evaluated"),
+        ({"qgexecProcesses": "bpsEval(no.where, 1)"}, "qgexecProcesses of the BPS configuration cannot be"),
+        ({"environment": "A=b"}, "cannot be executed: environment: a section with keys should stand here"),
         ({"clusterAlgorithm": "auto"}, "write `clusterAlgorithm: qgexec.bps.auto`"),
+        ({"clusterAlgorithm": "dimensions"}, "funcs.dimension_clustering`"),
+        ({"clusterAlgorithm": "my.own"}, "is of your own, and not run\nIn a BPS configuration write `clus"),
         ({"extraRunQuantumOptions": "--no-such"}, "No such option"),
         ({"extraRunQuantumOptions": "'"}, "No closing quotation"),
+        ({"extraRunQuantumOptions": "--fail-fast -g other.qg"}, "--qgraph is not taken from there"),
+        ({"extraRunQuantumOptions": "--model slurm"}, "--model is not taken from there"),
+        ({"extraRunQuantumOptions": "--dry-run"}, "--dry-run is not taken from there"),
+        ({"extraRunQuantumOptions": "--help"}, "with --help `qgexec run` would execute nothing"),
+        ({"qgraphFile": None, "pipelineYaml": "/no/where.yaml#isr"}, "there is no file /no/where.yaml"),
+        ({"updateQuantumGraph": "/no/bin/pipetask x"}, "there is no program /no/bin/pipetask"),
+        ({"bpsBatchSubmission": True}, "bpsBatchSubmission is true"),
     ],
 )
 def test_refused_before_anything_is_made(bps: Bps, change: dict[str, Any], said: str) -> None:
@@ -203,6 +242,7 @@ def test_refused_before_anything_is_made(bps: Bps, change: dict[str, Any], said:
     file.write_text(yaml.safe_dump({name: value for name, value in config.items() if value is not None}))
     told = bps("submit", file, code=2)
     assert said in told
+    assert "Usage" not in told
     assert told.count("Error: ") == 1
     assert not (bps.folder / "submit").exists()
     assert bps.repository.dump() == before
@@ -219,7 +259,7 @@ def test_refused_by_the_command(bps: Bps) -> None:
     assert f"Restart failed: the output collection '{OUTPUT}' exists" in bps(
         "restart", "--id", bps.submit_path
     )
-    assert "does not exist" in bps("report", "--id", bps.submit_path)
+    assert "has not begun" in bps("report", "--id", bps.submit_path)
 
     with bps.repository.butler(writeable=True) as butler:
         butler.collections.x_remove(OUTPUT)

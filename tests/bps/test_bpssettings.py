@@ -176,16 +176,32 @@ def test_remarks() -> None:
     ]
 
 
+def test_remarks_on_jobs() -> None:
+    """What is about jobs is told where there are any; what says the same as nothing is not."""
+    keys: dict[str, Any] = {
+        "preemptible": False,
+        "requestDisk": 0,
+        "provisionResources": False,
+        "computeSite": "a",
+        "site": {"a": {"profile": {"condor": {"x": "y"}}}, "b": {"nodeset": "c"}},
+    }
+    assert list(Settings(_config(**keys)).remarks()) == []
+    told = Settings(_config(qgexecModel="slurm", **keys)).remarks()
+    assert [remark.partition(" of the BPS")[0] for remark in told] == ["preemptible", "site: a: profile"]
+
+
 def test_clusters_for_ctrl_bps(repository: MockRepository) -> None:
     """ctrl_bps is given one cluster for each task, which it finds to be in order."""
     with PredictedQuantumGraph.open(str(repository.graph)) as reader:
         reader.read_thin_graph()
         graph = reader.finish()
-    config = _config(bps_defined={"runQgraphFile": str(repository.graph)})
+    ordering = {"first": {"labels": "isr", "dimensions": "visit"}}
+    config = _config(bps_defined={"runQgraphFile": str(repository.graph)}, ordering=ordering)
     clustered = by_task(config, graph, "name")
     clustered.validate()
     counts = {cluster.label: sum(cluster.quanta_counts.values()) for cluster in clustered.clusters()}
     assert counts == {"isr": 8, "calibrate": 8, "summary": 2, "final": 1}
     assert sum(counts.values()) == N_QUANTA
     assert [cluster.label for cluster in clustered.successors("isr")] == ["calibrate"]
+    assert "ordering" not in config, "ctrl_bps finds no data IDs in these clusters, and would refuse them"
     assert auto(config, graph, "name") == clustered

@@ -174,6 +174,18 @@ class TestRemarks:
         assert cluster_remarks(plan, np.array([2]), rules, durations={"c": 5}) == []
         assert cluster_remarks(plan, np.arange(3), ClusterRules()) == []
 
+    def test_keys_of_another_algorithm(self) -> None:
+        """What is said and changes nothing is named, and so is an algorithm that has nothing to go by."""
+        plan = make_plan("a -> b")
+        for rules, words in (
+            (ClusterRules(target_s=60.0, width=5), "jobDuration, parallelJobs: of no effect"),
+            (ClusterRules(algorithm=Algorithm.CHUNKS, chunk_sizes={"a": None}), "there is no chunkSize"),
+            (ClusterRules(algorithm=Algorithm.DIMENSIONS), "no section `cluster`"),
+        ):
+            (told,) = cluster_remarks(plan, np.arange(2), rules)
+            assert words in told
+        assert cluster_remarks(plan, np.arange(2), ClusterRules(chunk_sizes={"a": 3})) == []
+
     @pytest.mark.parametrize(
         ("plan", "name"),
         [("a -> b", "a+b"), ("a -> b -> c", "a+b+c"), ("a -> b -> c -> d", "a+2+d"), ("a", "a")],

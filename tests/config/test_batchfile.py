@@ -160,7 +160,10 @@ def test_rules(tmp_path: Path, text: str, rules: dict[str, Any]) -> None:
         ("jobDuration: 0", "jobDuration"),
         ("parallelJobs: 1.5", "parallelJobs"),
         ("finalJob: {requestMemory: 8 GB}", "finalJob: requestMemory"),
-        ("clusterAlgorithm: my.own.function", "single or chunks or dimensions or auto"),
+        ("site: here", "site: a section with keys should stand here"),
+        ("environment: {'A B': x}", "environment: 'A B' is no name of a variable"),
+        ("queue: [a, b]", "queue: one value should stand here"),
+        ("clusterAlgorithm: my.own.function", "single, chunks, dimensions or auto"),
         ("chunkSize: 0", "chunkSize"),
         ("pipetask: {isr: {chunkSize: x}}", "chunkSize"),
         ("cluster: isr", "section"),
@@ -173,7 +176,8 @@ def test_rules(tmp_path: Path, text: str, rules: dict[str, Any]) -> None:
         ("cluster: {a: {pipetasks: isr, equalDimensions: 'a:b:c'}}", "equalDimensions"),
         ("cluster: {a: {pipetasks: isr, partitionDimensions: visit}}", "not one of partitionMaxClusters"),
         ("cluster: {a: {pipetasks: x, partitionDimensions: v, <<: *both}}", "not one of"),
-        ("cluster: {a: {pipetasks: isr, partitionMaxClusters: none}}", "partitionMaxClusters"),
+        ("cluster: {a: {pipetasks: isr, partitionMaxClusters: none}}", "not a number of jobs"),
+        ("cluster: {a: {pipetasks: isr, partitionMaxSize: none}}", "not a number of values"),
         ("cluster: {a: {pipetasks: isr, findDependencyMethod: both}}", "findDependencyMethod"),
     ],
 )
@@ -188,15 +192,18 @@ def test_keys_in_the_wrong_place(tmp_path: Path) -> None:
     """What is not taken where it stands is named; what a site of Parsl's has is its own."""
     text = (
         "computeSite: here\nsite: {here: {maxidle: 5}}\npipetask:\n  isr:\n    queue: long\n"
+        "finalJob: {requestMemoryMax: 5, requestMemry: 5}\n"
         "cluster:\n  a:\n    pipetasks: isr\n  b:\n    pipetasks: coadd\n    requestMemory: 5\n"
-        "    dimension: visit\n  a:\n    pipetasks: isr\n"
+        "    dimension: visit\n  a:\n    pipetasks: isr\n    partitionMaxSize: 5\n"
     )
     assert _config(tmp_path, text).unknown == (
         f"maxidle ({tmp_path}/a.yaml:2; is it maxIdle?)",
         f"queue ({tmp_path}/a.yaml:5; not taken for a single task)",
-        f"requestMemory ({tmp_path}/a.yaml:11; {_NOT_OF_CLUSTERS})",
-        f"dimension ({tmp_path}/a.yaml:12; is it dimensions?)",
-        f"a ({tmp_path}/a.yaml:13; it stood there before, this one counts)",
+        f"requestMemry ({tmp_path}/a.yaml:6; is it requestMemory?)",
+        f"partitionMaxSize ({tmp_path}/a.yaml:16; only with partitionDimensions)",
+        f"requestMemory ({tmp_path}/a.yaml:12; {_NOT_OF_CLUSTERS})",
+        f"dimension ({tmp_path}/a.yaml:13; is it dimensions?)",
+        f"a ({tmp_path}/a.yaml:14; it stood there before, this one counts)",
     )
     parsl = "computeSite: x\nsite: {x: {class: lsst.a.B, retries: 1, environment: true, nodes: 5, queue: q}}"
     config = _config(tmp_path, parsl)

@@ -187,6 +187,15 @@ class TestUnknown:
             f"requestCpus ({path}:9; it stood there before, this one counts)",
         )
 
+    def test_sites_and_clouds_that_are_not_there(self, tmp_path: Path) -> None:
+        """A site that has no section is named, but not where no site has one: then it is only a name."""
+        text = "computeSite: heer\ncomputeCloud: c\nsite: {here: {queue: q}, there: {}}\n"
+        path = _file(tmp_path, text)
+        assert read_config([path]).unknown == (
+            f"computeSite ({path}:1; no section `heer` below `site`, which has here, there)",
+        )
+        assert read_config([path], site="here").unknown == ()
+
     def test_upstreams_own_keys(self, tmp_path: Path) -> None:
         """BPS's file of defaults is read as it is; every attribute that its jobs have is known."""
         with as_file(files("lsst.ctrl.bps") / "etc" / "bps_defaults.yaml") as path:

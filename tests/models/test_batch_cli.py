@@ -136,6 +136,7 @@ def test_a_refusal(place: Place, given: list[object]) -> None:
     assert result.code == 2
     assert "hand refuses the jobs: no such account" in result.err
     assert "Traceback" not in result.err
+    assert f"To go on:\n  qgexec resume {place.run_dir} --resources {place.folder}/site.yaml\n" in result.err
     assert place.hand.submitted == []
 
 
@@ -144,6 +145,39 @@ def test_a_model_that_needs_a_driver(place: Place, given: list[object]) -> None:
     given[given.index("hand")] = "inprocess"
     one_message(call("submit", *given), "inprocess needs a driver as long as it runs", "qgexec run")
     assert not place.run_dir.exists()
+
+
+def test_no_batch_system(place: Place, given: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none is named, or what is named submits nothing, it is said before a graph is built."""
+    monkeypatch.setattr("qgexec.cli.run.graph_of", lambda *_, **__: pytest.fail("a graph is built"))
+    at = given.index("--model")
+    one_message(call("submit", *given[:at], *given[at + 2 :]), "No batch system was named", "--model slurm")
+    given[at + 1] = "pool"
+    for command in (["submit"], ["submit", "--dry-run"], ["run", "--dry-run"]):
+        one_message(call(*command, *given), "pool needs a driver as long as it runs: it submits nothing")
+
+
+def test_a_dry_run_names_what_is_ignored(place: Place, given: list[object]) -> None:
+    """It warns of all that the run itself would warn of."""
+    (place.folder / "site.yaml").write_text("chunksize: 5\ncluster: {a: {pipetasks: isr, queue: q}}\n")
+    shown = call("submit", *given, "--dry-run")
+    assert shown.code == 0
+    told = " ".join(shown.out.split())
+    assert "is it chunkSize?), queue (" in told
+    assert place.hand.submitted == []
+
+
+def test_cancel_without_an_answer(place: Place, given: list[object]) -> None:
+    """It says that the run is told to end all the same; jobs that begin then execute nothing."""
+    place.hand.pause = True
+    call("submit", *given)
+    place.hand.silent = True
+    refused = call("cancel", place.run_dir)
+    assert refused.code == 2
+    assert "jobs that begin now execute nothing" in refused.err
+    place.hand.silent = place.hand.pause = False
+    place.work_off()
+    assert place.report().total.done == 0
 
 
 def test_cancel(place: Place, given: list[object]) -> None:

@@ -47,7 +47,7 @@ _RECIPE = 1  # of the folder: another number, and the next use makes it anew
 _DEBIAN = "trixie"
 _BASE_PACKAGES = ["ca-certificates", "procps", "python3", "python3-cffi-backend", "python3-venv"]
 _PACKAGES = ["minicondor"]  # not debootstrap's: it fails at this one's configuration
-_PROJECT = f"{CHECKOUT}[demo,htcondor]"
+_PROJECT = f"{CHECKOUT}[bps,demo,htcondor]"
 _REQUIREMENTS = ["hypothesis", "pytest", "pytest-timeout"]
 _TOOLS = ["bash", "debootstrap", "mount", "nsenter", "unshare"]
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
@@ -285,7 +285,7 @@ class CondorFolder:
     def _install_project(self, log: IO[bytes]) -> None:
         stamp = self.root / VENV.relative_to("/") / "installed"
         project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-        needs = json.dumps([str(CHECKOUT), _REQUIREMENTS, project], sort_keys=True)
+        needs = json.dumps([_PROJECT, _REQUIREMENTS, project], sort_keys=True)
         wanted = hashlib.sha256(needs.encode()).hexdigest()
         if _read(stamp) == wanted:
             return

@@ -352,12 +352,18 @@ def _accounting(batch_round: Round) -> list[str]:
     return lines
 
 
+_LINE = re.compile(
+    r"\s*(?!queue\b)([+\w.$()]+\s*=|(if|elif|else|endif|include|use|error|warning)\b|#|$)", re.IGNORECASE
+)
+"""How lines of a submit description begin, but for ``queue``: see condor_submit's manual."""
+
+
 def _site_lines(lines: Sequence[str]) -> Iterator[str]:
     for line in lines:
-        if re.match(r"\s*queue\b", line, re.IGNORECASE) or "\n" in line:
+        if _LINE.match(line) is None or "\n" in line:
             raise UsageError(
                 f"the submit line {line!r} cannot be added to a submit description",
-                hint="Give single lines such as 'requirements = ...'; `queue` is added to them.",
+                hint="Give single lines as 'requirements = ...' or '+Name = ...'; `queue` is added to them.",
             )
         yield line
 

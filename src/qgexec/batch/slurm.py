@@ -148,6 +148,8 @@ class SlurmSystem:
         settings = batch_round.settings
         if settings.max_idle is not None:
             _logger.warning("Slurm has no limit on jobs that wait: maxIdle is ignored (maxJobs is not).")
+        if settings.accounting_user is not None:
+            _logger.warning("Slurm charges accounts (accountingGroup): accountingUser is ignored.")
         arrays = self._arrays(batch_round)
         largest_mib = _largest_mib(_machines(batch_round.settings.queue))
         calls = [

@@ -150,13 +150,14 @@ class _Making:
     def _lanes(self, own: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Return which jobs can follow one other each, with the array that those are in.
 
-        Of a parent with several such children the first is in one lane, the second in another.
+        Of a parent with several such children the first is in one lane, the second in another. One that
+        is alone in its array needs none: to wait for the array is to wait for it, in one call for all.
         """
         lanes: dict[tuple[int, int], list[int]] = {}
         n_children: Counter[int] = Counter()
         for job in own:
             parents = self._jobs.parents(job)
-            if len(parents) == 1:
+            if len(parents) == 1 and len(self.arrays[self._array_of[parents[0]]].jobs) > 1:
                 key = (self._array_of[parents[0]], n_children[parents[0]])
                 n_children[parents[0]] += 1
                 lanes.setdefault(key, []).append(job)

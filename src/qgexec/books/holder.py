@@ -215,7 +215,7 @@ def check_not_held(writer: Writer, file: Path, *, force: bool = False) -> None:
         case True:
             raise RunHeldError(
                 f"the run in {run_dir} is in the hands of {who}",
-                hint=f"See how far it is: qgexec status {run_dir}. To end it: kill -INT {writer.pid}",
+                hint=f"See how far it is: qgexec status {run_dir}. To end it: qgexec cancel {run_dir}",
             )
         case False:
             return

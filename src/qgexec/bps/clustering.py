@@ -15,6 +15,9 @@ __all__ = ["ALGORITHMS", "auto", "by_task", "chunks"]
 def by_task(config: Any, qgraph: Any, name: str) -> ClusteredQuantumGraph:
     """Put all quanta of a task into one cluster: ctrl_bps's ``clusterAlgorithm`` where the user names none.
 
+    Such clusters have no data IDs by which ctrl_bps could order its jobs: ``ordering`` is taken out of the
+    configuration, or it would refuse them.
+
     Parameters
     ----------
     config : `lsst.ctrl.bps.BpsConfig`
@@ -37,6 +40,8 @@ def by_task(config: Any, qgraph: Any, name: str) -> ClusteredQuantumGraph:
     pairs = {(labels[parent], labels[child]) for parent, child in quanta.edges}
     for parent, child in sorted(pair for pair in pairs if pair[0] != pair[1]):
         clustered.add_dependency(parent, child)
+    if "ordering" in config:
+        del config["ordering"]
     return clustered
 
 

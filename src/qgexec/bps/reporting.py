@@ -89,7 +89,10 @@ def report_of(submission: Submission, report: RunReport, *, exit_codes: bool = F
         With the exit code of each failed quantum.
     """
     told = submission.attributes
+    # Older versions of ctrl_bps have no place for it.
+    site = {"site": told.get("runsite", "")} if "site" in WmsRunReport.__dataclass_fields__ else {}
     return WmsRunReport(
+        **site,
         wms_id=submission.identifier,
         global_wms_id=submission.identifier,
         path=str(submission.path),

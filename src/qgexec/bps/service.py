@@ -22,7 +22,7 @@ from qgexec.bps.submission import Submission, remember, remembered
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import JournalError, QgexecError, RunDirError
 from qgexec.offline import cancel
-from qgexec.reports.report import read_report
+from qgexec.reports.report import RunReport, read_report
 
 __all__ = ["QgexecService", "QgexecWorkflow"]
 
@@ -279,7 +279,7 @@ class QgexecService(BaseWmsService):
         if wms_workflow_id is not None:
             try:
                 submission = Submission.find(wms_workflow_id)
-                found = read_report(submission.run_dir)
+                found = _read(submission)
             except QgexecError as error:
                 return [], str(error)
             return [report_of(submission, found, exit_codes=return_exit_codes)], words_on(found)
@@ -308,7 +308,7 @@ class QgexecService(BaseWmsService):
             Not used.
         """
         try:
-            found = read_report(Submission.find(wms_workflow_id).run_dir)
+            found = _read(Submission.find(wms_workflow_id))
         except QgexecError as error:
             return WmsStates.UNKNOWN, str(error)
         return state_of(found), words_on(found)
@@ -349,6 +349,16 @@ class QgexecService(BaseWmsService):
         except QgexecError as error:
             return 1, str(error)
         return 0, f"Execution model {name} needs no service. For another: --pass-thru NAME"
+
+
+def _read(submission: Submission) -> RunReport:
+    """Return the report of a run."""
+    if not submission.run_dir.exists():
+        raise RunDirError(
+            f"the run in {submission.path} has not begun: it was prepared only, or refused",
+            hint=f"To begin it: bps restart --id {submission.path}",
+        )
+    return read_report(submission.run_dir)
 
 
 def _goes_on(submission: Submission) -> bool:

@@ -6,12 +6,15 @@ the sections that only ctrl_bps has (``bps_cmdline``, ``bps_defined``) are laid 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from lsst.daf.butler import Config
 from qgexec.books.rundir import write_aside
 from qgexec.bps.clustering import ALGORITHMS
 from qgexec.bps.refusal import Refusal
-from qgexec.cli.run import run, submit
+from qgexec.cli.run import building, run, submit
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.bpsfile import read_config
 from qgexec.errors import RepositoryError, UsageError
@@ -39,13 +42,36 @@ _logger = logging.getLogger(f"lsst.{__name__}")  # what the --log-level of bps i
 _NOT_RUN = "it is not run: qgexec executes the quanta itself"
 _TAKEN_IN = "outputs are taken into the registry by qgexec, while the run goes on and at its end"
 
+_IN_LINES = "say it in submitLines, in the words of the batch system"
+
 _IGNORED = {
     "runQuantumCommand": _NOT_RUN,
     "extraInitOptions": "init-outputs are written by qgexec",
     "extraAggregateOptions": _TAKEN_IN,
     "ordering": "quanta are ordered by the graph alone",
+    "fileDistributionEndPoint": "jobs read the graph in the run directory, and the repository where it is",
 }
 """Keys that make another service do something else than this one, where they are not BPS's defaults."""
+
+_IGNORED_OF_JOBS = {
+    "provisionResources": "jobs wait for the machines that the batch system has",
+    **dict.fromkeys(("concurrencyLimit", "nodeset", "preemptible", "priority"), _IN_LINES),
+    **dict.fromkeys(("profile", "releaseExpr", "requestDisk"), _IN_LINES),
+}
+"""Likewise, where a batch system runs the quanta."""
+
+_BPS_CLUSTERING = "lsst.ctrl.bps.quantum_clustering_funcs"
+
+_ALGORITHM_NAMES = {
+    "auto": "qgexec.bps.auto",
+    "chunks": "qgexec.bps.chunks",
+    "dimensions": f"{_BPS_CLUSTERING}.dimension_clustering",
+    "single": f"{_BPS_CLUSTERING}.single_quantum_clustering",
+}
+"""Our names of algorithms, and those by which ctrl_bps imports them."""
+
+_OF_THE_SERVICE = {"run_dir", "model", "init_only", "dry_run"}
+"""Options that the service gives itself, or that would execute nothing; so are those of building a graph."""
 
 _IGNORED_OF_FINAL_JOB = {"whenRun": _TAKEN_IN, "command1": _TAKEN_IN, "command2": _TAKEN_IN}
 
@@ -82,7 +108,8 @@ class Settings:
         )
 
     def _value(self, key: str) -> Any:
-        return self._config.search(key, opt={"default": "", "curvals": dict(self._places)})[1]
+        with _evaluating(key):
+            return self._config.search(key, opt={"default": "", "curvals": dict(self._places)})[1]
 
     def _text(self, key: str) -> str:
         value = self._value(key)
@@ -114,7 +141,7 @@ class Settings:
             self.write_resources(file)
             for name in _read(file).unknown:
                 _logger.warning("Of no meaning in the BPS configuration: %s", _without_place(name, file))
-            self._check_command(self._command("graph.qg", file, Path(folder), extends=False))
+            self._check_options(self._command("graph.qg", file, Path(folder), extends=False))
         try:
             with open_butler(self.repository, writeable=True) as butler:
                 require_writeable(butler)
@@ -133,37 +160,80 @@ class Settings:
         graph = self._text("qgraphFile")
         if graph and not Path(graph).is_file():
             raise UsageError(f"qgraphFile: there is no file {graph}")
-        if not graph and not self._text("pipelineYaml"):
+        pipeline = os.path.expandvars(self._text("pipelineYaml"))
+        if not graph and not pipeline:
             raise UsageError(
                 "the BPS configuration names neither a pipeline nor a graph",
                 hint="Write `pipelineYaml`, or `qgraphFile`.",
             )
-        name = self._text("clusterAlgorithm")
-        if name in ("auto", "chunks"):
+        file = pipeline.partition("#")[0]
+        if not graph and "://" not in file and not Path(file).is_file():
+            raise UsageError(f"pipelineYaml: there is no file {file}")
+        self._check_program("updateQuantumGraph" if graph else "createQuantumGraph")
+        if self._text("bpsBatchSubmission").lower() == "true":
             raise UsageError(
-                f"clusterAlgorithm is {name!r}, which ctrl_bps would not find",
-                hint=f"In a BPS configuration write `clusterAlgorithm: qgexec.bps.{name}`.",
+                "bpsBatchSubmission is true, and qgexec puts nothing but quanta into batch jobs",
+                hint="Leave it out: the graph is made where bps submit runs.",
+            )
+        name = self._text("clusterAlgorithm")
+        if name and name not in {*ALGORITHMS, *_ALGORITHM_NAMES.values()}:
+            known = _ALGORITHM_NAMES.get(name)
+            raise UsageError(
+                f"clusterAlgorithm is {name!r}, which "
+                f"{'is of your own, and not run' if known is None else 'ctrl_bps would not find'}",
+                hint=f"In a BPS configuration write `clusterAlgorithm: {known or 'qgexec.bps.auto'}`.",
             )
 
-    def _check_command(self, command: list[str]) -> None:
-        verb = submit if self.ends else run
+    def _check_program(self, key: str) -> None:
+        """Check that what makes the graph is there, for ctrl_bps would say it with a traceback."""
+        written = self._config.search(key, opt={"default": "", "replaceVars": False})[1]
+        program = os.path.expandvars(str(written).partition(" ")[0])
+        if re.search(r"(?<!\$)\{", program):  # what ctrl_bps will put there is not known yet
+            return
+        if program and shutil.which(program) is None:
+            raise UsageError(
+                f"{key} of the BPS configuration: there is no program {program}",
+                hint="Set up the stack. Without one: export CTRL_MPEXEC_DIR=$VIRTUAL_ENV"
+                if "CTRL_MPEXEC_DIR" in program
+                else "Set up the stack, or the environment that it is in.",
+            )
+
+    def _check_options(self, command: list[str]) -> None:
+        """Check what is given to a command besides what this service gives it."""
+        verb, name = (submit if self.ends else run), f"qgexec {command[0]}"
+        told = list(self._options())
+        own = command[: len(command) - len(told)]
+        begin = "extraRunQuantumOptions of the BPS configuration:"
+        if {"-h", "--help"} & set(told):
+            raise Refusal(f"{begin} with --help `{name}` would execute nothing\nLeave it out.")
         try:
-            verb.make_context(f"qgexec {command[0]}", command[1:])
+            found, plain = (verb.make_context(name, words[1:]).params for words in (command, own))
         except click.ClickException as error:
             raise Refusal(
-                f"extraRunQuantumOptions of the BPS configuration: {error.format_message()}\n"
-                f"They are given to `qgexec {command[0]}`, which has options of the same names as pipetask."
+                f"{begin} {error.format_message()}\n"
+                f"They are given to `{name}`, which has options of the same names as pipetask."
             ) from error
+        for option in verb.params:
+            is_ours = option.name in _OF_THE_SERVICE or option.name in _names_of_building()
+            if is_ours and found.get(str(option.name)) != plain.get(str(option.name)):
+                raise Refusal(
+                    f"{begin} {option.opts[-1]} is not taken from there\n"
+                    "Repository, graph, collections and model have keys of their own: docs/bps.md."
+                )
 
     def remarks(self) -> Iterator[str]:
         """Yield a sentence for each key that would have made another service do something else."""
         tree = _plain(self._config)
         sections = {"": tree, "payload: ": tree.get("payload") or {}}
         sections |= {f"pipetask: {label}: ": own for label, own in (tree.get("pipetask") or {}).items()}
+        if (site := self._places.get("curr_site")) is not None:
+            sections[f"site: {site}: "] = (tree.get("site") or {}).get(site)
+        ignored = _IGNORED | (_IGNORED_OF_JOBS if self.ends else {})
         for prefix, section in sections.items():
             default = BPS_DEFAULTS["pipetask"]["pipetaskInit"] if "pipetaskInit" in prefix else BPS_DEFAULTS
-            for key, why in _IGNORED.items():
-                if section and section.get(key) and section[key] != default.get(key):
+            for key, why in ignored.items():
+                value = (section or {}).get(key)
+                if value not in (None, "", default.get(key, False)):
                     yield f"{prefix}{key} of the BPS configuration is ignored: {why}."
         final = tree.get("finalJob") or {}
         for key, why in _IGNORED_OF_FINAL_JOB.items():
@@ -198,7 +268,8 @@ class Settings:
             if isinstance(value, dict) and key != "pipetask":
                 self._evaluate(value, current)
             elif isinstance(value, str) and "bpsEval(" in value:
-                section[key] = self._config.replace_vars(value, {"curvals": dict(current)})
+                with _evaluating(key):
+                    section[key] = self._config.replace_vars(value, {"curvals": dict(current)})
 
     def command(self, graph: str, resources: Path, run_dir: Path) -> list[str]:
         """Return the arguments of `qgexec` that execute a graph as this configuration has it.
@@ -233,6 +304,29 @@ class Settings:
                 next(words, None)
             elif not re.match(r"-j\d|--processes=", word):
                 yield word
+
+
+@functools.cache
+def _names_of_building() -> frozenset[str]:
+    """Return the names of the options that say of which repository and graph a run is."""
+
+    @click.command()
+    @building
+    def probe(**_: object) -> None: ...
+
+    return frozenset(str(option.name) for option in probe.params)
+
+
+@contextmanager
+def _evaluating(key: str) -> Iterator[None]:
+    """Name the key whose value cannot be evaluated."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(
+            f"{key} of the BPS configuration cannot be evaluated: {error}",
+            hint="Look at its variables; a call is written `bpsEval(package.module.name, argument, ...)`.",
+        ) from error
 
 
 def check_service(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,8 +55,17 @@ def outcome_of(execute: Callable[[], object]) -> tuple[int, QgexecError | None]:
     return 0, None
 
 
-def conclude(executor: GraphExecutor, code: int, broken: QgexecError | None, *, summary: str | None) -> int:
+def conclude(
+    executor: GraphExecutor,
+    code: int,
+    broken: QgexecError | None,
+    *,
+    summary: str | None,
+    resources: Sequence[str] = (),
+) -> int:
     """Print the report of a run that has ended, and how to go on; return the exit code.
+
+    Of the files of resources one may be to blame for what broke the run: it takes them, mended, to go on.
 
     Raises
     ------
@@ -77,7 +86,7 @@ def conclude(executor: GraphExecutor, code: int, broken: QgexecError | None, *, 
     found = print_report(executor.run_dir, ended=True)
     if code == 0:
         return code
-    advice = _how_to_go_on(code, executor.run_dir, found.stop_reason)
+    advice = _how_to_go_on(code, executor.run_dir, found.stop_reason, resources)
     if broken is not None:
         broken.hint = f"{broken.hint}\n{advice}".lstrip()
         raise broken
@@ -102,11 +111,11 @@ def _write_summary(executor: GraphExecutor, file: str) -> None:
         click.echo(f"--summary {file} could not be written: {error}", err=True)
 
 
-def _command(verb: str, run_dir: Path) -> str:
-    return f"  {shlex.join(['qgexec', verb, str(run_dir)])}"
+def _command(verb: str, run_dir: Path, *options: str) -> str:
+    return f"  {shlex.join(['qgexec', verb, str(run_dir), *options])}"
 
 
-def _how_to_go_on(code: int, run_dir: Path, stop_reason: StopReason | None) -> str:
+def _how_to_go_on(code: int, run_dir: Path, stop_reason: StopReason | None, resources: Sequence[str]) -> str:
     if code == EXIT_FAILED and stop_reason is StopReason.INVALID_QUANTUM:
         return (
             "Stopped, for the graph or the configuration is wrong. What succeeded is kept.\n"
@@ -119,4 +128,5 @@ def _how_to_go_on(code: int, run_dir: Path, stop_reason: StopReason | None) -> s
     }[code]
     if code == EXIT_FAILED and stop_reason is not None:
         began = f"Stopped: {stop_reason.value}. {began}"
-    return f"{began}:\n{_command('resume', run_dir)}"
+    again = [word for file in resources for word in ("--resources", file)] if code == EXIT_BAD_USE else []
+    return f"{began}:\n{_command('resume', run_dir, *again)}"

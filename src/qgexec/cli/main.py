@@ -113,7 +113,7 @@ def cli(ctx: click.Context, /, *, traceback: bool, **logging_options: Any) -> No
     """Execute a Rubin/LSST QuantumGraph on any execution model.
 
     One graph, one command, one report: in this process, on all cores of this
-    machine, or on an execution model of your own.
+    machine, on a batch system, or on an execution model of your own.
     """
     ctx.obj = {"traceback": traceback, "logging": parse(logging_options)}
     for name in _IRRELEVANT_LOGGERS:

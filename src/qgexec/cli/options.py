@@ -155,7 +155,7 @@ execution = section(
         "--model",
         metavar="NAME",
         type=filled,
-        help="Execution model; default: inprocess for -j 1, pool above.",
+        help="Execution model; default: inprocess for -j 1, pool above; of submit: none.",
     ),
     click.option("--fail-fast", is_flag=True, help="Stop at the first failure."),
     click.option(

@@ -81,6 +81,8 @@ def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
     """
     given["model"] = given["model"] or default_model(given["processes"])
     measuring.check_debugger(given)
+    if dry_run:
+        _require_batch_system(given)
     with measuring.covered(given):
         graph = graph_of(given, init_only=init_only)
         if graph is None:
@@ -124,6 +126,7 @@ def submit(*, run: Path | None, dry_run: bool, **given: Any) -> None:
             "There is no repository.",
             hint="Name one with -b REPO, and a graph or a pipeline; or a run directory, to submit its rest.",
         )
+    _require_batch_system(given)
     graph = graph_of(given)
     if graph is None:
         return
@@ -133,7 +136,9 @@ def submit(*, run: Path | None, dry_run: bool, **given: Any) -> None:
     with executor_for(given) as executor:
         code, broken = outcome_of(lambda: executor.submit(graph))
     if broken is not None or not executor.has_left:
-        sys.exit(conclude(executor, code, broken, summary=given["summary"]))
+        sys.exit(
+            conclude(executor, code, broken, summary=given["summary"], resources=given["resource_files"])
+        )
     assert executor.run_dir is not None
     say_it_goes_on(executor.run_dir)
     click.echo(executor.run_dir)
@@ -169,6 +174,7 @@ def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None
     _check_use(request, given, init_only=init_only)
     check_files({"--summary": given["summary"], "--profile": given.get("profile")} | request.files())
     given["part"] = buildoptions.part_of(given)
+    given["resource_files"] = tuple(given["resources"])
     given["config"] = options.run_config(given)
     given["model"] = given["model"] or default_model(given["processes"])
     if not (init_only or request.shows):
@@ -224,6 +230,23 @@ def _check_use(request: BuildRequest, given: dict[str, Any], *, init_only: bool)
         raise UsageError(f"{useless}: no use with --init-only, for nothing is run.", hint="Leave it out.")
 
 
+def _require_batch_system(given: dict[str, Any]) -> None:
+    """Check that the model submits jobs, before a graph is built for it; what is only shown needs none."""
+    from qgexec.models.registry import facts_of
+
+    if given["shows"]:
+        return
+    if given["model"] is None:
+        raise UsageError(
+            "No batch system was named.", hint="Name one, as with --model slurm; to execute here: qgexec run."
+        )
+    if not facts_of(given["model"]).survives_driver:
+        raise UsageError(
+            f"{given['model']} needs a driver as long as it runs: it submits nothing.",
+            hint="Name a batch system, as with --model slurm; to execute here: qgexec run.",
+        )
+
+
 def _preparation(given: dict[str, Any]) -> Preparation:
     from qgexec.api import Preparation
 
@@ -253,7 +276,7 @@ def _execute(graph: _Graph, given: dict[str, Any]) -> int:
     """Execute a graph, say what became of it, and return the exit code."""
     with executor_for(given) as executor, measuring.profiled(given["profile"]):
         code, broken = outcome_of(lambda: executor.execute(graph))
-    return conclude(executor, code, broken, summary=given["summary"])
+    return conclude(executor, code, broken, summary=given["summary"], resources=given["resource_files"])
 
 
 def _rehearse(graph: _Graph, given: dict[str, Any]) -> None:

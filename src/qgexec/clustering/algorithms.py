@@ -84,20 +84,36 @@ def cluster_remarks(
 ) -> list[str]:
     """Return what the user should know about the clusters, one sentence or two each.
 
-    Named clusters with tasks that the plan does not have; tasks whose run time is not known.
+    Named clusters with tasks that the plan does not have; tasks whose run time is not known; an algorithm
+    without that which it goes by, and what only another goes by.
     """
+    told = _without_effect(rules)
     match rules.effective:
         case Algorithm.DIMENSIONS:
             if unknown := unknown_labels(plan, rules):
-                return [f"Clusters name tasks that this graph does not have: {few(unknown)}."]
+                told.append(f"Clusters name tasks that this graph does not have: {few(unknown)}.")
         case Algorithm.AUTO:
             codes = np.unique(np.asarray(plan.label_codes)[np.asarray(indices, dtype=np.int64)])
             if unknown := [plan.labels[code] for code in codes if plan.labels[code] not in (durations or {})]:
                 known = f"Nothing is known about the run times of {few(unknown)}"
-                return [f"{known}: jobs are made as if each quantum took {UNKNOWN_S:.0f} s."]
+                told.append(f"{known}: jobs are made as if each quantum took {UNKNOWN_S:.0f} s.")
         case _:
             pass
-    return []
+    return told
+
+
+def _without_effect(rules: ClusterRules) -> list[str]:
+    """Return what was asked for and changes nothing, one sentence each."""
+    told = []
+    own = [size for size in rules.chunk_sizes.values() if size]
+    if rules.algorithm is Algorithm.CHUNKS and rules.chunk_size is None and not own:
+        told.append("clusterAlgorithm is chunks, and there is no chunkSize: each quantum is a job.")
+    if rules.algorithm is Algorithm.DIMENSIONS and not rules.clusters:
+        told.append("clusterAlgorithm is dimensions, and there is no section `cluster` to go by.")
+    said = [key for key, value in (("jobDuration", rules.target_s), ("parallelJobs", rules.width)) if value]
+    if said and rules.effective is not Algorithm.AUTO:
+        told.append(f"{', '.join(said)}: of no effect without `clusterAlgorithm: auto`.")
+    return told
 
 
 def _in_turn(plan: Plan, indices: Ints, groups: Groups, serial_labels: Collection[str]) -> list[Ints]:

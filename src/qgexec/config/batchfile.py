@@ -6,7 +6,8 @@ section or list is taken whole from the first that has it, as in BPS.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from qgexec.clustering.rules import Algorithm, ClusterRules, NamedCluster
@@ -45,11 +46,16 @@ def _quanta(value: Value) -> int:
     return value.whole(1, "a number of quanta", "20")
 
 
+def _values(value: Value) -> int:
+    return value.whole(1, "a number of values", "10")
+
+
 def _algorithm(value: Value) -> Algorithm:
     algorithm = _ALGORITHMS.get(str(value.scalar))
     if algorithm is None:
-        names = " or ".join(algorithm.value for algorithm in Algorithm)
-        raise value.refused(f"{names}, or BPS's name of one; others would run code of their own", "auto")
+        *names, last = (algorithm.value for algorithm in Algorithm)
+        known = f"{', '.join(names)} or {last}, or BPS's name of one"
+        raise value.refused(f"{known}; others would run code of their own", "auto")
     return algorithm
 
 
@@ -73,6 +79,12 @@ def _lines(name: str, node: Node, layers: Layers) -> tuple[str, ...]:
 
 def _environment(_: str, node: Node, layers: Layers) -> dict[str, str]:
     """Read variables of jobs; those of this process in their values are replaced now, as by BPS."""
+    for key, value in node.section.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise UsageError(
+                f"{value.place}: environment: {key!r} is no name of a variable",
+                hint="Use letters, digits and _, no digit first.",
+            )
     scalars = {key: resolve(value, [node.section, *layers]) for key, value in node.section.items()}
     return {key: "" if scalar is None else str(scalar) for key, scalar in scalars.items()}
 
@@ -165,10 +177,10 @@ class _Cluster:
             dimensions=self._names("dimensions"),
             equal_dimensions=tuple(self._pairs("equalDimensions")),
             partition_dimensions=self._names("partitionDimensions"),
-            partition_max_clusters=self._number("partitionMaxClusters"),
-            partition_max_size=self._number("partitionMaxSize"),
+            partition_max_clusters=self._number("partitionMaxClusters", _jobs),
+            partition_max_size=self._number("partitionMaxSize", _values),
             find_dependency_method=self._method("findDependencyMethod"),
-            size=self._number("size"),
+            size=self._number("size", _quanta),
             where=str(self._node.place),
         )
         if not cluster.pipetasks:
@@ -209,9 +221,9 @@ class _Cluster:
                 raise Value(key, node, text_).refused("two dimensions with a colon between", "visit:exposure")
             yield one_, other
 
-    def _number(self, key: str) -> int | None:
+    def _number(self, key: str, read: Callable[[Value], int]) -> int | None:
         node = self._node.section.get(key)
-        return None if node is None else cast("int | None", one(_quanta)(key, node, self._layers))
+        return None if node is None else cast("int | None", one(read)(key, node, self._layers))
 
     def _method(self, key: str) -> str | None:
         node = self._node.section.get(key)

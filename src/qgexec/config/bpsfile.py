@@ -239,6 +239,7 @@ def _unknown(root: Node) -> Iterator[str]:
     top = root.section
     tasks = _sections_in(top, "pipetask")
     known, known_of_task = (BATCH_KEYS | _OUR_KEYS | keys for keys in (JOB_KEYS, JOB_KEYS_OF_TASKS))
+    yield from _sites_missing(top)
     site = _part(top, "site", "computeSite")
     places = [(top, known), (site if "class" not in site else {}, known)]
     for section, keys in (*places, *((node.section, known_of_task) for node in tasks)):
@@ -250,6 +251,9 @@ def _unknown(root: Node) -> Iterator[str]:
         for key, value in section_of(section, _RETRIES).items():
             if key not in _RETRY_READERS:
                 yield _described(key, value.place, _RETRY_READERS)
+    for key, value in section_of(top, "finalJob").items():
+        if key not in known and get_close_matches(key, ["requestMemory"], 1, cutoff=0.8):
+            yield _described(key, value.place, ["requestMemory"])
     clusters = _sections_in(top, "cluster")
     for node in clusters:
         yield from _unknown_of_cluster(node.section, used)
@@ -259,7 +263,20 @@ def _unknown(root: Node) -> Iterator[str]:
             yield f"{key} ({place}; it stood there before, this one counts)"
 
 
+def _sites_missing(top: Mapping[str, Node]) -> Iterator[str]:
+    """Yield the site and the cloud that are chosen, where no section is theirs: nothing of others counts."""
+    for key, chooser in (("site", "computeSite"), ("cloud", "computeCloud")):
+        known = sorted(section_of(top, key))
+        name = str(resolve(top[chooser], [top]) or "") if chooser in top else ""
+        if known and name and name not in known:
+            there = f"no section `{name}` below `{key}`, which has {', '.join(known)}"
+            yield f"{chooser} ({top[chooser].place}; {there})"
+
+
 def _unknown_of_cluster(section: Mapping[str, Node], used: Collection[str]) -> Iterator[str]:
+    for key in ("partitionMaxClusters", "partitionMaxSize"):
+        if key in section and "partitionDimensions" not in section:
+            yield f"{key} ({section[key].place}; only with partitionDimensions)"
     for key, value in section.items():
         if key in BATCH_KEYS | _OUR_KEYS | JOB_KEYS:
             yield f"{key} ({value.place}; not taken for a cluster: its jobs are given what their quanta are)"

@@ -19,13 +19,16 @@ _BY_PURPOSE = {
         pipetaskOutput pipetaskDataQuery extraQgraphOptions extraUpdateQgraphOptions extraInitOptions
         extraAggregateOptions defaultPreCmdOpts qgraphPreCmdOpts initPreCmdOpts runPreCmdOpts
         updateQgraphPreCmdOpts finalPreCmdOpts preCmdline postCmdline useLazyCommands command1 command2
-        command3 command4 executable arguments inputs outputs
+        command3 command4 executable arguments inputs outputs bpsMakeCommand
     """,
     "files and names": """
         submitPath submitRoot subDirTemplate templateDataId qgraphFileTemplate uniqProcName
         whenSaveJobQgraph bpsUseShared useBpsShared fileDistributionEndPoint
         fileDistributionEndPointDefault makeIdLink idLinkPath saveDot saveGenericWorkflow
         saveClusteredQgraph validateClusteredQgraph overwriteJobFiles workflowName workflowPath
+    """,
+    "the stages of bps submit in batch jobs": """
+        bpsBatchSubmission bpsPreCommandOpts buildQuantumGraph preparePayloadWorkflow bpsUseRunTempSpace
     """,
     "the service of BPS in qgexec.bps": """
         qgexecModel qgexecProcesses qgexecWait runWmsSubmissionChecks

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -46,8 +46,16 @@ class Place:
     line: int
     """From 1."""
 
+    key: str = ""
+    """What stands before the colon there; nothing for an item of a list, or a whole file."""
+
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
+
+    @property
+    def with_key(self) -> str:
+        """The line, and the key if there is one."""
+        return f"{self}: {self.key}" if self.key else str(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ class Node:
             return {}
         if not isinstance(self.content, Mapping):
             raise UsageError(
-                f"{self.place}: a section with keys should stand here",
+                f"{self.place.with_key}: a section with keys should stand here",
                 hint="Write one `key: value` a line, indented below.",
             )
         return self.content
@@ -166,7 +174,8 @@ def _resolve(node: Node, layers: Sequence[Mapping[str, Node]], asked: tuple[str,
     value = node.content
     if not isinstance(value, str | int | float | None):
         raise UsageError(
-            f"{node.place}: one value should stand here, not several", hint="Write `key: value` in one line."
+            f"{node.place.with_key}: one value should stand here, not several",
+            hint="Write `key: value` in one line.",
         )
     if not isinstance(value, str):
         return value
@@ -294,7 +303,10 @@ class _Conversion:
             if name in names[:number]
         )
         self._loader.flatten_mapping(node)
-        content = {self._name(key): self.node(value, self._place(key)) for key, value in node.value}
+        content = {
+            (name := self._name(key)): self.node(value, replace(self._place(key), key=name))
+            for key, value in node.value
+        }
         own = Node(content, place, repeated)
         includes = content.pop(_INCLUDE, None)
         if includes is None:

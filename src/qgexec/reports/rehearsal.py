@@ -93,4 +93,5 @@ def _calls(calls: tuple[PlannedCall, ...]) -> Iterator[str]:
         yield f"{call.n_jobs} job{'' if call.n_jobs == 1 else 's'}{waits}:"
         yield f"  {shlex.join(call.command)}"
     if len(calls) > _CALLS_SHOWN:
-        yield f"and {len(calls) - _CALLS_SHOWN} more calls"
+        n_more = len(calls) - _CALLS_SHOWN
+        yield f"and {n_more} more call{'' if n_more == 1 else 's'}"
