@@ -19,7 +19,11 @@ _BY_PURPOSE = {
         pipetaskOutput pipetaskDataQuery extraQgraphOptions extraUpdateQgraphOptions extraInitOptions
         extraAggregateOptions defaultPreCmdOpts qgraphPreCmdOpts initPreCmdOpts runPreCmdOpts
         updateQgraphPreCmdOpts finalPreCmdOpts preCmdline postCmdline useLazyCommands command1 command2
-        command3 command4 executable arguments inputs outputs
+        command3 command4 executable arguments inputs outputs bpsMakeCommand
+    """,
+    "BPS's own stages as batch jobs": """
+        bpsBatchSubmission bpsPreCommandOpts bpsUseRunTempSpace buildQuantumGraph preparePayloadWorkflow
+        jobCommand
     """,
     "files and names": """
         submitPath submitRoot subDirTemplate templateDataId qgraphFileTemplate uniqProcName
