@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph._provenance import ProvenanceQuantumGraphReader
 from lsst.pipe.base.quantum_reports import ExecutionStatus
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
+from moods import mood, raising
 from repos import (
     INPUT_CHAIN,
     N_QUANTA,
@@ -29,6 +31,7 @@ from repos import (
     save_graph,
     task_config,
 )
+from sites import make_moody
 
 from qgexec import GraphExecutor
 from qgexec.api import ImportedExecutor, Preparation, QuantaFailedError
@@ -40,6 +43,7 @@ from qgexec.offline import collect, execute_quanta
 from qgexec.quantum import Quanta
 from qgexec.reports.report import read_report
 from qgexec.rubin.initoutputs import InitOutputs
+from qgexec.rubin.provenance import write_provenance_graph
 from tests.countingexecutor import CountingExecutor
 
 EVERYTHING = Preparation(register_dataset_types=True)
@@ -312,6 +316,14 @@ def test_fixup_orders_quanta(repository: MockRepository, run_dir: Path) -> None:
     assert len(waiting) == 7
 
 
+def statuses_in(file: Path) -> Counter[tuple[str, str]]:
+    """Return how many quanta of each task upstream finds in each state in a provenance graph."""
+    with ProvenanceQuantumGraphReader.open(file) as reader:
+        reader.read_quanta()
+        nodes = reader.graph.quantum_only_xgraph.nodes(data=True)
+    return Counter((info["task_label"], info["status"].name) for _, info in nodes)
+
+
 @pytest.mark.parametrize("model", ["inprocess", "pool"])
 def test_provenance_graph_is_written(
     repository: MockRepository, run_dir: Path, tmp_path: Path, model: str
@@ -320,12 +332,39 @@ def test_provenance_graph_is_written(
     file = tmp_path / "provenance.qg"
     executor = GraphExecutor(repository.root, model, processes=2, run_dir=run_dir, prepare=EVERYTHING)
     executor.execute(repository.graph, provenance_graph_file=str(file))
-    with ProvenanceQuantumGraphReader.open(file) as reader:
-        reader.read_quanta()
-        graph = reader.graph
-    statuses = {info["status"].name for _, info in graph.quantum_only_xgraph.nodes(data=True)}
-    assert statuses == {"SUCCESSFUL"}
-    assert len(graph.quantum_only_xgraph) == N_QUANTA
+    statuses = statuses_in(file)
+    assert {status for _, status in statuses} == {"SUCCESSFUL"}
+    assert statuses.total() == N_QUANTA
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["failed", "lost"])
+def test_provenance_of_failures(tmp_path: Path, run_dir: Path, lost: bool) -> None:
+    """Upstream finds one quantum that failed, with or without a log, and one that was blocked by it."""
+    repository = _failing_graph(tmp_path)
+    file = tmp_path / "provenance.qg"
+    executor = GraphExecutor(repository.root, run_dir=run_dir, prepare=EVERYTHING)
+    with pytest.raises(MPGraphExecutorError):
+        executor.execute(repository.graph, provenance_graph_file=str(file))
+    if lost:
+        with repository.butler(writeable=True) as butler:
+            logs = butler.query_datasets("a_log", OUTPUT_RUN, data_id={"instrument": "Cam1", "detector": 1})
+            butler.pruneDatasets(logs, purge=True, unstore=True, disassociate=True)
+        write_provenance_graph(str(repository.graph), str(repository.root), str(file))
+    assert statuses_in(file) == {
+        ("a", "SUCCESSFUL"): 3, ("a", "FAILED"): 1, ("b", "SUCCESSFUL"): 3, ("b", "BLOCKED"): 1,
+    }  # fmt: skip
+
+
+def test_provenance_without_a_task(tmp_path: Path, run_dir: Path) -> None:
+    """Quanta whose task could not be constructed have failed, and their outputs are not there."""
+    repository = make_moody(tmp_path)
+    file = tmp_path / "provenance.qg"
+    executor = GraphExecutor(repository.root, "inprocess", run_dir=run_dir)
+    with mood(at_construction=raising(ValueError("not built"))), pytest.raises(MPGraphExecutorError):
+        executor.execute(repository.graph, provenance_graph_file=str(file))
+    assert statuses_in(file) == {
+        ("isr", "FAILED"): 8, ("calibrate", "BLOCKED"): 8, ("summary", "BLOCKED"): 2, ("final", "BLOCKED"): 1,
+    }  # fmt: skip
 
 
 def test_provenance_needs_a_butler(repository: MockRepository, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def make_round(
     """Return the first round of a run, each quantum of the plan a job."""
     plan = make_plan(text)
     n_jobs = len(plan)
-    codes = np.asarray([plan.labels.index(plan.label(index)) for index in range(n_jobs)])
+    codes = np.asarray([plan.labels.index(plan.label(index)) for index in range(n_jobs)], dtype=np.int64)
     clusters = Clusters.of(plan, np.arange(n_jobs), np.arange(n_jobs), plan.labels, codes)
     jobs = Jobs(
         clusters,

@@ -37,7 +37,7 @@ PLAN = make_plan("isr:1 isr:2 isr:3 -> coadd; coadd -> stack")
 def jobs_of(plan: Plan, rules: ClusterRules | None = None, *attempts: Attempt, **settings: Any) -> Jobs:
     """Return jobs of all quanta of a plan."""
     clusters = make_clusters(plan, np.arange(len(plan)), rules or ClusterRules(chunk_size=2))
-    given = {attempt.index: attempt for attempt in attempts}
+    given = {each.index: each for each in attempts}
     todo = [given.get(index, attempt(plan, index)) for index in range(len(plan))]
     return make_jobs(clusters, todo, BatchSettings(**settings))
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from repos import (
+    INPUT_CHAIN,
     MockRepository,
     add_standard_tasks,
     copy_template,
@@ -44,6 +45,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MockRepositor
 def repository(template: MockRepository, tmp_path: Path) -> MockRepository:
     """A copy of the standard repository of the test's own."""
     return copy_template(template, tmp_path / "data")
+
+
+@pytest.fixture
+def building(repository: MockRepository) -> list[object]:
+    """Options to build the standard graph with."""
+    pipeline = repository.graph.with_name("pipeline.yaml")
+    return ["-b", repository.root, "-p", pipeline, "-i", INPUT_CHAIN, "-o", "u/me"]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,10 @@ def test_history(pipeline: Path) -> None:
         == values[1]
         == ["###", "int_value", "None", "None", "5", "", "###", "str_value", "None", "None"]
     )
-    assert ours.out.count("pipeline_isr.py:") == theirs.out.count("pipeline_isr.py:") == 2
+    # Upstream (30.2026.4300; 30.2026.500 did) does not know the name of a configuration file any more.
+    places = [re.findall(r"(?:pipeline_isr\.py|<string>):[0-9]+", result.out) for result in (ours, theirs)]
+    assert places[0] == places[1]
+    assert len(places[0]) == 2
 
 
 def test_subsets_are_shown(pipeline: Path, tmp_path: Path) -> None:

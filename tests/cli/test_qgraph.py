@@ -4,80 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from lsst.daf.butler import Butler, DatasetRef
+from lsst.daf.butler import Butler
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from repos import INPUT_CHAIN, INPUT_RUN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, dump_repository
 from sites import make_composite
 
-from qgexec.errors import UsageError
-from qgexec.rubin.compat import builder_arguments
+from tests.cli.builtgraphs import Arguments, both, contents
 from tests.cli.commands import Command, call, one_message, report_of
 from tests.cli.pipetask import pipetask
-
-Arguments = list[object]
-
-
-@pytest.fixture
-def building(repository: MockRepository) -> Arguments:
-    """Options to build the standard graph with."""
-    pipeline = repository.graph.with_name("pipeline.yaml")
-    return ["-b", repository.root, "-p", pipeline, "-i", INPUT_CHAIN, "-o", "u/me"]
-
-
-def names(refs_by_type: Mapping[Any, Iterable[DatasetRef]]) -> list[str]:
-    """Return types and data IDs of datasets."""
-    return sorted(f"{ref.datasetType.name} {ref.dataId}" for refs in refs_by_type.values() for ref in refs)
-
-
-def contents(file: Path) -> dict[str, Any]:
-    """Return all that is the same in two graphs built from the same: IDs of quanta and outputs are not."""
-    graph = PredictedQuantumGraph.read_execution_quanta(str(file))
-    quanta = graph.build_execution_quanta()
-    return {
-        "header": (graph.header.inputs, graph.header.output, graph.header.output_run),
-        "metadata": {
-            k: v
-            for k, v in graph.header.metadata.items()
-            if k in ("data_query", "extend_run", "skip_existing")
-        },
-        "configs": {label: str(node.get_config_str()) for label, node in graph.pipeline_graph.tasks.items()},
-        "quanta": sorted(
-            (
-                quantum.taskName,
-                str(quantum.dataId),
-                sorted(
-                    str(ref.dataId) + ref.datasetType.name for refs in quantum.inputs.values() for ref in refs
-                ),
-                sorted(
-                    str(ref.dataId) + ref.datasetType.name
-                    for refs in quantum.outputs.values()
-                    for ref in refs
-                ),
-                sorted(quantum.datastore_records),
-            )
-            for quantum in quanta.values()
-        ),
-    }
-
-
-def both(folder: Path, *arguments: object) -> dict[str, Any]:
-    """Build with both commands; the graphs are equal, and what is in them is returned."""
-    files = folder / "ours.qg", folder / "theirs.qg"
-    more: Arguments = ["--output-run", "u/me/run", "--qgraph-datastore-records"]
-    results = [
-        run("qgraph", *arguments, *more, "-q", file)
-        for run, file in zip((call, pipetask), files, strict=True)
-    ]
-    assert [result.code for result in results] == [0, 0], [result.err for result in results]
-    ours, theirs = map(contents, files)
-    assert ours == theirs
-    return ours
 
 
 class TestBuilding:
@@ -179,27 +118,6 @@ class TestBuilding:
         assert {task["label"]: (task["succeeded"], task["failed"]) for task in report["tasks"]} == {
             "_mock_isr": (7, 1), "_mock_calibrate": (5, 2), "_mock_summary": (0, 0), "_mock_final": (0, 0),
         }  # fmt: skip
-
-    @pytest.mark.parametrize(
-        "options",
-        [{"retained_dataset_types": ["a"]}, {"prune_unanchored_quanta": ("isr", "final")}],
-        ids=lambda options: next(iter(options)),
-    )
-    def test_options_of_newer_versions(
-        self, options: dict[str, object], building: Arguments, folder: Path
-    ) -> None:
-        """They are handed on where the installed version has them, and refused with one message elsewhere."""
-        (name,) = options
-        (folder / "list.yaml").write_text("['*']\n")
-        given = "list.yaml" if name.startswith("retained") else "isr:final"
-        result = call("qgraph", *building, f"--{name.replace('_', '-')}", given, "--skip-existing-in", OUTPUT)
-        try:
-            assert builder_arguments(options) == options
-        except UsageError as error:
-            one_message(result, error.message, "lsst-pipe-base")
-        else:
-            assert result.code in (0, 2)
-            assert "cannot do that" not in result.err
 
 
 class TestLookingAt:

@@ -129,6 +129,15 @@ def test_failure(repository: MockRepository, tmp_path: Path) -> None:
     assert everything(repository) == before
 
 
+def test_failure_at_construction(repository: MockRepository, tmp_path: Path) -> None:
+    """What the construction of the task raises comes out as it is, too."""
+    error = ValueError("not built")
+    with scratch(repository, "isr", tmp_path / "s") as opened:
+        with mood(at_construction=raising(error)), pytest.raises(ValueError, match="not built") as caught:
+            opened.execute()
+        assert caught.value is error
+
+
 def test_chain_with_an_absolute_root(tmp_path: Path) -> None:
     """Of a chain of datastores with roots anywhere, nothing is written to any."""
     root = tmp_path / "elsewhere"

@@ -126,12 +126,13 @@ def test_failures_are_values(
     assert pickle.loads(pickle.dumps(exception)) == exception
 
 
-def test_interrupt_is_not_the_quantums(site: Site) -> None:
+@pytest.mark.parametrize("when", ["at_construction", "before_put"])
+def test_interrupt_is_not_the_quantums(site: Site, when: str) -> None:
     """Ctrl-C in a process that does not handle it ends the loop, not the quantum; the bench stays usable."""
     plan = read_plan(site.repository.graph)
     first, second = attempts(plan, ISR)[:2]
     with site.bench() as bench:
-        with mood(before_put=raising(KeyboardInterrupt)), pytest.raises(KeyboardInterrupt):
+        with mood(**{when: raising(KeyboardInterrupt)}), pytest.raises(KeyboardInterrupt):
             bench.execute(first)
         assert remembered(bench) == []
         event = bench.execute(second)

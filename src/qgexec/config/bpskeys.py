@@ -29,6 +29,7 @@ _BY_PURPOSE = {
     """,
     "the stages of bps submit in batch jobs": """
         bpsBatchSubmission bpsPreCommandOpts buildQuantumGraph preparePayloadWorkflow bpsUseRunTempSpace
+        jobCommand
     """,
     "the service of BPS in qgexec.bps": """
         qgexecModel qgexecProcesses qgexecWait runWmsSubmissionChecks

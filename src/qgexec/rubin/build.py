@@ -142,11 +142,12 @@ def make_graph(
             "extend_run": extend_run,
             "skip_existing_in": _skipped_in(butler, options, collections, skip_existing=skip_existing),
             "skip_existing": skip_existing,
+            "retained_dataset_types": options.retained_dataset_types,
             "data_query": options.data_query,
         }
         components, reasons = _build(butler, pipeline, collections, options, metadata)
     if not components.quantum_datasets:
-        why = "\n".join(reasons) or "Everything asked for may have been done before."
+        why = "\n".join(reasons) or _nothing_left(options)
         raise GraphError(f"the graph of {pipeline.name} has no quanta: there is nothing to execute", hint=why)
     return components
 
@@ -199,6 +200,14 @@ def _skipped_in(
     return [*found, *own]
 
 
+def _nothing_left(options: GraphOptions) -> str:
+    """Return what may be why a graph has no quanta, where upstream has named no error."""
+    if options.prune_unanchored_quanta:
+        pair = ":".join(options.prune_unanchored_quanta)
+        return f"--prune-unanchored-quanta {pair} may have taken all out, or it has all been done before."
+    return "Everything asked for may have been done before."
+
+
 def _build(
     butler: Butler,
     pipeline: BuiltPipeline,
@@ -213,6 +222,11 @@ def _build(
             "prune_unanchored_quanta": options.prune_unanchored_quanta,
         }
     )
+    if options.retained_dataset_types and not metadata["skip_existing_in"]:
+        raise UsageError(
+            "--retained-dataset-types: no quanta are skipped, so that it would change nothing.",
+            hint="Name with --skip-existing-in where quanta have been done, or leave it out.",
+        )
     tables = [_read_table(file) for file in options.data_id_tables]
     tasks = _mocked(pipeline.graph, options) if options.mock else pipeline.graph
     with _listening("lsst.pipe.base") as reasons, _upstream_errors(options, pipeline.graph):
@@ -291,7 +305,8 @@ def _read_patterns(file: str | None) -> list[str] | None:
     try:
         patterns = yaml.safe_load(Path(file).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--retained-dataset-types {file} cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"--retained-dataset-types {file} cannot be read: {why}") from error
     if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) for p in patterns):
         raise UsageError(
             f"--retained-dataset-types {file} holds no list of dataset types.",
@@ -327,15 +342,23 @@ def _hint_to_mocks(options: GraphOptions, pipeline: PipelineGraph) -> str:
 
 @contextmanager
 def _listening(logger_name: str) -> Iterator[list[str]]:
-    """Collect the error messages that upstream logs, for it neither returns nor raises them."""
+    """Collect the error messages that upstream logs, for it neither returns nor raises them.
+
+    Its warnings, of labels and dataset types that there are not for example, are printed
+    where nothing is set up to log them: Python does so only where there is no handler at all.
+    """
     messages: list[str] = []
+    logger = logging.getLogger(logger_name)
+    last_resort = None if logger.hasHandlers() else logging.lastResort
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
+            if record.levelno >= logging.ERROR:
+                messages.append(record.getMessage())
+            elif last_resort:
+                last_resort.handle(record)
 
-    collector = Collector(logging.ERROR)
-    logger = logging.getLogger(logger_name)
+    collector = Collector(logging.WARNING)
     logger.addHandler(collector)
     try:
         yield messages

@@ -13,14 +13,17 @@ from typing import Any
 from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, LimitedButler, QuantumBackedButler
 from lsst.daf.butler.datastore import Datastore
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
-from lsst.pipe.base import QgraphSummary
+from lsst.pipe.base import PipelineTask, QgraphSummary, TaskFactory
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantumGraphComponents
 from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilder
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
+from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.resources import ResourcePath
 
 from qgexec.errors import UsageError
 
 __all__ = [
+    "QuantumExecutor",
     "builder_arguments",
     "butler_config",
     "datastore_of",
@@ -94,7 +97,7 @@ def builder_arguments(options: Mapping[str, object]) -> dict[str, Any]:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(lacking))
         raise UsageError(
             f"{named}: the installed lsst-pipe-base cannot do that.",
-            hint="Versions from July 2026 on can: use one of those, or leave it out.",
+            hint="30.0.9 and 30.2026.2800, and what came after them, can: use one of those, or leave it out.",
         )
     return asked
 
@@ -181,3 +184,38 @@ def temporary_file_pattern(uri: ResourcePath) -> re.Pattern[str]:
     extension = uri.getExtension()
     name = uri.basename().removesuffix(extension)
     return re.compile(r"[a-z0-9_]{16}" + re.escape(f"{name}.tmp{extension}"))
+
+
+class QuantumExecutor(SingleQuantumExecutor):
+    """Upstream's executor, out of which comes what the construction of a task raises.
+
+    From 30.0.6 and 30.2026.1000 on upstream's own raises an `UnboundLocalError` instead, whatever
+    it was, an interrupt too: it asks the task, which there is not, for its metadata.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._factory = _TaskFactory()
+        super().__init__(task_factory=self._factory, **options)
+
+    def execute(self, *quantum: Any, **options: Any) -> QuantumExecutionResult:
+        """Execute a quantum: see upstream."""
+        self._factory.error = None
+        try:
+            return super().execute(*quantum, **options)
+        except UnboundLocalError:
+            if self._factory.error is None:
+                raise
+        raise self._factory.error
+
+
+class _TaskFactory(TaskFactory):
+    """Remembers what the last construction of a task raised."""
+
+    error: BaseException | None = None
+
+    def makeTask(self, *arguments: Any) -> PipelineTask:  # noqa: N802 - upstream's name
+        try:
+            return super().makeTask(*arguments)
+        except BaseException as error:
+            self.error = error
+            raise

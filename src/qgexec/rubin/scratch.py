@@ -14,13 +14,12 @@ from lsst.daf.butler import ButlerConfig, Config, DatasetRef, Quantum, QuantumBa
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 from lsst.pipe.base import ExecutionResources
 from lsst.pipe.base.pipeline_graph import TaskNode
-from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.utils.doImport import doImportType
 from lsst.utils.threads import disable_implicit_threading
 
 from qgexec.errors import RepositoryError
 from qgexec.quantum import Resources
-from qgexec.rubin.compat import put_refs
+from qgexec.rubin.compat import QuantumExecutor, put_refs
 from qgexec.rubin.graphfile import GraphSource
 from qgexec.rubin.quantumlog import QuantumLogRecords, pipetask_logging
 from qgexec.rubin.supply import Supply
@@ -84,7 +83,7 @@ def open_scratch(
         butler = _ScratchButler(quantum, source, inputs, outputs)
         stack.enter_context(pipetask_logging("INFO"))
         request = resources or Resources()
-        executor = SingleQuantumExecutor(
+        executor = QuantumExecutor(
             butler=None,
             limited_butler_factory=lambda _: butler,
             resources=ExecutionResources(num_cores=request.cores, max_mem=request.memory_bytes),
@@ -99,7 +98,7 @@ class Scratch:
 
     def __init__(
         self,
-        executor: SingleQuantumExecutor,
+        executor: QuantumExecutor,
         butler: _ScratchButler,
         task_node: TaskNode,
         quantum: Quantum,

@@ -18,12 +18,11 @@ from lsst.daf.butler import DatasetRef, Quantum, QuantumBackedButler
 from lsst.pipe.base import ExecutionResources
 from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
-from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.utils.threads import disable_implicit_threading
 
 from qgexec.events import Event
 from qgexec.quantum import Attempt, OutcomeStatus, Resources
-from qgexec.rubin.compat import put_refs
+from qgexec.rubin.compat import QuantumExecutor, put_refs
 from qgexec.rubin.datastores import (
     find_records,
     forget,
@@ -142,7 +141,7 @@ class _Sitting:
         self._butler = butler = self._supply.butler(quantum)
         options = self._options
         replaces_log = self._attempt.number > 1 and self._clear_remains(task_node, quantum, butler)
-        executor = SingleQuantumExecutor(
+        executor = QuantumExecutor(
             butler=None,
             limited_butler_factory=lambda _: butler,
             resources=_execution_resources(self._attempt.resources),
