@@ -178,6 +178,7 @@ def save_graph(components: PredictedQuantumGraphComponents, path: str | Path | N
         components.set_thin_graph()
         components.set_header_counts()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # lsst-pipe-base 30.0.0 does not make it
         components.write(str(path.absolute()))
     except OSError as error:
         raise UsageError(f"the graph cannot be saved as {path}: {error.strerror}") from error

@@ -316,8 +316,8 @@ class Locations(DatastoreRegistryBridge):
         self._held.update(dataset_ids)
 
     def check(self, datasets: Iterable[DatasetId]) -> set[DatasetId]:
-        """Return those that are held."""
-        return self._held.intersection(datasets)
+        """Return those that are held; of daf_butler 30.0.1, references instead of IDs."""
+        return {each for each in datasets if getattr(each, "id", each) in self._held}
 
     @contextmanager
     def emptyTrash(  # noqa: N802  upstream's name
