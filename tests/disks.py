@@ -26,8 +26,8 @@ def small_disk(folder: Path, n_bytes: int) -> Iterator[Path]:
 
 
 def fill(ballast: Path) -> None:
-    """Leave no room on a file system."""
-    with ballast.open("wb", buffering=0) as file:
+    """Leave no room on a file system; may be called again."""
+    with ballast.open("ab", buffering=0) as file:
         for n_bytes in (1 << 20, 1 << 10, 1):
             try:
                 while True:

@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from tests.crashfaults import (
     at_call,
     at_record,
     in_task,
-    is_first,
     together,
 )
 from tests.crashforks import (
@@ -107,14 +107,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def filling(ballast: Path, mark: Path) -> Fault:
-    """A quantum fills a file system, once."""
-
-    def act() -> None:
-        if is_first(mark):
-            fill(ballast)
-
-    return in_task(calibrate=act)
+def filling(ballast: Path) -> Fault:
+    """Quanta fill a file system, each anew: SQLite gives room back when it removes its journal."""
+    act = partial(fill, ballast)
+    return in_task(calibrate=act, summary=act, final=act)
 
 
 def succeeded(site: Site) -> dict[str, int]:
@@ -131,7 +127,7 @@ def test_disk_of_the_repository_fills_up(
     Whether a quantum or the registry is the first to find the disk full, and breaks off the run, is a race.
     """
     site = make_site(small, tmp_path, place=disk / "site", run_dir=tmp_path / "run")
-    assert begin(site, model, filling(disk / "ballast", tmp_path / "mark")) in (1, 2)
+    assert begin(site, model, filling(disk / "ballast")) in (1, 2)
     report = read_report(site.run_dir)
     stories = [report.traceback(failure.attempts[-1]) for failure in report.failures]
     assert stories or "database or disk is full" in site.said
@@ -148,7 +144,7 @@ def test_disk_of_the_run_directory_fills_up(
 ) -> None:
     """The run breaks off, for what is done could not be recorded; when there is room again, it goes on."""
     site = make_site(small, tmp_path, run_dir=disk / "run")
-    assert begin(site, model, filling(disk / "ballast", tmp_path / "mark")) == 2
+    assert begin(site, model, filling(disk / "ballast")) == 2
     assert "No space left on device" in site.said
     assert resume(site, model) == 2
     (disk / "ballast").unlink()
