@@ -182,6 +182,7 @@ def test_remarks_on_jobs() -> None:
         "preemptible": False,
         "requestDisk": 0,
         "provisionResources": False,
+        "ordering": {},
         "computeSite": "a",
         "site": {"a": {"profile": {"condor": {"x": "y"}}}, "b": {"nodeset": "c"}},
     }

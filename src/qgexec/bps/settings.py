@@ -187,7 +187,10 @@ class Settings:
     def _check_program(self, key: str) -> None:
         """Check that what makes the graph is there, for ctrl_bps would say it with a traceback."""
         written = self._config.search(key, opt={"default": "", "replaceVars": False})[1]
-        program = os.path.expandvars(str(written).partition(" ")[0])
+        try:
+            program = os.path.expandvars(next(iter(shlex.split(str(written))), ""))
+        except ValueError:  # an open quotation mark; ctrl_bps splits it likewise, and says so
+            return
         if re.search(r"(?<!\$)\{", program):  # what ctrl_bps will put there is not known yet
             return
         if program and shutil.which(program) is None:
@@ -233,7 +236,7 @@ class Settings:
             default = BPS_DEFAULTS["pipetask"]["pipetaskInit"] if "pipetaskInit" in prefix else BPS_DEFAULTS
             for key, why in ignored.items():
                 value = (section or {}).get(key)
-                if value not in (None, "", default.get(key, False)):
+                if value not in (None, "", {}, default.get(key, False)):
                     yield f"{prefix}{key} of the BPS configuration is ignored: {why}."
         final = tree.get("finalJob") or {}
         for key, why in _IGNORED_OF_FINAL_JOB.items():
