@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,25 @@ def test_what_was_submitted_fits_the_terminal(mixed: RunReport) -> None:
     assert len(first) <= 80
     assert "139; closing 140)" in " ".join(rest.split())
     assert rest.startswith(" " * 15)
+
+
+def test_a_run_that_mostly_had_no_driver(mixed: RunReport) -> None:
+    """It began when it was made, whenever its last driver came; a batch system's time counts."""
+    assert mixed.last_event_at is not None
+    assert mixed.driver is not None
+    made = mixed.last_event_at - 7200
+    found = replace(
+        mixed,
+        wall_s=90.0,
+        settings=replace(mixed.settings, created_at=made),
+        driver=replace(mixed.driver, at=mixed.last_event_at - 10),
+    )
+    lines = format_status(found, width=100).splitlines()
+    assert f"Began          {datetime.fromtimestamp(made, UTC):%Y-%m-%d %H:%M:%S} UTC" in lines
+    (line,) = (line for line in lines if line.startswith("Time "))
+    assert line.startswith("Time           2.0 h since it began, 1.5 min of it with a driver; ")
+    driven = replace(found, wall_s=7190.0)
+    assert "Time           2.0 h wall, " in format_status(driven, width=100)
 
 
 def test_a_run_that_was_collected(mixed: RunReport) -> None:

@@ -26,6 +26,9 @@ _SHOWN_PER_CAUSE = 10
 _SHOWN_CAUSES = 20
 _SHOWN_RUNNING = 5
 
+_WORTH_SAYING_S = 60.0
+"""A run that had no driver for longer than this is told of with the whole of its time."""
+
 _HEAD = 15
 """Where what the lines of the head say begins."""
 
@@ -107,19 +110,27 @@ def _head(report: RunReport, width: int) -> list[str]:
     if driver is not None:
         lines += [
             f"Model          {printable(_model(report.settings.model, driver))}",
-            f"Began          {datetime.fromtimestamp(driver.at, UTC):%Y-%m-%d %H:%M:%S} UTC",
+            f"Began          {datetime.fromtimestamp(report.settings.created_at, UTC):%Y-%m-%d %H:%M:%S} UTC",
         ]
     if (submitted := report.submitted) is not None:
         ids = "; ".join(f"{key} {_listed(value)}" for key, value in (submitted.ticket or {}).items())
         where = f"{submitted.model}, {submitted.n_jobs} jobs as {submitted.name}{f' ({ids})' if ids else ''}"
         lines += wrapped(f"Submitted to   {printable(where)}", width, hanging=_HEAD)
-    wall, inside = duration_text(report.wall_s), duration_text(report.total.quantum_s)
     useful, wasted = duration_text(report.total.useful_cpu_s), duration_text(report.total.wasted_cpu_s)
     return [
         *lines,
-        f"Time           {wall} wall, {inside} in quanta",
+        *wrapped(f"Time           {_time(report)}", width, hanging=_HEAD),
         f"CPU time       {useful} useful, {wasted} wasted",
     ]
+
+
+def _time(report: RunReport) -> str:
+    """Say how long a run took, and how much of that it had a driver: in a batch system's hands it has none."""
+    with_driver, inside = duration_text(report.wall_s), duration_text(report.total.quantum_s)
+    elapsed_s = (report.last_event_at or 0.0) - report.settings.created_at
+    if elapsed_s - report.wall_s < _WORTH_SAYING_S:
+        return f"{with_driver} wall, {inside} in quanta"
+    return f"{duration_text(elapsed_s)} since it began, {with_driver} of it with a driver; {inside} in quanta"
 
 
 def _model(model: str, driver: RunStarted) -> str:
