@@ -125,7 +125,7 @@ def _head(report: RunReport, width: int) -> list[str]:
 
 
 def _time(report: RunReport) -> str:
-    """Say how long a run took, and how much of that it had a driver: in a batch system's hands it has none."""
+    """Say how long a run took, and how much of that it had a driver: in the hands of a batch system none."""
     with_driver, inside = duration_text(report.wall_s), duration_text(report.total.quantum_s)
     elapsed_s = (report.last_event_at or 0.0) - report.settings.created_at
     if elapsed_s - report.wall_s < _WORTH_SAYING_S:
