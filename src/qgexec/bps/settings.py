@@ -42,8 +42,6 @@ _logger = logging.getLogger(f"lsst.{__name__}")  # what the --log-level of bps i
 _NOT_RUN = "it is not run: qgexec executes the quanta itself"
 _TAKEN_IN = "outputs are taken into the registry by qgexec, while the run goes on and at its end"
 
-_IN_LINES = "say it in submitLines, in the words of the batch system"
-
 _IGNORED = {
     "runQuantumCommand": _NOT_RUN,
     "extraInitOptions": "init-outputs are written by qgexec",
@@ -55,8 +53,10 @@ _IGNORED = {
 
 _IGNORED_OF_JOBS = {
     "provisionResources": "jobs wait for the machines that the batch system has",
-    **dict.fromkeys(("concurrencyLimit", "nodeset", "preemptible", "priority"), _IN_LINES),
-    **dict.fromkeys(("profile", "releaseExpr", "requestDisk"), _IN_LINES),
+    **dict.fromkeys(
+        ("concurrencyLimit", "nodeset", "preemptible", "priority", "profile", "releaseExpr", "requestDisk"),
+        "say it in submitLines, in the words of the batch system",
+    ),
 }
 """Likewise, where a batch system runs the quanta."""
 
