@@ -179,7 +179,7 @@ def test_jobs_that_do_not_go_away(place: Place, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("qgexec.models.batch._CANCEL_S", 0.0)
     with pytest.raises(ModelError, match=r"do not go away: \{'queued': 3\}") as caught:
         cancel(place.run_dir)
-    assert caught.value.hint == f"Try once more: qgexec cancel {place.run_dir}"
+    assert caught.value.hint.startswith(f"Try once more: qgexec cancel {place.run_dir}\n")
 
 
 def test_the_closing_job_of_a_round_that_is_over(place: Place) -> None:
