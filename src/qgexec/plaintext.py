@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
-__all__ = ["few", "printable"]
+__all__ = ["PrintableFormatter", "few", "printable"]
 
 _FEW = 5
 
@@ -12,6 +13,24 @@ _FEW = 5
 def printable(text: str) -> str:
     """Return the text without what a terminal would obey rather than show; lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else "?" for c in text)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records for a terminal as another formatter does, and has it obey nothing.
+
+    Parameters
+    ----------
+    formatter
+        The other; by default a record is its message.
+    """
+
+    def __init__(self, formatter: logging.Formatter | None = None) -> None:
+        super().__init__()
+        self._formatter = formatter or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as the other formatter has it, made fit to be read."""
+        return printable(self._formatter.format(record))
 
 
 def few(words: Sequence[str], separator: str = ", ") -> str:

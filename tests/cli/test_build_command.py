@@ -182,6 +182,31 @@ def test_wrong_use(arguments: list[str], said: str, pipeline: Path, folder: Path
     assert list(folder.iterdir()) == []
 
 
+class TestCodeOfOthers:
+    """It runs as it is imported, and must not choose the exit code."""
+
+    @pytest.fixture
+    def module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        """A module that ends the program, in success."""
+        (tmp_path / "leaving_module.py").write_text("import sys\nsys.exit(0)\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        return "leaving_module"
+
+    def test_task(self, module: str, pipeline: Path, folder: Path) -> None:
+        """A task class that ends the program when it is imported is named."""
+        one_message(call("build", "-p", pipeline, "-t", f"{module}.Task"), module, "SystemExit: 0")
+
+    def test_pipeline(self, module: str, folder: Path) -> None:
+        """So is a pipeline that has one."""
+        Path("p.yaml").write_text(f"description: x\ntasks:\n  a: {module}.Task\n")
+        one_message(call("build", "-p", "p.yaml"), "p.yaml cannot be used", "SystemExit: 0")
+
+    def test_configuration_file(self, module: str, pipeline: Path, tmp_path: Path) -> None:
+        """And a configuration file that ends the program."""
+        option = f"isr:{tmp_path / module}.py"
+        one_message(call("build", "-p", pipeline, "-C", option), f"-C {option}", "SystemExit: 0")
+
+
 class TestOptionsFile:
     """``-@``."""
 
@@ -224,6 +249,9 @@ class TestOptionsFile:
             ("build:\n  pipeline: [a, b]\n", "options.yaml:2: pipeline takes one value."),
             ("build: [\n", "options.yaml:2: this is not YAML"),
             ("build:\n  config: [isr]\n", "'isr' is not of the form LABEL:KEY=VALUE"),
+            ("build:\n  config:\n  - [isr]\n", "options.yaml:3: config should have a text or a number"),
+            ("build:\n  show: [tasks, null]\n", "options.yaml:2: show should have a text or a number"),
+            ('build:\n  pipeline: "a\\0b"\n', "options.yaml:2: pipeline should have a text or a number"),
         ],
     )
     def test_wrong(self, text: str, said: str, folder: Path) -> None:

@@ -126,6 +126,34 @@ def test_refused(arguments: list[str], said: str, two: tuple[Path, Path]) -> Non
     assert collections(root) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cleanup", "x/?"], "'x/?' is a pattern"),
+        (["cleanup", "x/m"], "'x/m/[old]' is a pattern"),
+        (["purge", "x/?"], "'x/?' is a pattern"),
+        (["purge", "x/n"], "'x/n/*' is a pattern"),
+    ],
+)
+def test_names_that_are_patterns(arguments: list[str], said: str, repository: MockRepository) -> None:
+    """What would take others with it is not removed."""
+    with repository.butler(writeable=True) as butler:
+        define(butler, {"x/?": [], "x/m": ["x/m/1"], "x/n": ["x/n/1", "x/n/*"]})
+        butler.collections.register("x/m/[old]")
+    before = collections(repository.root)
+    one_message(call(*arguments, "-b", repository.root, "--no-confirm"), said)
+    assert collections(repository.root) == before
+
+
+def test_terminal_obeys_no_name(repository: MockRepository) -> None:
+    """Names of collections are shown without what a terminal would obey."""
+    with repository.butler(writeable=True) as butler:
+        define(butler, {"x": []})
+        butler.collections.register("x/\x1b]0;old\x07")
+    done = call("cleanup", "x", "-b", repository.root, "--no-confirm")
+    assert (done.code, done.out) == (0, "RUN      x/?]0;old?\nRemoved.\n"), done.err
+
+
 def test_graph_for_another_run(repository: MockRepository, folder: Path) -> None:
     """The new graph has other UUIDs and the new RUN, as pipetask's has; both graphs can be executed."""
     for run, name in ((call, "ours.qg"), (pipetask, "theirs.qg")):

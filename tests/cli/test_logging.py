@@ -78,6 +78,14 @@ def test_terminal_can_be_spared(logged: Logged, folder: Path) -> None:
     assert f"{WORKER_LOGGER} INFO: " in Path("run.log").read_text()
 
 
+def test_full_disk(logged: Logged, folder: Path) -> None:
+    """Where there is no room for the log, the terminal has it all the same, and nothing besides."""
+    said = logged("--log-file", "/dev/full", run=["-j", 2]).err
+    assert f"{WORKER_LOGGER} INFO: " in said
+    assert "Logging error" not in said
+    assert "Traceback" not in said
+
+
 def test_nothing_is_printed_unasked(logged: Logged, folder: Path) -> None:
     """Without any of the options the terminal has progress, and no log."""
     assert "lsst." not in logged(run=["-j", 2]).err

@@ -124,8 +124,15 @@ class InOrder(ExecutionGraphFixup):
         isr = quanta_by_task["isr"]
         xgraph.add_edges_from(pairwise(isr[data_id] for data_id in sorted(isr)))
 
+class Failing(ExecutionGraphFixup):
+    def fixup_graph(self, xgraph, quanta_by_task):
+        return quanta_by_task["nosuch"]
+
 def broken():
     raise RuntimeError("no order")
+
+def leaving():
+    raise SystemExit(0)
 """
 
 
@@ -153,6 +160,8 @@ def test_graph_fixup(running: Arguments, ordering: str, folder: Path) -> None:
     [
         ("no.such.Fixup", "--graph-fixup no.such.Fixup cannot be imported"),
         ("client_ordering.broken", "cannot be called: RuntimeError: no order"),
+        ("client_ordering.leaving", "cannot be called: RuntimeError: it would end the program"),
+        ("client_ordering.Failing", "a client_ordering.Failing, failed: KeyError: 'nosuch'"),
         ("enum.Enum", "--graph-fixup enum.Enum cannot be called"),
         ("builtins.dict", "makes a dict, not an ExecutionGraphFixup"),
     ],
@@ -169,6 +178,8 @@ def test_graph_fixup_refused(name: str, said: str, running: Arguments, ordering:
         (["--pdb"], "--pdb: there is no terminal."),
         (["--pdb=no_such_debugger"], "The debugger no_such_debugger cannot be imported"),
         (["--pdb=json"], "The module json is no debugger"),
+        (["--pdb=."], "The debugger . cannot be imported"),
+        (["--pdb="], "it is empty"),
         (["--pdb", "--timeout", "3"], "--pdb and --timeout exclude each other"),
         (["--pdb", "-j", "2"], "--pdb: quanta do not run in this process with the model pool."),
         (

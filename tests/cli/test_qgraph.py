@@ -361,6 +361,25 @@ def test_wrong_use(command: str, options: list[str], said: str, building: Argume
     assert list(folder.iterdir()) == []
 
 
+def test_summary_on_a_full_disk(repository: MockRepository, folder: Path) -> None:
+    """It is said which file cannot be written."""
+    result = call("qgraph", "-g", repository.graph, "--summary", "/dev/full")
+    one_message(result, "--summary /dev/full cannot be written: No space left on device")
+
+
+@pytest.mark.parametrize("run", ["../escaped", "/nowhere/escaped"])
+def test_graph_is_kept_nowhere_else(run: str, building: Arguments, folder: Path) -> None:
+    """A RUN whose name leads out of the current folder is refused before a graph is built and kept."""
+    one_message(call("plan", *building[:-2], "--output-run", run), f"{run!r} cannot name a folder", "-q")
+    assert list(folder.parent.rglob("escaped*")) == []
+    assert list(folder.iterdir()) == []
+
+
+def test_pattern_without_a_collection(building: Arguments, folder: Path) -> None:
+    """Inputs that are patterns, and match nothing, are named."""
+    one_message(call("qgraph", *building[:4], "-i", "nothing*", "-o", "u/me"), "nothing is called nothing*")
+
+
 @pytest.mark.parametrize(
     "options",
     ["-d visit=1", "-c isr:a=1", "--select-tasks isr", "--mock", "--show tasks", "-s a", "--data-id-table a"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,18 @@ REFUSED: dict[str, tuple[Refused, str]] = {
         lambda r: ["report", "-b", r.root, "-g", r.graph, "--full-output-filename", "nowhere/x.json"],
         "nowhere/x.json",
     ),
+    "a file without a name": (
+        lambda r: ["report", "-b", r.root, "-g", r.graph, "--full-output-filename", ""],
+        "it is empty",
+    ),
+    "a graph named twice": (
+        lambda r: ["report", "-b", r.root, "-g", r.graph, "-g", r.graph],
+        "graph.qg is named twice",
+    ),
+    "a pattern": (
+        lambda r: ["report", "-b", r.root, "-g", r.graph, "--collections", "u/*"],
+        "--collections u/*",
+    ),
     "a file that is not there": (lambda _: ["aggregate-reports", "nowhere.json"], "nowhere.json"),
     "some other JSON": (lambda r: ["aggregate-reports", _other_json(r.root.parent)], "not a summary"),
     "a file of another kind": (lambda r: ["aggregate-reports", r.graph], "not a summary"),
@@ -131,6 +144,29 @@ def test_refused(repository: MockRepository, folder: Path, case: str) -> None:
     make, said = REFUSED[case]
     one_message(call(*make(repository)), said)
     assert list(folder.iterdir()) == []
+
+
+def test_summary_into_a_pipe(repository: MockRepository, folder: Path) -> None:
+    """What is there and no file is written to, and not replaced by a file."""
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDWR)  # to both ends, so that nobody waits
+    try:
+        given = ["-b", repository.root, "-g", repository.graph]
+        assert call("report", *given, "--full-output-filename", "pipe").code == 1
+        assert os.read(reader, 1) == b"{"
+    finally:
+        os.close(reader)
+    assert Path("pipe").is_fifo()
+    assert [path.name for path in folder.iterdir()] == ["pipe"]
+
+
+def test_summary_through_a_link(repository: MockRepository, folder: Path) -> None:
+    """The file is written that a link leads to, and the link stays one."""
+    Path("link.json").symlink_to("file.json")
+    given = ["-b", repository.root, "-g", repository.graph]
+    assert call("report", *given, "--full-output-filename", "link.json").code == 1
+    assert Path("link.json").is_symlink()
+    assert "tasks" in json.loads(Path("file.json").read_text())
 
 
 def test_an_expression_that_is_none(repository: MockRepository, folder: Path) -> None:

@@ -35,6 +35,7 @@ from qgexec.scheduling.plan import Plan
 __all__ = [
     "RunDir",
     "default_run_dir",
+    "folder_name",
     "reopen",
     "write_aside",
 ]
@@ -388,18 +389,29 @@ def default_run_dir(
     qgexec.errors.RunDirError
         The name is empty, absolute, or leads out of the folder.
     """
-    name = PurePosixPath(output_run)
-    if not name.parts or name.is_absolute() or ".." in name.parts or "\0" in output_run:
-        raise RunDirError(
-            f"the output RUN {output_run!r} cannot name a folder",
-            hint="Name the run directory with --run-dir.",
-        )
-    first = (base or Path.cwd()) / "qgexec-runs" / name
+    first = (base or Path.cwd()) / "qgexec-runs" / folder_name(output_run)
     path, number = first, 1
     while _is_taken(path) and not may_take(path):
         number += 1
         path = first.with_name(f"{first.name}_{number}")
     return path
+
+
+def folder_name(output_run: str) -> PurePosixPath:
+    """Return what the files of a run that writes this RUN collection are called, below ``qgexec-runs``.
+
+    Raises
+    ------
+    qgexec.errors.RunDirError
+        The name is empty, absolute, or leads out of the folder.
+    """
+    name = PurePosixPath(output_run)
+    if not name.parts or name.is_absolute() or ".." in name.parts or "\0" in output_run:
+        raise RunDirError(
+            f"the output RUN {output_run!r} cannot name a folder",
+            hint="Name the run directory with --run-dir, and the file of a graph that is built with -q.",
+        )
+    return name
 
 
 def _is_taken(path: Path) -> bool:

@@ -108,7 +108,7 @@ def qgraph(*, summary: str | None, **given: Any) -> None:
     from qgexec.rubin.showgraph import count_quanta, summary_json
 
     if summary:
-        Path(summary).write_text(summary_json(made.graph))
+        _write_summary(summary, summary_json(made.graph))
     counts = count_quanta(made.graph)
     width = max(map(len, counts))
     # Where something else is shown, that is all that stands on stdout.
@@ -118,6 +118,16 @@ def qgraph(*, summary: str | None, **given: Any) -> None:
     click.echo(f"{'in all':{width}}  {sum(counts.values()):>9}", err=to_stderr)
     if made.path is None and not (request.graph_file or request.shows or any(request.files().values())):
         click.echo("The graph was not saved: -q FILE saves it.", err=True)
+
+
+def _write_summary(file: str, text: str) -> None:
+    try:
+        Path(file).write_text(text)
+    except OSError as error:
+        raise UsageError(
+            f"--summary {file} cannot be written: {error.strerror}.",
+            hint="Name a file in a folder that exists and that you may write to.",
+        ) from error
 
 
 def _check_use(request: BuildRequest, given: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ import click
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.config.buildoptions import Show
 from qgexec.errors import UsageError
+from qgexec.plaintext import printable
 
 if TYPE_CHECKING:
     from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantumGraphComponents
@@ -47,7 +48,7 @@ def check_files(files: Mapping[str, str | None]) -> None:
             with path.open("ab"):
                 pass
             if is_new:
-                path.unlink()
+                path.resolve().unlink()  # not a link that leads there
         except OSError as error:
             raise UsageError(
                 f"{option} {name} cannot be written: {error.strerror}.",
@@ -120,6 +121,7 @@ def make_graph(request: BuildRequest, given: Mapping[str, Any], *, keep: bool = 
     made
         The graph; `None` where all that is asked for could be shown of the pipeline.
     """
+    from qgexec.books.rundir import folder_name
     from qgexec.rubin.build import make_graph, save_graph
     from qgexec.rubin.graphload import load_graph
 
@@ -135,6 +137,8 @@ def make_graph(request: BuildRequest, given: Mapping[str, Any], *, keep: bool = 
         pipeline = make_pipeline(request, None)
         if request.shows and not shows:
             return None
+        if keep and not (shows or request.save_graph):
+            folder_name(given["output_run"] or given["output"])  # before hours of work for nothing
         components = make_graph(
             given["repository"],
             pipeline,
@@ -149,7 +153,7 @@ def make_graph(request: BuildRequest, given: Mapping[str, Any], *, keep: bool = 
     path = None
     if request.save_graph or (keep and not shows and not request.graph_file):
         path = save_graph(components, request.save_graph)
-        click.echo(f"The graph is saved as {path}", err=True)
+        click.echo(f"The graph is saved as {printable(path)}", err=True)
     made = MadeGraph(components, path)
     if shows or request.graph_dot or request.graph_mermaid:
         _look_at(made.graph, request, given["repository"])

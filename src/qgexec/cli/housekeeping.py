@@ -8,6 +8,7 @@ import click
 
 from qgexec.cli import logoptions, options
 from qgexec.errors import UsageError
+from qgexec.plaintext import printable
 
 if TYPE_CHECKING:
     from qgexec.rubin.collectionremoval import Removal
@@ -61,7 +62,7 @@ def _remove(repository: str, removal: Removal, *, confirm: bool) -> None:
     kinds = (("RUN", removal.runs), ("CHAINED", removal.chains), ("other", removal.others))
     for kind, names in kinds:
         for name in names:
-            click.echo(f"{kind:8} {name}")
+            click.echo(f"{kind:8} {printable(name)}")
     if confirm and not click.confirm("Remove these collections?"):
         click.echo("Nothing was removed.")
         return

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,15 +104,8 @@ def print_report(run_dir: Path, *, ended: bool = False) -> RunReport:
 
 
 def print_text(text: str) -> None:
-    """Print to stdout; no complaint where its reader has seen enough."""
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        # `qgexec report | head`: the exit code stays, and Python, which flushes once more at its end,
-        # has somewhere to write.
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, sys.stdout.fileno())
-        os.close(sink)
+    """Print to stdout."""
+    click.echo(text)
 
 
 def terminal_width() -> int:

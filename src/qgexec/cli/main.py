@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,9 +20,9 @@ import click
 import qgexec
 from qgexec.cli import EXIT_BAD_USE, EXIT_INTERRUPTED
 from qgexec.cli.logoptions import log_options, parse
-from qgexec.cli.stderr import be_patient
-from qgexec.errors import QgexecError
-from qgexec.plaintext import printable
+from qgexec.cli.streams import be_patient, say_why
+from qgexec.errors import QgexecError, UsageError
+from qgexec.plaintext import PrintableFormatter, printable
 
 __all__ = ["SECTIONS", "cli", "main"]
 
@@ -130,13 +131,15 @@ def main() -> None:
     # Who asks a run how far it is may ask before it has begun, or as it ends: that must not kill it.
     signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
     be_patient()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Data IDs and messages may hold what the locale's encoding does not have.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:  # it prints warnings where nothing is set up to log them
+        logging.lastResort.setFormatter(PrintableFormatter())
+    say_why()
     try:
-        code = cli.main(standalone_mode=False)
+        code = _call()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(printable(shown.getvalue()), err=True, nl=False)
         code = EXIT_BAD_USE
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("Interrupted before anything was executed.", err=True)
@@ -145,16 +148,40 @@ def main() -> None:
         _show(error, wants_traceback=wants_traceback)
         code = EXIT_BAD_USE
     except Exception:  # noqa: BLE001 -- Python's own exit code is 1: that of a run whose quanta have failed
-        traceback.print_exc()
+        if _folder_is_gone():
+            _show(_NO_FOLDER, wants_traceback=wants_traceback)
+        else:
+            click.echo(printable(traceback.format_exc()), err=True, nl=False)
         code = EXIT_BAD_USE
     # The interpreter's last garbage collection over the whole stack takes half a second, and frees nothing.
     gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
 
 
+_NO_FOLDER = UsageError("The current folder does not exist any more.", hint="Change to another (cd).")
+
+
+def _folder_is_gone() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _call() -> object:
+    """Call the command, and return its exit code when all that it has printed is written."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except SystemExit as error:
+        code = error.code
+    sys.stdout.flush()
+    return code
+
+
 def _show(error: QgexecError, *, wants_traceback: bool) -> None:
     if wants_traceback:
-        traceback.print_exception(error)
+        click.echo(printable("".join(traceback.format_exception(error))), err=True, nl=False)
         return
     click.echo(f"Error: {printable(error.message)}", err=True)
     if error.hint:

@@ -15,6 +15,7 @@ import click
 from qgexec.cli.commandclass import section
 from qgexec.cli.values import comma_list, filled
 from qgexec.errors import UsageError
+from qgexec.foreign import no_exit
 
 __all__ = [
     "check_debugger",
@@ -40,6 +41,7 @@ debugging = section(
         "--pdb",
         "debugger",
         metavar="MODULE",
+        type=filled,
         is_flag=False,
         flag_value="pdb",
         help="Start a debugger where a quantum fails (--pdb=ipdb); needs -j 1 and a terminal.",
@@ -77,8 +79,9 @@ def find_debugger(name: str) -> ModuleType:
         It cannot be imported, or is no debugger.
     """
     try:
-        module = importlib.import_module(name)
-    except ImportError as error:
+        with no_exit():
+            module = importlib.import_module(name)
+    except Exception as error:  # a module may raise what it likes
         raise UsageError(
             f"The debugger {name} cannot be imported: {error}", hint=f"Install it, or leave out --pdb={name}."
         ) from error

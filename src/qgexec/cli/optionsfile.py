@@ -54,11 +54,19 @@ def _value(key: str, node: Node, option: click.Option) -> object:
             if not isinstance(content, bool):
                 raise UsageError(f"{node.place}: {key} should be true or false.")
             return content
-        text = None if content is None else str(content)
+        text = None if content is None else _text(key, node)
         return [text] if option.multiple and text is not None else text
     if option.multiple and not isinstance(content, Mapping):
-        return [str(item.content) for item in content]
+        return [_text(key, item) for item in content]
     raise UsageError(f"{node.place}: {key} takes {'a list of values' if option.multiple else 'one value'}.")
+
+
+def _text(key: str, node: Node) -> str:
+    """Return a value as the command line would have it."""
+    text = str(node.content)
+    if not isinstance(node.content, str | int | float | bool) or "\0" in text:
+        raise UsageError(f"{node.place}: {key} should have a text or a number here.")
+    return text
 
 
 options_file = click.option(

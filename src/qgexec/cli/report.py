@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 from click.core import ParameterSource
 
+from qgexec.cli.building import check_files
 from qgexec.cli.commandclass import LongCommand, section
 from qgexec.cli.inspect import print_text, terminal_width
-from qgexec.cli.values import comma_list
+from qgexec.cli.values import comma_list, filled
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _BRIEF = click.option("--brief", is_flag=True, help="Print counts alone.")
 _FULL_OUTPUT = click.option(
     "--full-output-filename",
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=filled,
     help="Write what pipetask report would write for several graphs, as JSON; the text is brief then.",
 )
 _FOR_GRAPHS = {
@@ -124,7 +125,7 @@ def report(
     graphs: tuple[str, ...],
     brief: bool,
     as_json: bool,
-    full_output_filename: Path | None,
+    full_output_filename: str | None,
     view_graph: bool,
     json_schema: bool,
     **options: Any,
@@ -149,6 +150,7 @@ def report(
         print_text(report_schema().rstrip())
         return
     _check_use(ctx, run_dirs, butler_config, graphs)
+    check_files({"--full-output-filename": full_output_filename})
     if butler_config is not None:
         found = _of_repository(butler_config, graphs, options)
         _finish_repository(found, file=full_output_filename, brief=brief, as_json=as_json, draw=view_graph)
@@ -223,12 +225,12 @@ def _of_repository(repository: str, graphs: tuple[str, ...], options: dict[str, 
 
 
 def _finish_repository(
-    found: RepositoryReport, *, file: Path | None, brief: bool, as_json: bool, draw: bool = False
+    found: RepositoryReport, *, file: str | None, brief: bool, as_json: bool, draw: bool = False
 ) -> None:
     from qgexec.reports.repositorytext import format_repository
 
     if file is not None:
-        found.write_summary(file)
+        found.write_summary(Path(file))
     if draw and not as_json:
         found.show_graph()
         raise SystemExit(0 if found.all_succeeded else 1)
@@ -244,7 +246,7 @@ def _finish_repository(
 @_BRIEF
 @_JSON
 def aggregate_reports(
-    *, files: tuple[Path, ...], full_output_filename: Path | None, brief: bool, as_json: bool
+    *, files: tuple[Path, ...], full_output_filename: str | None, brief: bool, as_json: bool
 ) -> None:
     """Put reports about different data IDs together.
 
@@ -252,6 +254,7 @@ def aggregate_reports(
 
     Exit codes: 0 all succeeded, 1 some quanta failed, were blocked or have not run.
     """
+    check_files({"--full-output-filename": full_output_filename})
     from qgexec.reports import aggregated
 
     _finish_repository(

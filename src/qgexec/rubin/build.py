@@ -20,8 +20,10 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraphComponents
 from lsst.resources import ResourcePath
 from lsst.utils import doImportType
 
+from qgexec.books.rundir import folder_name
 from qgexec.config.buildoptions import GraphOptions, MockFailure, PipelineOptions
 from qgexec.errors import GraphError, UsageError
+from qgexec.foreign import no_exit
 from qgexec.rubin.collections import Replacement, RunCollections, resolve_collections
 from qgexec.rubin.compat import builder_arguments
 from qgexec.rubin.pipelines import BuiltPipeline
@@ -135,7 +137,8 @@ def make_graph(
             rebase=rebase,
         )
         if not collections.search_path():
-            raise UsageError("there are no input collections", hint="Name them with -i.")
+            named = f" (nothing is called {', '.join(inputs)})" if inputs else ""
+            raise UsageError(f"there are no input collections{named}", hint="Name them with -i.")
         skip_existing = options.skip_existing or extend_run
         metadata = {
             "butler_argument": str(repository),
@@ -171,8 +174,10 @@ def save_graph(components: PredictedQuantumGraphComponents, path: str | Path | N
     ------
     qgexec.errors.UsageError
         It cannot be written.
+    qgexec.errors.RunDirError
+        No file is named, and the RUN's name leads out of that folder.
     """
-    path = Path(path) if path is not None else Path("qgexec-runs", f"{components.header.output_run}.qg")
+    path = Path(path or f"qgexec-runs/{folder_name(components.header.output_run)}.qg")
     if not components.thin_graph.quanta:
         # It was read from a file, perhaps in part, without what the new file needs.
         components.set_thin_graph()
@@ -276,8 +281,9 @@ def _exception(failure: MockFailure) -> type[BaseException] | None:
     if not failure.exception:
         return None
     try:
-        found = doImportType(failure.exception)
-    except (ImportError, TypeError, ValueError) as error:
+        with no_exit():
+            found = doImportType(failure.exception)
+    except Exception as error:  # a module may raise what it likes
         raise UsageError(
             f"--mock-failure {failure.label}: {failure.exception!r} cannot be imported: {error}",
             hint="Give its full name, such as lsst.pipe.base.RepeatableQuantumError; nothing for ValueError.",
@@ -319,7 +325,8 @@ def _read_patterns(file: str | None) -> list[str] | None:
 @contextmanager
 def _upstream_errors(options: GraphOptions, pipeline: PipelineGraph) -> Iterator[None]:
     try:
-        yield
+        with no_exit():
+            yield
     except ButlerUserError as error:
         named = f"with the data query {options.data_query!r} " if options.data_query else ""
         raise UsageError(f"the graph cannot be built {named}from this repository: {error}") from error

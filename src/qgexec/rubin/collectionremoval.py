@@ -6,6 +6,7 @@ collection, which stays, still needs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lsst.daf.butler import Butler, CollectionType
@@ -79,6 +80,7 @@ def find_purge(repository: str | Butler, collection: str, *, recursive: bool = F
                         chains.append(member)
                     case _:
                         others.append(member)
+    _require_plain(runs)
     return Removal(tuple(runs), tuple(chains), tuple(others))
 
 
@@ -101,6 +103,7 @@ def find_cleanup(repository: str | Butler, collection: str) -> Removal:
         _require_chain(butler, collection)
         kept = {*butler.collections.query(collection, flatten_chains=True, include_chains=True)}
         below = [name for name in butler.collections.query(f"{collection}/*") if name not in kept]
+        _require_plain(below)
         types = {name: butler.collections.get_info(name).type for name in below}
         for name in below:
             if others := parents_of(butler, name) - set(below):
@@ -151,6 +154,16 @@ def _require_chain(butler: Butler, collection: str) -> None:
         raise CollectionError(
             f"{collection!r} is a {kind.name} collection, not CHAINED",
             hint="'butler remove-runs' and 'butler remove-collections' remove others.",
+        )
+    _require_plain([collection])
+
+
+def _require_plain(names: Iterable[str]) -> None:
+    """Refuse names that upstream, which finds or removes by them, would take for patterns of others."""
+    if patterns := [name for name in names if set(name) & set("*?[")]:
+        raise CollectionError(
+            f"{patterns[0]!r} is a pattern, by which others would be removed, too",
+            hint="Remove it with the methods of Butler's registry, if it is a collection.",
         )
 
 

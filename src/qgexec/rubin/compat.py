@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
 import re
-from collections.abc import Collection, Iterable, Mapping
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +32,28 @@ __all__ = [
     "graph_summary",
     "has_fast_ingest",
     "import_datasets",
-    "keep_package_metadata",
+    "keeping_package_metadata",
     "put_refs",
     "registry_file",
     "temporary_file_pattern",
 ]
 
 
-def keep_package_metadata() -> None:
-    """Keep `importlib.metadata` working in a process that is about to read configurations of tasks.
+@contextmanager
+def keeping_package_metadata() -> Iterator[None]:
+    """Let `importlib.metadata` work after configurations of tasks have been read.
 
     While `lsst.pex.config` reads one, `sys.meta_path` is another list, which is thrown away afterwards. The
-    package importlib_metadata, which much of the field still imports, puts itself there when it is first
-    imported and takes the standard library's finder away: from then on no package would have a version or
-    an entry point. So it is imported before, where there is one.
+    package importlib_metadata, which much of the field still imports, puts its finder there when it is first
+    imported, and takes the standard library's away: from then on no package would have a version or an
+    entry point.
     """
-    with contextlib.suppress(ImportError):
-        importlib.import_module("importlib_metadata")
+    try:
+        yield
+    finally:
+        backport = sys.modules.get("importlib_metadata")
+        if backport and not any(isinstance(each, backport.MetadataPathFinder) for each in sys.meta_path):
+            sys.meta_path.append(backport.MetadataPathFinder())
 
 
 def export_records(butler: Butler, refs: Iterable[DatasetRef]) -> Mapping[str, DatastoreRecordData]:

@@ -108,6 +108,7 @@ def examine(repository: str, graphs: Sequence[str], options: ExamineOptions | No
             "--curse-failed-logs says nothing about single RUNs, in which all logs are visible.",
             hint="Name the collection that is to be published with --collections.",
         )
+    _require_different(graphs)
     verdicts = Verdicts()
     with open_butler(repository) as butler:
         found = sorted(map(read_graph_outputs, graphs), key=lambda graph: graph.built_at)
@@ -118,6 +119,12 @@ def examine(repository: str, graphs: Sequence[str], options: ExamineOptions | No
     log_types = {name for graph in found for name in graph.log_types.values()}
     verdicts.conclude(log_types, curse_failed_logs=options.curse_failed_logs)
     return Examination(repository, tuple(found), options, verdicts)
+
+
+def _require_different(graphs: Sequence[str]) -> None:
+    for number, graph in enumerate(graphs):
+        if graph in graphs[:number]:
+            raise UsageError(f"{graph} is named twice.", hint="Name each graph once.")
 
 
 def _existing(butler: Butler, graph: GraphOutputs) -> Mapping[str, AbstractSet[tuple[DataIdValue, ...]]]:
@@ -174,6 +181,11 @@ def _see(butler: Butler, graphs: Sequence[GraphOutputs], verdicts: Verdicts, opt
 
 
 def _require_collections(butler: Butler, collections: Sequence[str]) -> None:
+    if patterns := [name for name in collections if set(name) & set("*?[")]:
+        raise UsageError(
+            f"--collections {', '.join(patterns)}: a search needs names in their order, not a pattern.",
+            hint="Name each collection, or a CHAINED one that has them all.",
+        )
     try:
         butler.collections.query_info(collections)
     except MissingCollectionError as error:

@@ -26,7 +26,8 @@ from lsst.pipe.base.quantum_graph import (
 from lsst.resources import ResourcePath
 
 from qgexec.errors import GraphError
-from qgexec.rubin.compat import graph_components, keep_package_metadata
+from qgexec.foreign import no_exit
+from qgexec.rubin.compat import graph_components, keeping_package_metadata
 from qgexec.rubin.inputrecords import attach_records, check_known, look_for_records
 from qgexec.rubin.qgfile import QgFile
 from qgexec.rubin.repository import learn_storage_classes, open_butler
@@ -281,13 +282,13 @@ def read_old(
     name = uri.ospath if uri.isLocal else str(uri)
     if not uri.exists():
         raise GraphError(f"graph file {name} does not exist", hint="Check the path.")
-    keep_package_metadata()
     try:
-        old = QuantumGraph.loadUri(
-            uri,
-            nodes=list(quantum_ids) or None,
-            graphID=BuildId(graph_id) if graph_id is not None else None,
-        )
+        with no_exit(), keeping_package_metadata():
+            old = QuantumGraph.loadUri(
+                uri,
+                nodes=list(quantum_ids) or None,
+                graphID=BuildId(graph_id) if graph_id is not None else None,
+            )
     except Exception as error:  # pickled task classes: an old file may raise anything
         raise GraphError(
             f"{name} cannot be read as a quantum graph (.qgraph): {type(error).__name__}: {error}",
@@ -360,11 +361,11 @@ def open_graph(path: Path, *, imports: bool = True) -> Iterator[PredictedQuantum
     qgexec.errors.GraphError
         A task class does not import, or upstream cannot read the pipeline.
     """
-    keep_package_metadata()
     mode = TaskImportMode.ASSUME_CONSISTENT_EDGES if imports else TaskImportMode.DO_NOT_IMPORT
     with ExitStack() as stack:
         try:
-            reader = stack.enter_context(PredictedQuantumGraph.open(str(path), import_mode=mode))
+            with no_exit(), keeping_package_metadata():
+                reader = stack.enter_context(PredictedQuantumGraph.open(str(path), import_mode=mode))
         except Exception as error:
             if imports:
                 _check_imports(path)
@@ -382,7 +383,8 @@ def _check_imports(path: Path) -> None:
     for label, class_name in tasks.items():
         module_name, _, name = class_name.rpartition(".")
         try:
-            getattr(importlib.import_module(module_name), name)
+            with no_exit():
+                getattr(importlib.import_module(module_name), name)
         except Exception as error:  # a module may raise anything when it is imported
             raise GraphError(
                 f"the class {class_name} of task {label!r} does not import: {type(error).__name__}: {error}",

@@ -18,6 +18,7 @@ from lsst.pipe.base.quantum_graph import (
 from lsst.utils.packages import Packages
 
 from qgexec.errors import InitOutputsError
+from qgexec.foreign import no_exit
 from qgexec.plaintext import few
 from qgexec.rubin.compat import datastore_of
 from qgexec.rubin.datastores import remove_files
@@ -129,7 +130,8 @@ def _init_outputs(
 
         objects: list[tuple[Any, DatasetType]] = []
         try:
-            pipeline.instantiate_tasks(get_init_input=get, init_outputs=objects, labels=[label])
+            with no_exit():
+                pipeline.instantiate_tasks(get_init_input=get, init_outputs=objects, labels=[label])
         except Exception as error:  # the task's own code
             raise InitOutputsError(
                 f"task {label!r} ({pipeline.tasks[label].task_class_name}) cannot be constructed: "

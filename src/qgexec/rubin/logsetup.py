@@ -14,6 +14,7 @@ from lsst.daf.butler.cli.cliLog import CliLog, PrecisionLogFormatter
 
 from qgexec.config.logoptions import LogOptions
 from qgexec.errors import UsageError
+from qgexec.plaintext import PrintableFormatter
 from qgexec.processes.forkserver import driver_stderr
 
 __all__ = ["begin_logging", "given_logging"]
@@ -44,6 +45,8 @@ def begin_logging(options: LogOptions) -> None:
                 f"--log-file {file} cannot be written: {error.strerror}.",
                 hint="Name a file in a folder that exists and that you may write to.",
             ) from error
+    # The disk with a log may become full: that costs what is logged, and not a traceback for each record.
+    logging.raiseExceptions = False
     # Not upstream's handler for the terminal: it writes to what is standard error in this process.
     CliLog.initLog(
         longlog=options.long, log_tty=False, log_file=options.files, log_label=dict(options.labels) or None
@@ -51,9 +54,10 @@ def begin_logging(options: LogOptions) -> None:
     if options.terminal:
         handler = logging.StreamHandler(_terminal())
         if options.long:
-            handler.setFormatter(PrecisionLogFormatter(fmt=CliLog.pylog_longLogFmt, style="{"))
+            formatter: logging.Formatter = PrecisionLogFormatter(fmt=CliLog.pylog_longLogFmt, style="{")
         else:
-            handler.setFormatter(logging.Formatter(fmt=CliLog.pylog_normalFmt, style="{"))
+            formatter = logging.Formatter(fmt=CliLog.pylog_normalFmt, style="{")
+        handler.setFormatter(PrintableFormatter(formatter))
         logging.getLogger().addHandler(handler)
     CliLog.setLogLevels(list(options.levels))
 

@@ -11,7 +11,8 @@ from lsst.pipe.base.pipeline_graph import PipelineGraph
 
 from qgexec.config.buildoptions import ChangeKind, PipelineChange, PipelineOptions
 from qgexec.errors import UsageError
-from qgexec.rubin.compat import keep_package_metadata
+from qgexec.foreign import no_exit
+from qgexec.rubin.compat import keeping_package_metadata
 
 __all__ = ["BuiltPipeline"]
 
@@ -32,12 +33,12 @@ class BuiltPipeline:
 
     def __init__(self, options: PipelineOptions) -> None:
         self._options = options
-        keep_package_metadata()
         self._pipeline = _read(options.file)
         try:
-            for change in options.changes:
-                _apply(self._pipeline, change)
-            self._graph = self._pipeline.to_graph()
+            with no_exit(), keeping_package_metadata():
+                for change in options.changes:
+                    _apply(self._pipeline, change)
+                self._graph = self._pipeline.to_graph()
         except Exception as error:  # configurations and task classes raise what they like
             raise _explained(options, error) from error
 
@@ -139,9 +140,10 @@ def _explained(options: PipelineOptions, error: Exception) -> UsageError:
 def _fails(options: PipelineOptions, changes: Sequence[PipelineChange]) -> bool:
     pipeline = _read(options.file)
     try:
-        for change in changes:
-            _apply(pipeline, change)
-        pipeline.to_graph()
+        with no_exit():
+            for change in changes:
+                _apply(pipeline, change)
+            pipeline.to_graph()
     except Exception:  # noqa: BLE001 -- any failure is the answer
         return True
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -166,11 +167,16 @@ def write_summary(summary: Summary, file: Path) -> None:
     qgexec.errors.UsageError
         It cannot be written.
     """
-    aside = file.with_name(f".{file.name}.tmp")
+    text = summary.model_dump_json(indent=2)
     try:
+        if file.exists() and not file.is_file():
+            file.write_text(text)  # a device or a pipe, which must not be replaced by a file
+            return
+        target = file.resolve()  # a link stays one
+        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            aside.write_text(summary.model_dump_json(indent=2))
-            aside.replace(file)
+            aside.write_text(text)
+            aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:

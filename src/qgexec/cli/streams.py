@@ -1,0 +1,78 @@
+"""What the command prints to: a stderr that nobody has to read, and a stdout that says what is wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from qgexec.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["be_patient", "say_why"]
+
+
+class _PatientFile(io.FileIO):
+    """Writes what can be written.
+
+    The terminal may be gone, ``tee`` or ``head`` may have ended, the disk that holds the log may
+    be full: the books of a run are elsewhere, and say all of it.
+    """
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def be_patient() -> None:
+    """Let `sys.stderr` be such a file from now on, for click, rich, loggers and tracebacks alike."""
+    if not isinstance(sys.stderr, io.TextIOWrapper):
+        return  # somebody's own, as in a test
+    sys.stderr.flush()
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(_PatientFile(sys.stderr.fileno(), "w", closefd=False)),
+        encoding=sys.stderr.encoding,
+        errors="backslashreplace",  # data IDs and messages may hold what the locale's encoding does not have
+        line_buffering=True,
+    )
+
+
+class _OutFile(io.FileIO):
+    """Writes for somebody who may have seen enough (``| head``), and says where there is no room."""
+
+    _has_ended = False
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        if not self._has_ended:
+            try:
+                return super().write(data)
+            except BrokenPipeError:
+                self._has_ended = True
+            except OSError as error:
+                self._has_ended = True  # Python flushes once more at its end
+                raise UsageError(
+                    f"What was asked for cannot be printed: {error.strerror}.",
+                    hint="Print it to where there is room.",
+                ) from error
+        return memoryview(data).nbytes
+
+
+def say_why() -> None:
+    """Let `sys.stdout` be such a file from now on."""
+    if sys.stdout is None:  # it was closed: those who write to it must not have to ask
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - until the end
+        return
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return  # somebody's own, as in a test
+    sys.stdout.flush()
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_OutFile(sys.stdout.fileno(), "w", closefd=False)),
+        encoding=sys.stdout.encoding,
+        errors="backslashreplace",  # as above
+        line_buffering=sys.stdout.line_buffering,
+    )
