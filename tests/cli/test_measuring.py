@@ -16,6 +16,11 @@ from repos import N_QUANTA, MockRepository
 from qgexec.books.rundir import RunDir
 from tests.cli.commands import CHECKOUT, DEADLINE_S, Command, Moods, call, one_message
 
+# Here, other than in a command of its own, all has been imported before.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*previously imported, but not measured:coverage.exceptions.CoverageWarning"
+)
+
 Arguments = tuple[object, ...]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qgexec.cli import EXIT_FAILED, logoptions
-from qgexec.cli.inspect import RUN_DIR, print_text
+from qgexec.cli.inspect import RUN_DIR
 from qgexec.cli.measuring import find_debugger
 from qgexec.errors import UsageError
 
@@ -72,7 +72,7 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
     if found.stack is not None:
         stack = found.stack.read_bytes().decode("utf-8", "backslashreplace")
         text = f"{text.rstrip()}\n\nStacks when it was ended:\n{stack}"
-    print_text(printable(text.rstrip()))
+    click.echo(printable(text.rstrip()))
 
 
 @click.command(

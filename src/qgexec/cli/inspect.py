@@ -16,7 +16,7 @@ from qgexec.plaintext import printable
 if TYPE_CHECKING:
     from qgexec.reports.report import RunReport
 
-__all__ = ["RUN_DIR", "models", "print_report", "print_text", "status", "terminal_width"]
+__all__ = ["RUN_DIR", "models", "print_report", "status", "terminal_width"]
 
 RUN_DIR = click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 """The argument that names a run."""
@@ -32,9 +32,9 @@ def status(*, run_dir: Path) -> None:
     from qgexec.reports.text import format_status
 
     found = read_report(run_dir)
-    print_text(format_status(found, width=terminal_width()))
+    click.echo(format_status(found, width=terminal_width()))
     if found.submitted is not None:
-        print_text(f"\n{_batch_status(run_dir)}")
+        click.echo(f"\n{_batch_status(run_dir)}")
 
 
 def _batch_status(run_dir: Path) -> str:
@@ -99,13 +99,8 @@ def print_report(run_dir: Path, *, ended: bool = False) -> RunReport:
     from qgexec.reports.text import format_report
 
     found = read_report(run_dir, is_alive=(lambda _driver: False) if ended else driver_is_alive)
-    print_text(format_report(found, width=terminal_width()))
+    click.echo(format_report(found, width=terminal_width()))
     return found
-
-
-def print_text(text: str) -> None:
-    """Print to stdout."""
-    click.echo(text)
 
 
 def terminal_width() -> int:

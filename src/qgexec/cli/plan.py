@@ -12,7 +12,7 @@ import click
 
 from qgexec.cli import EXIT_BAD_USE
 from qgexec.cli.commandclass import LongCommand
-from qgexec.cli.inspect import print_text, terminal_width
+from qgexec.cli.inspect import terminal_width
 from qgexec.cli.optionsfile import options_file
 from qgexec.cli.run import building, executing, executor_for, graph_of
 from qgexec.config.units import duration_text, size_text
@@ -61,9 +61,9 @@ def plan(*, as_json: bool, **given: Any) -> None:
     with executor_for(given) as executor:
         found = executor.preview(graph)
     if as_json:
-        print_text(json.dumps(asdict(found) | {"is_well": found.is_well}, indent=2))
+        click.echo(json.dumps(asdict(found) | {"is_well": found.is_well}, indent=2))
     else:
-        print_text(format_preview(found, width=terminal_width()))
+        click.echo(format_preview(found, width=terminal_width()))
     raise SystemExit(0 if found.is_well else EXIT_BAD_USE)
 
 

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from qgexec.cli.building import check_files
 from qgexec.cli.commandclass import LongCommand, section
-from qgexec.cli.inspect import print_text, terminal_width
+from qgexec.cli.inspect import terminal_width
 from qgexec.cli.values import comma_list, filled
 from qgexec.errors import UsageError
 
@@ -147,7 +147,7 @@ def report(
     if json_schema:
         from qgexec.reports.schema import report_schema
 
-        print_text(report_schema().rstrip())
+        click.echo(report_schema().rstrip())
         return
     _check_use(ctx, run_dirs, butler_config, graphs)
     check_files({"--full-output-filename": full_output_filename})
@@ -189,7 +189,7 @@ def _check_use(
 
 
 def _finish(found: _Report, text: Callable[[], str], *, as_json: bool) -> None:
-    print_text(json.dumps(found.to_json(), indent=2) if as_json else text())
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else text())
     raise SystemExit(0 if found.all_succeeded else 1)
 
 

@@ -16,7 +16,7 @@ from qgexec.cli.building import check_files, make_graph
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand, stack
 from qgexec.cli.execution import conclude, default_model, outcome_of, say_it_goes_on, warm_up
-from qgexec.cli.inspect import print_text, terminal_width
+from qgexec.cli.inspect import terminal_width
 from qgexec.cli.optionsfile import options_file
 from qgexec.cli.resume import go_on, resume
 from qgexec.errors import UsageError
@@ -294,7 +294,7 @@ def _rehearse(graph: _Graph, given: dict[str, Any]) -> None:
         remarks=found.remarks,
         width=terminal_width(),
     )
-    print_text(text)
+    click.echo(text)
 
 
 @contextmanager
