@@ -11,11 +11,12 @@ from typing import Any
 from composites import CACHED, chained
 from lsst.daf.butler import Butler, CollectionType, Config, DatasetType, Timespan
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
-from lsst.pipe.base.pipeline import Pipeline
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
 from repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN, connection, open_repository
 
+from qgexec.config.buildoptions import GraphOptions
 from qgexec.demo import make_repository
+from qgexec.rubin.build import build_graph
 
 from .postgres import PostgresServer
 from .tasks import DigestConfig, DigestTask, MeasureConfig, MeasureTask, MoodyTask
@@ -225,16 +226,15 @@ def make_template(name: str, folder: Path, server: PostgresServer | None) -> Tem
 def _make_demo(folder: Path) -> Template:
     """Simulate the smallest survey of which there is something to add up: a minute of real work."""
     demo = make_repository(folder / "repo", visits_per_band=2, n_detectors=1)
-    with Butler.from_config(str(demo.root)) as butler:
-        builder = AllDimensionsQuantumGraphBuilder(
-            Pipeline.fromFile(str(demo.pipeline)).to_graph(),
-            butler,
-            where=demo.data_query,
-            input_collections=[demo.input_collection],
-            output_run=OUTPUT_RUN,
-        )
-        components = builder.finish(output=OUTPUT, attach_datastore_records=True)
-        components.write(str(folder / "graph.qg"))
+    build_graph(
+        str(demo.root),
+        str(demo.pipeline),
+        inputs=[demo.input_collection],
+        output=OUTPUT,
+        output_run=OUTPUT_RUN,
+        options=GraphOptions(data_query=demo.data_query),
+        save_to=folder / "graph.qg",
+    )
     return Template(folder, inputs=demo.input_collection)
 
 

@@ -33,13 +33,7 @@ def be_patient() -> None:
     """Let `sys.stderr` be such a file from now on, for click, rich, loggers and tracebacks alike."""
     if not isinstance(sys.stderr, io.TextIOWrapper):
         return  # somebody's own, as in a test
-    sys.stderr.flush()
-    sys.stderr = io.TextIOWrapper(
-        io.BufferedWriter(_PatientFile(sys.stderr.fileno(), "w", closefd=False)),
-        encoding=sys.stderr.encoding,
-        errors="backslashreplace",  # data IDs and messages may hold what the locale's encoding does not have
-        line_buffering=True,
-    )
+    sys.stderr = _on(_PatientFile, sys.stderr, line_buffering=True)
 
 
 class _OutFile(io.FileIO):
@@ -69,10 +63,15 @@ def say_why() -> None:
         return
     if not isinstance(sys.stdout, io.TextIOWrapper):
         return  # somebody's own, as in a test
-    sys.stdout.flush()
-    sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_OutFile(sys.stdout.fileno(), "w", closefd=False)),
-        encoding=sys.stdout.encoding,
-        errors="backslashreplace",  # as above
-        line_buffering=sys.stdout.line_buffering,
+    sys.stdout = _on(_OutFile, sys.stdout, line_buffering=sys.stdout.line_buffering)
+
+
+def _on(kind: type[io.FileIO], stream: io.TextIOWrapper, *, line_buffering: bool) -> io.TextIOWrapper:
+    """Return a stream that writes to the same file as another one, in its way."""
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(kind(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors="backslashreplace",  # data IDs and messages may hold what the locale's encoding does not have
+        line_buffering=line_buffering,
     )
