@@ -105,6 +105,10 @@ REFUSED: dict[str, tuple[Refused, str]] = {
     "pipetask's form": (lambda r: ["report", r.root, r.graph], "report -b "),
     "both kinds": (lambda r: ["report", r.root, "-b", r.root, "-g", r.graph], "-b is about graphs"),
     "an option of the other": (lambda r: ["report", r.root, "--no-logs"], "--logs/--no-logs is about graphs"),
+    "a drawing as JSON": (
+        lambda r: ["report", "-b", r.root, "-g", r.graph, "--view-graph", "--json"],
+        "--view-graph draws",
+    ),
     "no such graph": (lambda r: ["report", "-b", r.root, "-g", "nowhere.qg"], "nowhere.qg"),
     "no such old graph": (lambda r: ["report", "-b", r.root, "-g", "nowhere.qgraph"], "nowhere.qgraph"),
     "no such repository": (lambda r: ["report", "-b", "nowhere", "-g", r.graph], "nowhere"),

@@ -150,6 +150,8 @@ def report(
         click.echo(report_schema().rstrip())
         return
     _check_use(ctx, run_dirs, butler_config, graphs)
+    if view_graph and as_json:
+        raise UsageError("--view-graph draws, and --json does not.", hint="Ask for one of them.")
     check_files({"--full-output-filename": full_output_filename})
     if butler_config is not None:
         found = _of_repository(butler_config, graphs, options)
