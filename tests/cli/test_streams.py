@@ -76,3 +76,22 @@ def test_terminal_obeys_no_argument() -> None:
     done = _run("models", "\x1b]0;a\x07")
     assert done.returncode == 2
     assert "(?]0;a?)" in done.stderr
+
+
+def test_signal_handlers_write_while_something_is_written() -> None:
+    """What a Ctrl-C has to say comes in the middle of anything; nothing of either is lost."""
+    program = (
+        "import signal, sys\n"
+        "from qgexec.cli.streams import be_patient\n"
+        "be_patient()\n"
+        "def handle(*_):\n"
+        "    sys.stderr.write('handled\\n')\n"
+        "signal.signal(signal.SIGPROF, handle)\n"
+        "signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)\n"
+        "for _ in range(100_000):\n"
+        "    sys.stderr.write('written\\n')\n"
+        "signal.setitimer(signal.ITIMER_PROF, 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stderr.count("written\n") == 100_000
+    assert done.stderr.count("handled\n") > 0

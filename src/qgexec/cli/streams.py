@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qgexec.errors import UsageError
 
@@ -23,17 +24,23 @@ class _PatientFile(io.FileIO):
     """
 
     def write(self, data: ReadableBuffer, /) -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            return memoryview(data).nbytes
+        rest = memoryview(data).cast("B")
+        n_bytes = len(rest)
+        with contextlib.suppress(OSError):
+            while rest and (
+                n_written := super().write(rest)
+            ):  # none: who reads is too slow, and does not wait
+                rest = rest[n_written:]
+        return n_bytes
 
 
 def be_patient() -> None:
     """Let `sys.stderr` be such a file from now on, for click, rich, loggers and tracebacks alike."""
     if not isinstance(sys.stderr, io.TextIOWrapper):
         return  # somebody's own, as in a test
-    sys.stderr = _on(_PatientFile, sys.stderr, line_buffering=True)
+    # Without a buffer between: signal handlers write to it, also while something is being written.
+    file = _PatientFile(sys.stderr.fileno(), "w", closefd=False)
+    sys.stderr = _text(file, sys.stderr, line_buffering=True)
 
 
 class _OutFile(io.FileIO):
@@ -63,15 +70,18 @@ def say_why() -> None:
         return
     if not isinstance(sys.stdout, io.TextIOWrapper):
         return  # somebody's own, as in a test
-    sys.stdout = _on(_OutFile, sys.stdout, line_buffering=sys.stdout.line_buffering)
+    file = io.BufferedWriter(_OutFile(sys.stdout.fileno(), "w", closefd=False))
+    sys.stdout = _text(file, sys.stdout, line_buffering=sys.stdout.line_buffering)
 
 
-def _on(kind: type[io.FileIO], stream: io.TextIOWrapper, *, line_buffering: bool) -> io.TextIOWrapper:
-    """Return a stream that writes to the same file as another one, in its way."""
-    stream.flush()
+def _text(
+    file: io.BufferedWriter[Any] | io.FileIO, former: io.TextIOWrapper, *, line_buffering: bool
+) -> io.TextIOWrapper:
+    """Return a stream of text that takes the place of another one."""
+    former.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(kind(stream.fileno(), "w", closefd=False)),
-        encoding=stream.encoding,
+        file,
+        encoding=former.encoding,
         errors="backslashreplace",  # data IDs and messages may hold what the locale's encoding does not have
         line_buffering=line_buffering,
     )
