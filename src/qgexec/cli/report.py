@@ -233,7 +233,7 @@ def _finish_repository(
 
     if file is not None:
         found.write_summary(Path(file))
-    if draw and not as_json:
+    if draw:
         found.show_graph()
         raise SystemExit(0 if found.all_succeeded else 1)
     brief = brief or file is not None
