@@ -12,10 +12,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from repos import MockRepository
-
-    from tests.cli.commands import Moods
-    from tests.peer.postgres import PostgresServer
+    from tests.kit.butler.repos import MockRepository
+    from tests.kit.commands.qgexec import Moods
+    from tests.kit.processes.postgres import PostgresServer
 
 # How long an example takes depends on what else the machine does; a test must not.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -57,7 +56,7 @@ def room_for() -> Callable[[int], AbstractContextManager[None]]:
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
     """The standard repository; tests must not write to it."""
-    from repos import make_template
+    from tests.kit.butler.repos import make_template
 
     return make_template(tmp_path_factory.mktemp("template"))
 
@@ -65,7 +64,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
 @pytest.fixture
 def repository(template: MockRepository, tmp_path: Path) -> MockRepository:
     """A copy of the standard repository of the test's own."""
-    from repos import copy_template
+    from tests.kit.butler.repos import copy_template
 
     return copy_template(template, tmp_path / "data")
 
@@ -73,7 +72,7 @@ def repository(template: MockRepository, tmp_path: Path) -> MockRepository:
 @pytest.fixture
 def moods(template: MockRepository) -> Iterator[Moods]:
     """Tells the quanta of all copies of a template with moody tasks what to do."""
-    from tests.cli.commands import Moods
+    from tests.kit.commands.qgexec import Moods
 
     moods = Moods(template.root.parents[1])
     yield moods
@@ -83,7 +82,7 @@ def moods(template: MockRepository) -> Iterator[Moods]:
 
 @contextmanager
 def _postgres() -> Iterator[PostgresServer]:
-    from tests.peer.postgres import find_programs, start_server
+    from tests.kit.processes.postgres import find_programs, start_server
 
     programs = find_programs()
     if programs is None:

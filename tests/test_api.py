@@ -19,19 +19,6 @@ from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph._provenance import ProvenanceQuantumGraphReader
 from lsst.pipe.base.quantum_reports import ExecutionStatus
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
-from moods import mood, raising
-from repos import (
-    INPUT_CHAIN,
-    N_QUANTA,
-    OUTPUT,
-    OUTPUT_RUN,
-    MockRepository,
-    connection,
-    open_repository,
-    save_graph,
-    task_config,
-)
-from sites import make_moody
 
 from qgexec import GraphExecutor
 from qgexec.api import ImportedExecutor, Preparation, QuantaFailedError
@@ -44,7 +31,20 @@ from qgexec.quantum import Quanta
 from qgexec.reports.report import read_report
 from qgexec.rubin.initoutputs import InitOutputs
 from qgexec.rubin.provenance import write_provenance_graph
-from tests.countingexecutor import CountingExecutor
+from tests.kit.butler.repos import (
+    INPUT_CHAIN,
+    N_QUANTA,
+    OUTPUT,
+    OUTPUT_RUN,
+    MockRepository,
+    connection,
+    open_repository,
+    save_graph,
+    task_config,
+)
+from tests.kit.butler.sites import make_moody
+from tests.kit.tasks.countingexecutor import CountingExecutor
+from tests.kit.tasks.moods import mood, raising
 
 EVERYTHING = Preparation(register_dataset_types=True)
 
@@ -261,7 +261,7 @@ def test_an_executor_that_is_imported(
 ) -> None:
     """Each process makes one; whoever goes on with the run need not bring it."""
     named = ImportedExecutor(
-        "tests.countingexecutor:CountingExecutor", {"folder": str(tmp_path), "fail": "final"}
+        "tests.kit.tasks.countingexecutor:CountingExecutor", {"folder": str(tmp_path), "fail": "final"}
     )
     executor = GraphExecutor(model=model, processes=1, quantum_executor=named, run_dir=run_dir)
     with pytest.raises(QuantaFailedError, match="1 of 19 quanta failed"):
@@ -278,9 +278,9 @@ def test_an_executor_that_is_imported(
     ("path", "arguments", "said"),
     [
         ("no.such.module:Executor", {}, "No module named 'no'"),
-        ("tests.countingexecutor:Missing", {}, "no attribute 'Missing'"),
-        ("tests.countingexecutor:CountingExecutor", {"folder": Path("/tmp")}, "written as JSON"),
-        ("tests.countingexecutor:CountingExecutor", {"folder": math.nan}, "written as JSON"),
+        ("tests.kit.tasks.countingexecutor:Missing", {}, "no attribute 'Missing'"),
+        ("tests.kit.tasks.countingexecutor:CountingExecutor", {"folder": Path("/tmp")}, "written as JSON"),
+        ("tests.kit.tasks.countingexecutor:CountingExecutor", {"folder": math.nan}, "written as JSON"),
     ],
 )
 def test_an_executor_that_cannot_be_imported(path: str, arguments: dict[str, object], said: str) -> None:
@@ -403,7 +403,7 @@ def test_simple_client_with_an_executor_that_is_imported(
 
     out = tmp_path / "out"
     out.mkdir()
-    named = ImportedExecutor("tests.countingexecutor:CountingExecutor", {"folder": str(out)})
+    named = ImportedExecutor("tests.kit.tasks.countingexecutor:CountingExecutor", {"folder": str(out)})
     executor = GraphExecutor(
         repository.root, Client(), quantum_executor=named, run_dir=run_dir, prepare=EVERYTHING
     )

@@ -10,9 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from handsystem import Hand, HandSystem, hand_system
 from lsst.utils.packages import Packages
-from repos import MockRepository, add_standard_tasks, open_repository, save_graph, task_config
 
 from qgexec.api import GraphExecutor
 from qgexec.batch.rounds import last_round
@@ -23,8 +21,18 @@ from qgexec.config.logoptions import LogOptions
 from qgexec.config.runconfig import RunConfig
 from qgexec.events import AttemptLost
 from qgexec.rubin.preexec import Preparation
-from tests.batchjobs import PYTHONPATH, Submitted, half_written, hidden, submit, wait_until
-from tests.tellingtask import TOLD, TellingTask
+from tests.kit.batch.handsystem import Hand, HandSystem, hand_system
+from tests.kit.batch.submitted import Submitted, half_written, hidden, submit, wait_until
+from tests.kit.butler.repos import (
+    MockRepository,
+    add_standard_tasks,
+    open_repository,
+    save_graph,
+    task_config,
+)
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.tasks.moods import MoodyTask
+from tests.kit.tasks.tellingtask import TOLD, TellingTask
 
 Layer = Callable[[Path], AbstractContextManager[Callable[[], None]]]
 
@@ -246,16 +254,14 @@ class TestWhatANodeCannotUse:
 
     def test_task(self, submitted: Submit, tmp_path: Path) -> None:
         """A task that cannot be imported there."""
-        import moods
-
         place = MockRepository(tmp_path / "own" / "repo", tmp_path / "own" / "graph.qg", Path())
         with open_repository(place.root) as repo:
-            add_standard_tasks(repo, task_classes={"isr": moods.MoodyTask})
+            add_standard_tasks(repo, task_classes={"isr": MoodyTask})
             save_graph(repo, place.graph, register=False)
         run = submitted(of=place)
-        ended = run.run(0, PYTHONPATH=PYTHONPATH.split(":")[0])
+        ended = run.run_anew(0, PYTHONPATH=PYTHONPATH.split(":")[0])
         assert ended.returncode == 2
-        assert "moods" in one_error(ended)
+        assert "tests.kit.tasks.moods" in one_error(ended)
         assert "PYTHONPATH" in ended.stderr
         assert run.kinds(0) == []
 

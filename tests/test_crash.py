@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from repos import MockRepository
 
 from benchmarks.endstate import EndState
 from qgexec.books.journal import read_events
-from tests.crashcases import (
+from tests.kit.butler.repos import MockRepository
+from tests.kit.crash.cases import (
     BEFORE,
     CASES,
     CONFIG,
@@ -25,7 +25,7 @@ from tests.crashcases import (
     trouble,
     two_in_the_air,
 )
-from tests.crashes import (
+from tests.kit.crash.sites import (
     Case,
     Site,
     begin,
@@ -34,8 +34,8 @@ from tests.crashes import (
     make_site,
     make_small,
 )
-from tests.crashforks import KILLED
-from tests.crashstarts import STARTS
+from tests.kit.crash.starts import STARTS
+from tests.kit.processes.forks import KILLED
 
 # The first test of a group plays all of its cases; each of these has limits of its own.
 pytestmark = pytest.mark.timeout(1500)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repos import OUTPUT_RUN
 
 from benchmarks.endstate import read_work
-from tests.crashes import Site, begin, make_site, make_small
+from tests.kit.butler.repos import OUTPUT_RUN
+from tests.kit.crash.sites import Site, begin, make_site, make_small
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from repos import N_QUANTA, OUTPUT_RUN, MockRepository
 
 from qgexec.cli.main import cli
 from qgexec.reports.report import read_report
+from tests.kit.butler.repos import N_QUANTA, OUTPUT_RUN, MockRepository
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -32,7 +32,7 @@ from qgexec.quantum import Attempt, Outcome, OutcomeStatus, Resources, SegmentRe
 from qgexec.scheduling.policy import Policy, TaskRules
 from qgexec.scheduling.scheduler import Scheduler, State
 from qgexec.testing import Ending, FakeModel, make_plan
-from tests.loopdesk import Desk, Remembering
+from tests.kit.runs.loopdesk import Desk, Remembering
 
 RoomFor = Callable[[int], AbstractContextManager[None]]
 

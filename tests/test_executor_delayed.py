@@ -27,7 +27,7 @@ from qgexec.quantum import Attempt, Resources
 from qgexec.scheduling.policy import Policy, Retries, TaskRules
 from qgexec.scheduling.scheduler import Scheduler, State
 from qgexec.testing import Ending, FakeModel, ended, make_plan
-from tests.loopdesk import Desk, Remembering
+from tests.kit.runs.loopdesk import Desk, Remembering
 
 
 class Delayed(FakeModel):

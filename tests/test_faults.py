@@ -15,14 +15,21 @@ from typing import Any
 import pytest
 from lsst.daf.butler import Config
 from lsst.daf.butler.registry.databases import sqlite as upstream_sqlite
-from repos import MockRepository
 
 from benchmarks.endstate import EndState
 from qgexec.books.journal import Journal
 from qgexec.reports.report import read_report
 from qgexec.rubin.outage import Patience
-from tests.cli.commands import drop_powers
-from tests.crashes import (
+from tests.kit.butler.repos import MockRepository
+from tests.kit.commands.qgexec import drop_powers
+from tests.kit.crash.faults import (
+    Fault,
+    at_call,
+    at_record,
+    in_task,
+    together,
+)
+from tests.kit.crash.sites import (
     Site,
     begin,
     check_end,
@@ -32,21 +39,14 @@ from tests.crashes import (
     start,
     start_resume,
 )
-from tests.crashfaults import (
-    Fault,
-    at_call,
-    at_record,
-    in_task,
-    together,
-)
-from tests.crashforks import (
+from tests.kit.processes.disks import fill, small_disk
+from tests.kit.processes.forks import (
     KILLED,
     Flag,
     replace,
     start_fork,
 )
-from tests.disks import fill, small_disk
-from tests.peer.postgres import PostgresServer
+from tests.kit.processes.postgres import PostgresServer
 
 _DISK_BYTES = 24 << 20
 """Room on a disk of a test's own: several times what a run needs."""

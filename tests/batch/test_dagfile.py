@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from condorrounds import GIB, make_round
 
 from qgexec.batch.dagfile import dag_lines, passed_on, probe_description, submit_description, write_dag
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError, UsageError
+from tests.kit.batch.condorrounds import GIB, make_round
 
 
 def _sh(*command: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

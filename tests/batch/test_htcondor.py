@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from condorrounds import GIB, FakeCondor, make_round
 
 from qgexec.batch import condorapi
 from qgexec.batch import htcondor as htcondor_module
@@ -22,6 +21,7 @@ from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import ModelError
 from qgexec.models.htcondor import HTCondor
 from qgexec.models.registry import find_model
+from tests.kit.batch.condorrounds import GIB, FakeCondor, make_round
 
 REAL = Path(__file__).parents[1] / "data" / "htcondor" / "round.dag.nodes.log"
 TICKET: Ticket = {"cluster": 8, "schedd": "here"}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from roundwork import PLAN, attempt, jobs_of
 
 from qgexec.batch.jobs import JobRequest, Jobs
 from qgexec.errors import RunDirError
+from tests.kit.batch.roundwork import PLAN, attempt, jobs_of
 
 
 def test_what_a_job_asks_for() -> None:

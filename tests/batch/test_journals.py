@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roundwork import (
+
+from qgexec.batch.journals import JobJournals
+from qgexec.batch.planning import make_jobs
+from qgexec.batch.rounds import Round
+from qgexec.clustering.clusters import Clusters
+from qgexec.config.batchsettings import BatchSettings
+from qgexec.errors import JournalError
+from qgexec.events import AttemptEvent, Event
+from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.policy import Policy
+from qgexec.scheduling.scheduler import Scheduler
+from qgexec.testing import plan_of
+from tests.kit.batch.roundwork import (
     BEGAN,
     ENDED,
     PLAN,
@@ -23,18 +35,6 @@ from roundwork import (
     succeeded,
     write,
 )
-
-from qgexec.batch.journals import JobJournals
-from qgexec.batch.planning import make_jobs
-from qgexec.batch.rounds import Round
-from qgexec.clustering.clusters import Clusters
-from qgexec.config.batchsettings import BatchSettings
-from qgexec.errors import JournalError
-from qgexec.events import AttemptEvent, Event
-from qgexec.scheduling.plan import Plan
-from qgexec.scheduling.policy import Policy
-from qgexec.scheduling.scheduler import Scheduler
-from qgexec.testing import plan_of
 
 # Jobs: 0 has isr 1 and 2, 1 has isr 3, 2 has coadd (index 3), 3 has stack (index 4).
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from roundwork import PLAN, jobs_of
 
 from qgexec.batch.past import read_pasts
 from qgexec.batch.planning import make_round
@@ -13,6 +12,7 @@ from qgexec.batch.rounds import Round, rounds
 from qgexec.books.rundir import RunDir
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError
+from tests.kit.batch.roundwork import PLAN, jobs_of
 
 
 def test_names_are_unlike_any_other(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from roundwork import PLAN, jobs_of
 
 from qgexec.batch.past import read_pasts
 from qgexec.batch.planning import make_round
@@ -16,6 +15,7 @@ from qgexec.clustering.rules import ClusterRules
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError
 from qgexec.scheduling.troubles import Past
+from tests.kit.batch.roundwork import PLAN, jobs_of
 
 
 @pytest.fixture

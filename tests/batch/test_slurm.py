@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from slurmrounds import FakeSlurm, jobs_of, make_round
 
 import qgexec.batch.slurm as slurm_module
 from qgexec.batch.rounds import Round
@@ -18,6 +17,7 @@ from qgexec.batch.slurm import SlurmSystem
 from qgexec.batch.system import JobEnd, JobState
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import ModelError, QgexecError, UsageError
+from tests.kit.batch.slurmrounds import FakeSlurm, jobs_of, make_round
 
 GIB = 1 << 30
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slurmrounds import jobs_of
 
 from qgexec.batch.forecast import critical_path_s
 from qgexec.batch.jobs import Jobs
 from qgexec.batch.slurmarrays import Array, least_s, make_arrays, waves
+from tests.kit.batch.slurmrounds import jobs_of
 
 
 @st.composite

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurmrounds import FakeSlurm, make_round
 
 import qgexec.batch.slurmscripts as scripts_module
 from qgexec.batch.rounds import Round
 from qgexec.batch.slurmarrays import make_arrays
 from qgexec.batch.slurmscripts import read_arrays, write_files
 from qgexec.config.batchsettings import BatchSettings
+from tests.kit.batch.slurmrounds import FakeSlurm, make_round
 
 LARGEST_MIB = 8000
 

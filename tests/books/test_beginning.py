@@ -17,7 +17,7 @@ from qgexec.books.runsettings import RunSettings
 from qgexec.errors import RunDirError, RunHeldError
 from qgexec.quantum import RunContext
 from qgexec.testing import make_plan
-from tests.handbooks import BEGAN
+from tests.kit.runs.handbooks import BEGAN
 
 PLAN = make_plan("a -> b")
 

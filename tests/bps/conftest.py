@@ -19,7 +19,11 @@ from lsst.ctrl.bps.cli.bps import cli
 from lsst.ctrl.bps.report import display_report
 from lsst.daf.butler.cli.utils import LogCliRunner
 from lsst.pipe.base.pipeline_graph import PipelineGraph
-from repos import (
+
+from qgexec.books.holder import driver_is_alive
+from qgexec.errors import RunDirError
+from qgexec.reports.report import RunReport, read_report
+from tests.kit.butler.repos import (
     INPUT_CHAIN,
     OUTPUT,
     OUTPUT_RUN,
@@ -30,12 +34,8 @@ from repos import (
     pipeline_yaml,
     save_graph,
 )
-
-from qgexec.books.holder import driver_is_alive
-from qgexec.errors import RunDirError
-from qgexec.reports.report import RunReport, read_report
-from tests.cli.commands import CHECKOUT
-from tests.cli.moodytask import MoodyTask, moody_config
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.tasks.moodytask import MoodyTask, moody_config
 
 SERVICE = "qgexec.bps.QgexecService"
 
@@ -147,8 +147,7 @@ def bps(
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    places = (CHECKOUT / "src", CHECKOUT, CHECKOUT / "tests" / "rubin")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     monkeypatch.setenv("CTRL_MPEXEC_DIR", sys.prefix)  # where ctrl_bps looks for pipetask
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("BPS_WMS_SERVICE_CLASS", SERVICE)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN
 
 from tests.bps.conftest import SERVICE
-from tests.sites.condor import VENV, CondorPool, missing
-from tests.sites.condorruns import EXTRA, RUN_S, Site, give
-from tests.sites.jobtask import GO
+from tests.kit.butler.repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN
+from tests.kit.sites.condor import VENV, CondorPool, missing
+from tests.kit.sites.condorruns import EXTRA, RUN_S, Site, give
+from tests.kit.tasks.jobtask import GO
 
 pytestmark = [
     pytest.mark.condor,
@@ -37,7 +37,9 @@ class _Bps:
 
     def __init__(self, pool: CondorPool) -> None:
         self.site = Site(pool, pool.shared / "bps", {})
-        pool.run("python", "-m", "tests.sites.jobtask", self.site.folder, env=self.site.env, timeout_s=RUN_S)
+        pool.run(
+            "python", "-m", "tests.kit.tasks.jobtask", self.site.folder, env=self.site.env, timeout_s=RUN_S
+        )
         self.submit_path = self.site.folder / "submit" / OUTPUT_RUN
 
     def configure(self) -> None:

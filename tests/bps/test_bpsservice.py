@@ -12,11 +12,11 @@ import yaml
 from lsst.ctrl.mpexec.cli.pipetask import cli as pipetask
 from lsst.daf.butler.cli.butler import cli as butler_command
 from lsst.daf.butler.cli.utils import LogCliRunner
-from repos import INPUT_CHAIN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, copy_template
 
 from qgexec.reports.report import RunState
 from tests.bps.conftest import Bps
-from tests.cli.commands import Moods, call, datasets
+from tests.kit.butler.repos import INPUT_CHAIN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, copy_template
+from tests.kit.commands.qgexec import Moods, call, datasets
 
 OUTPUTS = ("post_isr", "calibrated", "visit_summary_mock", "final_report")
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from lsst.ctrl.bps import BPS_DEFAULTS, BPS_SEARCH_ORDER, BpsConfig
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-from repos import N_QUANTA, MockRepository
 
 from qgexec.bps import auto, by_task
 from qgexec.bps.settings import Settings
@@ -17,6 +16,7 @@ from qgexec.clustering.rules import Algorithm
 from qgexec.config.bpsfile import read_config
 from qgexec.config.runconfig import RunConfig
 from qgexec.errors import ModelError, UsageError
+from tests.kit.butler.repos import N_QUANTA, MockRepository
 
 SERVICE = "qgexec.bps.QgexecService"
 

@@ -9,8 +9,8 @@ import pytest
 
 from qgexec.reports.report import RunState
 from tests.bps.conftest import Bps
-from tests.cli.commands import Moods, datasets
-from tests.sites.slurm import Slurm, missing
+from tests.kit.commands.qgexec import Moods, datasets
+from tests.kit.sites.slurm import Slurm, missing
 
 pytestmark = [
     pytest.mark.slurm,

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from lsst.pipe.base.pipeline_graph import PipelineGraph
-from repos import (
+
+from qgexec.processes import forked
+from tests.kit.butler.repos import (
     INPUT_CHAIN,
     MockRepository,
     add_standard_tasks,
@@ -17,10 +19,8 @@ from repos import (
     pipeline_yaml,
     save_graph,
 )
-
-from qgexec.processes import forked
-from tests.cli.commands import Command
-from tests.cli.moodytask import MoodyTask, moody_config
+from tests.kit.commands.qgexec import Command
+from tests.kit.tasks.moodytask import MoodyTask, moody_config
 
 LABELS = ("isr", "calibrate", "summary", "final")
 

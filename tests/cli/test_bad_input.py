@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from lsst.daf.butler import DatasetType, DimensionConfig
-from repos import INPUT_CHAIN, OUTPUT_RUN, MockRepository, dump_repository, open_repository
 
-from tests.cli.commands import Result, call, call_as_mortal, one_message, rewrite_graph
+from tests.kit.butler.repos import INPUT_CHAIN, OUTPUT_RUN, MockRepository, dump_repository, open_repository
+from tests.kit.commands.qgexec import Result, call, call_as_mortal, one_message, rewrite_graph
 
 Refused = Callable[..., str]
 
@@ -109,7 +109,9 @@ class TestGraphFile:
 
     def test_task_does_not_import(self, repository: MockRepository, refused: Refused) -> None:
         """A graph whose task class is not to be found; label and class are named."""
-        rewrite_graph(repository.graph, pipeline=(b"tests.cli.moodytask.MoodyTask", b"no.such.package.Task"))
+        rewrite_graph(
+            repository.graph, pipeline=(b"tests.kit.tasks.moodytask.MoodyTask", b"no.such.package.Task")
+        )
         said = refused(*_with_graph(repository), said=("no.such.package.Task", "'isr'", "PYTHONPATH"))
         assert "does not import" in said
 

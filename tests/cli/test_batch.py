@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from repos import MockRepository
 
-from tests.cli.commands import DEADLINE_S, call, one_message
+from tests.kit.butler.repos import MockRepository
+from tests.kit.commands.qgexec import DEADLINE_S, call, one_message
 
 
 @pytest.fixture

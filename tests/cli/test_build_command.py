@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from repos import MockRepository
 
-from tests.cli.commands import call, one_message
-from tests.cli.pipetask import pipetask
+from tests.kit.butler.repos import MockRepository
+from tests.kit.commands.pipetask import pipetask
+from tests.kit.commands.qgexec import call, one_message
 
 
 @pytest.fixture

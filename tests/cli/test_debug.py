@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchwork import Site, prepare_outputs
-from repos import OUTPUT_RUN, MockRepository
 
 from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir
@@ -37,7 +35,10 @@ from qgexec.rubin import scratch
 from qgexec.rubin.graphfile import read_plan
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.quantumname import find_quantum
-from tests.cli.commands import CHECKOUT, DEADLINE_S, Moods, call, one_message
+from tests.kit.butler.benchwork import Site, prepare_outputs
+from tests.kit.butler.repos import OUTPUT_RUN, MockRepository
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.commands.qgexec import DEADLINE_S, Moods, call, one_message
 
 FAILING = "isr{visit: 1, detector: 2}"
 
@@ -234,7 +235,7 @@ def _talk(arguments: list[str], commands: list[str]) -> str:
     """Run the command on a terminal, answer the debugger with these lines, and return what was shown."""
     ours, theirs = pty.openpty()
     environment = os.environ | {
-        "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests/rubin'}",
+        "PYTHONPATH": PYTHONPATH,
         "TMPDIR": tempfile.gettempdir(),
     }
     process = subprocess.Popen(

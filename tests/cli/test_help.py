@@ -9,7 +9,7 @@ import click
 import pytest
 
 from qgexec.cli.main import cli
-from tests.cli.commands import call
+from tests.kit.commands.qgexec import call
 
 COMMANDS = cli.list_commands(click.Context(cli))
 

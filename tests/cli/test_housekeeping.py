@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 from lsst.daf.butler import Butler, CollectionType
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-from repos import INPUT_RUN, N_QUANTA, OUTPUT, MockRepository, dump_repository
 
 from qgexec.cli.housekeeping import purge
-from tests.cli.commands import call, one_message, report_of
-from tests.cli.pipetask import pipetask
+from tests.kit.butler.repos import INPUT_RUN, N_QUANTA, OUTPUT, MockRepository, dump_repository
+from tests.kit.commands.pipetask import pipetask
+from tests.kit.commands.qgexec import call, one_message, report_of
 
 CHAINS = {"a": ["a/1", "a/sub", "b/1", INPUT_RUN], "a/sub": ["a/sub/1", INPUT_RUN]}
 

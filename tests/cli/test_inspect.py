@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repos import N_QUANTA, MockRepository, copy_template
 
-from tests.cli.commands import CHECKOUT, Command, Moods, call, one_message, working_in
+from tests.kit.butler.repos import N_QUANTA, MockRepository, copy_template
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.commands.qgexec import Command, Moods, call, one_message, working_in
 
 Start = Callable[..., Command]
 
@@ -196,7 +197,7 @@ def _in_terminal(arguments: list[object], folder: Path, environment: dict[str, s
     given = {
         "TERM": "xterm-256color",
         "COLUMNS": "80",
-        "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests/rubin'}",
+        "PYTHONPATH": PYTHONPATH,
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "qgexec", *map(str, arguments)],

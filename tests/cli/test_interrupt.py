@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repos import N_QUANTA, MockRepository
 
-from tests.cli.commands import Command, Moods, call, datasets, go_on_command, report_of
+from tests.kit.butler.repos import N_QUANTA, MockRepository
+from tests.kit.commands.qgexec import Command, Moods, call, datasets, go_on_command, report_of
 
 Start = Callable[..., Command]
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from repos import OUTPUT_RUN, MockRepository
 
 from qgexec.config.logoptions import LogOptions
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
-from tests.cli.commands import Command, Moods, Result, call, one_message
+from tests.kit.butler.repos import OUTPUT_RUN, MockRepository
+from tests.kit.commands.qgexec import Command, Moods, Result, call, one_message
 
 Logged = Callable[..., Result]
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repos import N_QUANTA, MockRepository
 
 from qgexec.books.rundir import RunDir
-from tests.cli.commands import CHECKOUT, DEADLINE_S, Command, Moods, call, one_message
+from tests.kit.butler.repos import N_QUANTA, MockRepository
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.commands.qgexec import DEADLINE_S, Command, Moods, call, one_message
 
 # Here, other than in a command of its own, all has been imported before.
 pytestmark = pytest.mark.filterwarnings(
@@ -59,14 +60,13 @@ def test_debugger_is_started(running: Arguments, folder: Path, moods: Moods) -> 
         "        print(traceback.extract_tb(trace)[-1].line, input('(noted) '), file=file)\n"
     )
     ours, theirs = pty.openpty()
-    path = os.pathsep.join(map(str, (CHECKOUT / "src", CHECKOUT, CHECKOUT / "tests" / "rubin")))
     os.write(ours, b"first\nsecond\n")
     process = subprocess.Popen(
         [sys.executable, "-m", "qgexec", *map(str, running), "--pdb=noted"],
         stdin=theirs,
         stdout=theirs,
         stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
     )
     try:
         _, err = process.communicate(timeout=DEADLINE_S)

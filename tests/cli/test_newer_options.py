@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from lsst.daf.butler import Butler
 from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilder
-from repos import N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository
 
 from qgexec.errors import UsageError
 from qgexec.rubin.compat import builder_arguments
-from tests.cli.builtgraphs import Arguments, both
-from tests.cli.commands import Command, call, one_message
-from tests.cli.pipetask import pipetask
+from tests.kit.butler.repos import N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository
+from tests.kit.commands.builtgraphs import Arguments, both
+from tests.kit.commands.pipetask import pipetask
+from tests.kit.commands.qgexec import Command, call, one_message
 
 NEWER: dict[str, object] = {"retained_dataset_types": ["a"], "prune_unanchored_quanta": ("isr", "final")}
 HAS_THEM = NEWER.keys() <= inspect.signature(QuantumGraphBuilder).parameters.keys()

@@ -11,7 +11,7 @@ import pytest
 from lsst.ctrl.mpexec.cli.pipetask import cli as pipetask_cli
 
 from qgexec.cli.main import cli
-from tests.cli.pipetask import commands, option_names
+from tests.kit.commands.pipetask import commands, option_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipetask.md"
 

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from repos import N_QUANTA, MockRepository
 
-from tests.cli.commands import Moods, call, datasets, one_message
+from tests.kit.butler.repos import N_QUANTA, MockRepository
+from tests.kit.commands.qgexec import Moods, call, datasets, one_message
 
 
 @pytest.fixture

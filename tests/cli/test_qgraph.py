@@ -11,12 +11,20 @@ import pytest
 import yaml
 from lsst.daf.butler import Butler
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-from repos import INPUT_CHAIN, INPUT_RUN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, dump_repository
-from sites import make_composite
 
-from tests.cli.builtgraphs import Arguments, both, contents
-from tests.cli.commands import Command, call, one_message, report_of
-from tests.cli.pipetask import pipetask
+from tests.kit.butler.repos import (
+    INPUT_CHAIN,
+    INPUT_RUN,
+    N_QUANTA,
+    OUTPUT,
+    OUTPUT_RUN,
+    MockRepository,
+    dump_repository,
+)
+from tests.kit.butler.sites import make_composite
+from tests.kit.commands.builtgraphs import Arguments, both, contents
+from tests.kit.commands.pipetask import pipetask
+from tests.kit.commands.qgexec import Command, call, one_message, report_of
 
 
 class TestBuilding:
@@ -83,7 +91,7 @@ class TestBuilding:
             )
             butler.pruneDatasets(refs, purge=True, unstore=True, disassociate=True)
         assert [quantum[0] for quantum in both(folder, *building, *other)["quanta"]] == [
-            "tests.cli.moodytask.MoodyTask"
+            "tests.kit.tasks.moodytask.MoodyTask"
         ]
         misspelt = call(
             "qgraph", *building, *other[2:], "--skip-existing-in", f"nowhere,{OUTPUT[:-1]}*", "-q", "m.qg"

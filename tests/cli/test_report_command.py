@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repos import N_QUANTA, OUTPUT_RUN, MockRepository
 
-from tests.cli.commands import Moods, call, one_message
+from tests.kit.butler.repos import N_QUANTA, OUTPUT_RUN, MockRepository
+from tests.kit.commands.qgexec import Moods, call, one_message
 
 Refused = Callable[[MockRepository], list[object]]
 

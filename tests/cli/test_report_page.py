@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repos import OUTPUT_RUN, MockRepository
 
 from qgexec.reports.fold import TaskReport
 from qgexec.reports.measured import Spread
 from qgexec.reports.tasktables import task_columns, use_lines
-from tests.cli.commands import Moods, call
+from tests.kit.butler.repos import OUTPUT_RUN, MockRepository
+from tests.kit.commands.qgexec import Moods, call
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
 COMMANDS = re.findall(r"^    (qgexec .*)$", PAGE, flags=re.MULTILINE)

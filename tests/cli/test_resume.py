@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repos import N_QUANTA, MockRepository
 
 from qgexec.api import GraphExecutor
 from qgexec.books.journal import journal_file
 from qgexec.errors import UsageError
-from tests.cli.commands import Command, Moods, Result, call, datasets, one_message, report_of
+from tests.kit.butler.repos import N_QUANTA, MockRepository
+from tests.kit.commands.qgexec import Command, Moods, Result, call, datasets, one_message, report_of
 
 Start = Callable[..., Command]
 

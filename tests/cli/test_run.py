@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from repos import INPUT_CHAIN, N_QUANTA, OUTPUT_RUN, MockRepository
 
 from qgexec.processes import forked
-from tests.cli.commands import (
+from tests.kit.butler.repos import INPUT_CHAIN, N_QUANTA, OUTPUT_RUN, MockRepository
+from tests.kit.commands.qgexec import (
     Command,
     Moods,
     Result,
@@ -25,7 +25,7 @@ from tests.cli.commands import (
     one_message,
     report_of,
 )
-from tests.cli.moodytask import STDERR_BYTES
+from tests.kit.tasks.moodytask import STDERR_BYTES
 
 Start = Callable[..., Command]
 
@@ -72,7 +72,7 @@ class TestFailures:
             3: ("exited", 9),
             4: ("signalled", -signal.SIGSEGV),
         }
-        assert failures[1]["exception_type"] == "tests.cli.moodytask.UnpicklableError"
+        assert failures[1]["exception_type"] == "tests.kit.tasks.moodytask.UnpicklableError"
         assert "telescope: on fire" in failures[1]["traceback"]
         assert failures[2]["message"] == "called sys.exit(7)"
         assert "about to leave" in Path(failures[3]["log"]).read_text()
@@ -232,7 +232,7 @@ class TestBrokenRuns:
         (folder / "brittle.py").write_text(
             textwrap.dedent(f"""\
                 import sys
-                from tests.cli.moodytask import MoodyTask
+                from tests.kit.tasks.moodytask import MoodyTask
 
                 class BrittleTask(MoodyTask):
                     pass
@@ -243,7 +243,7 @@ class TestBrokenRuns:
         )
         pipeline = repository.graph.with_name("pipeline.yaml")
         pipeline.write_text(
-            pipeline.read_text().replace("tests.cli.moodytask.MoodyTask", "brittle.BrittleTask")
+            pipeline.read_text().replace("tests.kit.tasks.moodytask.MoodyTask", "brittle.BrittleTask")
         )
         options = ["-i", INPUT_CHAIN, "-o", "u/me", "--register-dataset-types", "--run-dir", "books", "-j", 2]
         result = start("run", "-b", repository.root, "-p", pipeline, *options).finish()

@@ -23,7 +23,14 @@ from qgexec.config.bpsfile import read_config
 from qgexec.errors import UsageError
 from qgexec.rubin.graphfile import read_plan
 from qgexec.scheduling.plan import Plan
-from tests.clustering.graphs import TASKS, Partition, bps_clusters, bps_partition, make_sky_graph, partition
+from tests.kit.butler.clustergraphs import (
+    TASKS,
+    Partition,
+    bps_clusters,
+    bps_partition,
+    make_sky_graph,
+    partition,
+)
 
 _DETECTORS = "isr,calibrateImage,analyzeInitialSummaryStats"
 _EQUAL = "visit:exposure"

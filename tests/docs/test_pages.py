@@ -16,9 +16,9 @@ import qgexec
 from qgexec.config import batchfile, bpsfile
 from qgexec.config.bpsfile import read_config
 from qgexec.models.registry import GROUP
-from tests.docs.commandlines import GROUPS, check, command_lines, known_options
-from tests.docs.pages import (
-    CHECKOUT,
+from tests.kit.checkout import CHECKOUT
+from tests.kit.docs.commandlines import GROUPS, check, command_lines, known_options
+from tests.kit.docs.pages import (
     Block,
     Link,
     all_blocks,

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repos import N_QUANTA, OUTPUT_RUN, MockRepository, copy_template
 
 from qgexec.cli.main import cli
 from qgexec.errors import ModelError
 from qgexec.processes import forked
-from tests.docs.pages import CHECKOUT, Block, all_blocks
+from tests.kit.butler.repos import N_QUANTA, OUTPUT_RUN, MockRepository, copy_template
+from tests.kit.checkout import CHECKOUT
+from tests.kit.docs.pages import Block, all_blocks
 
 RUN_BY_THE_TUTORIAL = "docs/tutorial.md"
 

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("photutils", reason="the extra [demo] is not installed")
 
-from tests.docs.commandlines import command_lines
-from tests.docs.pages import Block, blocks
+from tests.kit.docs.commandlines import command_lines
+from tests.kit.docs.pages import Block, blocks
 
 PAGE = "docs/tutorial.md"
 

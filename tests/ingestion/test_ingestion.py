@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import PATIENCE_S, wait_gone
 
 from qgexec.books.journal import SegmentWriter, segment_path
 from qgexec.errors import IngestError, UsageError
@@ -20,6 +19,7 @@ from qgexec.events import Event, OutputsIngested, WorkerEnded, WorkerStarted
 from qgexec.ingestion.process import Batching, IngestionProcess, InlineIngestion
 from qgexec.processes import forked
 from qgexec.quantum import SegmentRef
+from tests.kit.runs.benches import PATIENCE_S, wait_gone
 
 Ingestion = InlineIngestion | IngestionProcess
 

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from benches import Ears
-from handsystem import HandSystem, hand_system
-from repos import MockRepository
 
 from qgexec.processes import forked
+from tests.kit.batch.handsystem import HandSystem, hand_system
+from tests.kit.butler.repos import MockRepository
+from tests.kit.runs.benches import Ears
 
 if TYPE_CHECKING:
-    from jobforks import Place
-
     from benchmarks.endstate import EndState
+    from tests.kit.batch.jobforks import Place
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
 @pytest.fixture(scope="session")
 def moody(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
     """The small repository of `jobforks`; tests must not write to it."""
-    from jobforks import make_moody
+    from tests.kit.batch.jobforks import make_moody
 
     return make_moody(tmp_path_factory.mktemp("moody"))
 
@@ -39,7 +38,7 @@ def moody(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
 @pytest.fixture
 def place(moody: MockRepository, hand: HandSystem, tmp_path: Path) -> Place:
     """A copy of it, and a batch system that runs jobs in forks of this process."""
-    from jobforks import Jobs, make_place
+    from tests.kit.batch.jobforks import Jobs, make_place
 
     hand.runs = Jobs()
     return make_place(moody, hand, tmp_path)
@@ -48,7 +47,7 @@ def place(moody: MockRepository, hand: HandSystem, tmp_path: Path) -> Place:
 @pytest.fixture(scope="module")
 def local(moody: MockRepository, tmp_path_factory: pytest.TempPathFactory) -> EndState:
     """What an undisturbed run in this process leaves in a copy of it."""
-    from jobforks import make_place
+    from tests.kit.batch.jobforks import make_place
 
     place = make_place(moody, HandSystem(), tmp_path_factory.mktemp("local"))
     assert place.run("inprocess") == 0

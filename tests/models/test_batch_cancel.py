@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from handsystem import HandSystem
-from jobforks import Jobs, Place, in_first, start_job
 
 from benchmarks.endstate import EndState
 from qgexec.batch.rounds import Round, Ticket
@@ -21,9 +19,11 @@ from qgexec.models.batch import BatchModel
 from qgexec.offline import cancel, close_round
 from qgexec.reports.report import RunState
 from qgexec.resume import take_over
-from tests.batchjobs import wait_until
-from tests.crashfaults import at_call, at_kind, together
-from tests.crashforks import KILLED, Flag, Fork
+from tests.kit.batch.handsystem import HandSystem
+from tests.kit.batch.jobforks import Jobs, Place, in_first, start_job
+from tests.kit.batch.submitted import wait_until
+from tests.kit.crash.faults import at_call, at_kind, together
+from tests.kit.processes.forks import KILLED, Flag, Fork
 
 pytestmark = pytest.mark.usefixtures("server")
 

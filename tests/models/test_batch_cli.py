@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from jobforks import N_QUANTA, Jobs, Place, killed_in
 
 from qgexec.batch.rounds import Round, Ticket
 from qgexec.batch.system import JobEnd, JobState, JobStatus, RoundStatus
 from qgexec.reports.report import RunState
-from tests.cli.commands import call, one_message
-from tests.crashfaults import Fault, in_task, raising
+from tests.kit.batch.jobforks import N_QUANTA, Jobs, Place, killed_in
+from tests.kit.commands.qgexec import call, one_message
+from tests.kit.crash.faults import Fault, in_task, raising
 
 pytestmark = pytest.mark.usefixtures("server")
 

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from handsystem import HandSystem
-from jobforks import N_QUANTA, Jobs, Place, configured, killed_in
 
 from benchmarks.endstate import EndState
 from qgexec.api import GraphExecutor
@@ -23,8 +21,10 @@ from qgexec.errors import ModelError, RunHeldError, UsageError
 from qgexec.models.batch import BatchModel, ask
 from qgexec.offline import close_round, collect
 from qgexec.reports.report import RunState
-from tests.crashfaults import Fault, at_call, in_task, raising, together
-from tests.crashforks import KILLED, Flag, Fork
+from tests.kit.batch.handsystem import HandSystem
+from tests.kit.batch.jobforks import N_QUANTA, Jobs, Place, configured, killed_in
+from tests.kit.crash.faults import Fault, at_call, in_task, raising, together
+from tests.kit.processes.forks import KILLED, Flag, Fork
 
 pytestmark = pytest.mark.usefixtures("server")
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handsystem import run_once
-from jobforks import N_JOBS, N_QUANTA, Jobs, Place, configured, killed_in
 
 from benchmarks.endstate import EndState
 from qgexec import batchjob
@@ -30,8 +28,11 @@ from qgexec.events import (
 )
 from qgexec.models.batch import _Watch
 from qgexec.rubin.opener import ImportedExecutor
-from tests.crashfaults import Fault, in_task, is_first
-from tests.crashforks import KILLED
+from tests.kit.batch.handsystem import run_once
+from tests.kit.batch.jobforks import N_JOBS, N_QUANTA, Jobs, Place, configured, killed_in
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.crash.faults import Fault, in_task, is_first
+from tests.kit.processes.forks import KILLED
 
 pytestmark = pytest.mark.usefixtures("server")
 
@@ -47,14 +48,12 @@ def test_a_run_is_what_a_local_run_is(place: Place, local: EndState) -> None:
 
 def test_a_job_is_the_same_program(place: Place, local: EndState) -> None:
     """What a batch system calls is `qgexec worker`, in a process of its own."""
-    tests = Path(__file__).parents[1]
-    paths = (os.environ.get("PYTHONPATH", ""), str(tests / "rubin"), str(tests.parent))
     in_fork = Jobs()
 
     def run(batch_round: Round, job: int) -> JobStatus:
         if job:
             return in_fork(batch_round, job)
-        found = run_once(batch_round, job, {"PYTHONPATH": os.pathsep.join(filter(None, paths))})
+        found = run_once(batch_round, job, {"PYTHONPATH": PYTHONPATH})
         assert (found.returncode, "Traceback" in found.stderr) == (0, False)
         return JobStatus(JobState.ENDED, "", JobEnd.EXITED, found.returncode)
 
@@ -440,7 +439,7 @@ def test_an_executor_that_is_imported(place: Place) -> None:
     """Each job makes one, and it is given every quantum; nothing is taken into the registry."""
     out = place.folder / "out"
     out.mkdir()
-    named = ImportedExecutor("tests.countingexecutor:CountingExecutor", {"folder": str(out)})
+    named = ImportedExecutor("tests.kit.tasks.countingexecutor:CountingExecutor", {"folder": str(out)})
     assert place.run(quantum_executor=named) == 0
     assert len(list(out.iterdir())) == len(place.books.load_plan())
     assert place.report().all_succeeded

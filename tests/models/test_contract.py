@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benches import attempts, endings, make_run, wait_for, work_off
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from qgexec.quantum import Attempt, Resources, SegmentRef
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.testing import plan_of
+from tests.kit.runs.benches import attempts, endings, make_run, wait_for, work_off
 
 Maker = Callable[[], ExecutionModel]
 

@@ -14,15 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE_S, Ended, endings, make_run
-from condorstandin import CondorStandIn, condor_standin
-from handsystem import Hand, be_quick, hand_system
 from hypothesis import HealthCheck, given
 from hypothesis import settings as tuned
 from hypothesis import strategies as st
-from roundwork import BEGAN, ENDED, failed, lost, returned, started, succeeded, write
-from slurmstandin import slurm_standin
-from standins import AGAIN, Entrusted, StandIn, done, killed, machine_lost, removed, runs_on
 
 from qgexec.batch.rounds import Round, last_round
 from qgexec.batch.system import JobStatus
@@ -50,6 +44,12 @@ from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import State
 from qgexec.testing import plan_of
+from tests.kit.batch.condorstandin import CondorStandIn, condor_standin
+from tests.kit.batch.handsystem import Hand, be_quick, hand_system
+from tests.kit.batch.roundwork import BEGAN, ENDED, failed, lost, returned, started, succeeded, write
+from tests.kit.batch.slurmstandin import slurm_standin
+from tests.kit.batch.standins import AGAIN, Entrusted, StandIn, done, killed, machine_lost, removed, runs_on
+from tests.kit.runs.benches import PATIENCE_S, Ended, endings, make_run
 
 Maker = Callable[[], BatchModel]
 

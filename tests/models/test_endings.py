@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from benches import attempts
 
 from qgexec.events import AttemptLost, AttemptOutOfMemory, AttemptReturned, AttemptTimedOut
 from qgexec.models.endings import Surroundings, epitaph, keep_papers
 from qgexec.models.workers import OverMemory, OverTime, Sentence, Unresponsive, Worker
 from qgexec.processes.forked import Process
 from qgexec.scheduling.policy import Cause, cause_of
+from tests.kit.runs.benches import attempts
 
 GB = 10**9
 FIRST, SECOND = attempts("isr", "isr")

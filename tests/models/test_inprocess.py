@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE_S, Bench, Ears, attempts, endings, make_run, wait_gone
 
-import qgexec
 from qgexec.errors import ModelError, QuantumTimeUp, RepositoryError, UsageError
 from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event
 from qgexec.models.inprocess import InProcess
 from qgexec.quantum import Attempt
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.runs.benches import PATIENCE_S, Bench, Ears, attempts, endings, make_run, wait_gone
 
 
 class Local(Bench):
@@ -230,7 +230,7 @@ def test_no_grace() -> None:
 STUCK = """
 import sys
 from pathlib import Path
-from benches import attempts, make_run
+from tests.kit.runs.benches import attempts, make_run
 from qgexec.models.inprocess import InProcess
 model = InProcess(grace_s=0.1)
 model.open(make_run(Path(sys.argv[1])))
@@ -243,10 +243,9 @@ print("it came back")
 @pytest.mark.parametrize(("label", "where"), [("spin", "in _spin"), ("catch_all", "in _catch_all")])
 def test_a_quantum_that_does_not_end(label: str, where: str, ears: Ears, tmp_path: Path) -> None:
     """One deep in C, or that catches whatever comes, ends the process after the grace period, stack kept."""
-    path = f"{Path(qgexec.__file__).parents[1]}:{Path(__file__).parent}"
     done = subprocess.run(
         [sys.executable, "-c", STUCK, str(tmp_path), label],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

@@ -7,7 +7,6 @@ import signal
 from dataclasses import replace
 
 import pytest
-from jobforks import Jobs, Place, configured, killed_in
 
 from qgexec import batchjob
 from qgexec.batch.rounds import last_round
@@ -23,9 +22,10 @@ from qgexec.events import (
     AttemptTimedOut,
     StopRequested,
 )
-from tests.batchjobs import wait_until
-from tests.crashfaults import Fault, in_task, is_first
-from tests.crashforks import KILLED
+from tests.kit.batch.jobforks import Jobs, Place, configured, killed_in
+from tests.kit.batch.submitted import wait_until
+from tests.kit.crash.faults import Fault, in_task, is_first
+from tests.kit.processes.forks import KILLED
 
 pytestmark = pytest.mark.usefixtures("server")
 

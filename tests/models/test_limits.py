@@ -14,19 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benches import (
-    HOG_BYTES,
-    PATIENCE_S,
-    Ears,
-    attempts,
-    endings,
-    make_run,
-    wait_for,
-    wait_gone,
-    work_off,
-)
 
-import qgexec
 from qgexec.errors import UsageError, WorkerStartError
 from qgexec.events import (
     AttemptLost,
@@ -39,6 +27,18 @@ from qgexec.events import (
 from qgexec.models.pool import Pool
 from qgexec.models.workers import Unresponsive
 from qgexec.processes.machine import MemoryGroup, find_memory_group, machine_memory_bytes
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.runs.benches import (
+    HOG_BYTES,
+    PATIENCE_S,
+    Ears,
+    attempts,
+    endings,
+    make_run,
+    wait_for,
+    wait_gone,
+    work_off,
+)
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -322,7 +322,7 @@ import os, sys
 from pathlib import Path
 group, folder = Path(sys.argv[1]), Path(sys.argv[2])
 (group / "cgroup.procs").write_text(str(os.getpid()))
-from benches import attempts, endings, make_run, work_off
+from tests.kit.runs.benches import attempts, endings, make_run, work_off
 from qgexec.models.pool import Pool
 pool = Pool(1)
 pool.open(make_run(folder))
@@ -359,12 +359,10 @@ def control_group(limit_bytes: int) -> Iterator[MemoryGroup]:
 def test_killed_by_the_kernel(tmp_path: Path) -> None:
     """A worker that the kernel kills for memory is known by the group's count; the driver lives on."""
     limit_bytes = 400 << 20
-    sources = Path(qgexec.__file__).parents[1]
-    path = f"{sources}:{Path(__file__).parent}"
     with control_group(limit_bytes) as group:
         done = subprocess.run(
             [sys.executable, "-c", CROWDED, str(group.folder), str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH},
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,

@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from benches import Bench, Ears, attempts, endings, make_run, wait_for, wait_gone, work_off
 
 from qgexec.errors import UsageError, WorkerStartError
 from qgexec.events import (
@@ -25,6 +24,7 @@ from qgexec.models.pool import Pool
 from qgexec.models.workers import NEVER
 from qgexec.processes import forked
 from qgexec.quantum import RunContext
+from tests.kit.runs.benches import Bench, Ears, attempts, endings, make_run, wait_for, wait_gone, work_off
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from benches import attempts
 
 from qgexec.models.poolsettings import PoolSettings
 from qgexec.models.watch import OomKills, Watch
@@ -16,6 +15,7 @@ from qgexec.models.workers import OverMemory, Sentence, Unresponsive, Worker
 from qgexec.processes.forked import Message, Process
 from qgexec.processes.machine import MemoryGroup
 from qgexec.quantum import Attempt, Outcome, OutcomeStatus
+from tests.kit.runs.benches import attempts
 
 PAGE = 4096
 MIB = 1 << 20

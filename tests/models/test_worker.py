@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benches import HOG_BYTES, Opener, attempts
 
 from qgexec.errors import ModelError
 from qgexec.events import AttemptFailed, AttemptLost, AttemptReturned, AttemptSkipped, AttemptSucceeded
@@ -27,6 +26,7 @@ from qgexec.models.worker import (
 )
 from qgexec.processes.forked import Channel
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus, Resources, SegmentRef
+from tests.kit.runs.benches import HOG_BYTES, Opener, attempts
 
 
 def channels() -> tuple[Channel, Channel]:

@@ -9,18 +9,17 @@ from pathlib import Path
 
 import pytest
 from lsst.pipe.base.quantum_provenance_graph import Summary
-from repos import OUTPUT, OUTPUT_RUN
 
 from qgexec.reports.fold import TaskReport
 from qgexec.reports.repository import ReadCaveats, RepositoryReport
 from qgexec.reports.several import read_several
-
-from .cases import Case, Step
-from .commands import Command, Forks, start_program
-from .dumps import Dump, dump
-from .reports import ours, theirs
-from .repositories import ON_SERVER, Template, make_template
-from .tasks import environment
+from tests.kit.butler.repos import OUTPUT, OUTPUT_RUN
+from tests.kit.peer.cases import Case, Step
+from tests.kit.peer.dumps import Dump, dump
+from tests.kit.peer.programs import Command, Forks, start_program
+from tests.kit.peer.reports import ours, theirs
+from tests.kit.peer.repositories import ON_SERVER, Template, make_template
+from tests.kit.peer.tasks import environment
 
 SIDES = {
     "pipetask": ("pipetask", "-j", "1"),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from .cases import CASES, Case
-from .conftest import Left
-from .dumps import first_difference, metadata_counts, without_formats
-from .reports import as_summary, in_order
+from tests.kit.peer.cases import CASES, Case
+from tests.kit.peer.dumps import first_difference, metadata_counts, without_formats
+from tests.kit.peer.reports import as_summary, in_order
+from tests.peer.conftest import Left
 
 MODELS = ("inprocess", "pool")
 

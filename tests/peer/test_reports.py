@@ -14,20 +14,19 @@ import pytest
 from lsst.daf.butler import Butler, CollectionType
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
 from lsst.pipe.base.quantum_provenance_graph import Summary
-from repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN
 
 from qgexec.cli.report import report
 from qgexec.reports.aggregated import aggregate_reports
 from qgexec.reports.repository import ReadCaveats, RepositoryReport
 from qgexec.reports.repositorytext import format_repository
 from qgexec.rubin.graphfile import open_graph
-from tests.reportschema import assert_valid
-
-from .cases import ONE, OTHER
-from .commands import Command, Forks
-from .conftest import Templates
-from .reports import as_summary, in_order, ours, theirs
-from .tasks import Mood, environment
+from tests.kit.butler.repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN
+from tests.kit.peer.cases import ONE, OTHER
+from tests.kit.peer.programs import Command, Forks
+from tests.kit.peer.reports import as_summary, in_order, ours, theirs
+from tests.kit.peer.tasks import Mood, environment
+from tests.kit.runs.reportschema import assert_valid
+from tests.peer.conftest import Templates
 
 SECOND_RUN = "u/someone/out/second"
 FIRST_MOODS = (

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE_S, Ears, wait_gone
 
 from qgexec.errors import WorkerStartError
 from qgexec.processes import forked
 from qgexec.processes.forked import Channel, Process, describe_exit, process_started_at, start_process
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.runs.benches import PATIENCE_S, Ears, wait_gone
 
 SOURCES = Path(__file__).parents[2] / "src"
 
@@ -226,7 +227,7 @@ def test_describe_exit(code: int | None, words: str) -> None:
 DRIVER = """
 import os, sys
 from pathlib import Path
-from benches import attempts, make_run
+from tests.kit.runs.benches import attempts, make_run
 from qgexec.processes import forked
 from qgexec.models.pool import Pool
 folder = Path(sys.argv[1])
@@ -240,7 +241,7 @@ while True:
 
 
 def script_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{SOURCES}:{Path(__file__).parents[1] / 'models'}"}
+    return {**os.environ, "PYTHONPATH": PYTHONPATH}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -263,7 +264,7 @@ def test_driver_killed(number: signal.Signals, tmp_path: Path) -> None:
 UNGUARDED = """
 import sys
 from pathlib import Path
-from benches import attempts, make_run, work_off, endings
+from tests.kit.runs.benches import attempts, make_run, work_off, endings
 from qgexec.models.pool import Pool
 print("once")
 pool = Pool(2)
@@ -276,7 +277,7 @@ MAIN_CLASS = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from benches import Opener, attempts, make_run, work_off, endings
+from tests.kit.runs.benches import Opener, attempts, make_run, work_off, endings
 from qgexec.models.pool import Pool
 
 class Mine(Opener):

@@ -10,7 +10,7 @@ from qgexec.errors import UsageError
 from qgexec.events import AttemptLost, AttemptReturned
 from qgexec.reports.attemptlog import AttemptLog, find_log
 from qgexec.reports.snapshot import read_fold
-from tests.handbooks import BEGAN, PLAN, HandBooks, started, succeeded
+from tests.kit.runs.handbooks import BEGAN, PLAN, HandBooks, started, succeeded
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from qgexec.events import Event
 from qgexec.reports import keeper
 from qgexec.reports.keeper import keep, keeping_snapshots
-from tests.handbooks import HandBooks, started, succeeded
+from tests.kit.runs.handbooks import HandBooks, started, succeeded
 
 _DEADLINE_S = 90.0
 """Longest wait for something that must happen: reached only where it does not."""

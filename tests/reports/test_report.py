@@ -13,7 +13,7 @@ from qgexec.books.journal import segment_path
 from qgexec.errors import JournalError, RunDirError
 from qgexec.events import AttemptStarted, EndReason, RunEnded, StopReason
 from qgexec.reports.report import RunReport, RunState, read_report
-from tests.handbooks import BEGAN, PLAN, TRACEBACK, HandBooks, started, succeeded, write_mixed
+from tests.kit.runs.handbooks import BEGAN, PLAN, TRACEBACK, HandBooks, started, succeeded, write_mixed
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from qgexec.books.journal import segment_path
 from qgexec.events import COLLECTING, AttemptLost, AttemptStarted, EndReason, RunEnded
 from qgexec.reports.report import RunReport, Submission
 from qgexec.reports.text import format_report, format_status
-from tests.handbooks import BEGAN, HandBooks, started, succeeded, write_mixed
+from tests.kit.runs.handbooks import BEGAN, HandBooks, started, succeeded, write_mixed
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from qgexec.reports.schema import report_schema
 from qgexec.reports.several import read_several
 from qgexec.scheduling.policy import Cause
 from qgexec.scheduling.states import State
-from tests.cli.commands import call
-from tests.handbooks import BEGAN, HandBooks, started, succeeded, write_mixed
-from tests.reportschema import assert_valid, schema
+from tests.kit.commands.qgexec import call
+from tests.kit.runs.handbooks import BEGAN, HandBooks, started, succeeded, write_mixed
+from tests.kit.runs.reportschema import assert_valid, schema
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,7 +19,7 @@ from qgexec.reports import snapshot
 from qgexec.reports.fold import Fold
 from qgexec.reports.snapshot import read_fold
 from qgexec.testing import make_plan
-from tests.handbooks import BEGAN, PLAN, HandBooks, started, succeeded, write_mixed
+from tests.kit.runs.handbooks import BEGAN, PLAN, HandBooks, started, succeeded, write_mixed
 
 
 class NoFiles:

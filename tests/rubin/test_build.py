@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 from lsst.daf.butler import CollectionType
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-from repos import INPUT_CHAIN, INPUT_RUN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, pipeline_yaml
 
 from qgexec.config.buildoptions import ChangeKind, GraphOptions, MockFailure, PipelineChange, PipelineOptions
 from qgexec.errors import CollectionError, GraphError, QgexecError, RepositoryError, UsageError
 from qgexec.rubin.build import build_graph, make_graph, save_graph
 from qgexec.rubin.graphfile import prepare_graph, read_plan
 from qgexec.rubin.pipelines import BuiltPipeline
+from tests.kit.butler.repos import (
+    INPUT_CHAIN,
+    INPUT_RUN,
+    N_QUANTA,
+    OUTPUT,
+    OUTPUT_RUN,
+    MockRepository,
+    pipeline_yaml,
+)
 
 Build = Callable[..., str]
 

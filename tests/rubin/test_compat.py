@@ -10,7 +10,6 @@ import pytest
 from lsst.daf.butler._rubin.temporary_for_ingest import TemporaryForIngest
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.resources import ResourcePath
-from repos import N_QUANTA, MockRepository
 
 from qgexec.rubin.compat import (
     export_records,
@@ -18,6 +17,7 @@ from qgexec.rubin.compat import (
     registry_file,
     temporary_file_pattern,
 )
+from tests.kit.butler.repos import N_QUANTA, MockRepository
 
 
 def test_registry_file(template: MockRepository) -> None:

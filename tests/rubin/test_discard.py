@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchwork import Run, Site, attempts, prepare_outputs, registered
-from composites import CACHED
-from kills import die, dies
-from repos import OUTPUT_RUN, MockRepository, copy_template
-from sites import CHAINED, make_composite, make_moody
 
 from qgexec.errors import IngestError, RunDirError, UsageError
 from qgexec.rubin.graphfile import read_plan
+from tests.kit.butler.benchwork import Run, Site, attempts, prepare_outputs, registered
+from tests.kit.butler.composites import CACHED
+from tests.kit.butler.repos import OUTPUT_RUN, MockRepository, copy_template
+from tests.kit.butler.sites import CHAINED, make_composite, make_moody
+from tests.kit.processes.kills import die, dies
 
 ISR = ("isr",)
 

@@ -14,10 +14,10 @@ from lsst.daf.butler import DataCoordinate
 from lsst.pipe.base import QuantumGraph
 from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask
-from repos import MockRepository, add_standard_tasks, open_repository
 
 from qgexec.rubin.fixups import fixup_edges
 from qgexec.rubin.graphfile import read_plan, serial_labels
+from tests.kit.butler.repos import MockRepository, add_standard_tasks, open_repository
 
 
 class SerialTask(DynamicTestPipelineTask):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from brokengraphs import without_task_class
 from lsst.daf.butler import DimensionConfig
 from lsst.pipe.base import QuantumGraph
 from lsst.pipe.base.quantum_graph import (
@@ -22,18 +21,19 @@ from lsst.pipe.base.quantum_graph import (
     PredictedQuantumGraphComponents,
     ProvenanceQuantumGraph,
 )
-from repos import (
+
+from benchmarks.synthetic import read_block, replace_blocks, synthetic_quanta, write_synthetic_graph
+from qgexec.errors import GraphError, RepositoryError
+from qgexec.rubin.graphfile import GraphSource, prepare_graph, read_plan
+from qgexec.rubin.qgfile import QgFile
+from tests.kit.butler.brokengraphs import without_task_class
+from tests.kit.butler.repos import (
     N_QUANTA,
     OUTPUT,
     OUTPUT_RUN,
     MockRepository,
     open_repository,
 )
-
-from benchmarks.synthetic import read_block, replace_blocks, synthetic_quanta, write_synthetic_graph
-from qgexec.errors import GraphError, RepositoryError
-from qgexec.rubin.graphfile import GraphSource, prepare_graph, read_plan
-from qgexec.rubin.qgfile import QgFile
 
 DIMENSIONS = ("instrument", "detector", "visit", "band", "day_obs", "physical_filter")
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchwork import Run, Site, datastore_rows, prepare_outputs, registered
 from lsst.daf.butler.registry.databases import sqlite as upstream_sqlite
-from repos import OUTPUT_RUN, MockRepository, copy_template
 
 from qgexec.errors import DatasetTypeError, IngestError, RepositoryError
 from qgexec.rubin import compat
 from qgexec.rubin.ingest import Ingester, IngesterOpener
+from tests.kit.butler.benchwork import Run, Site, datastore_rows, prepare_outputs, registered
+from tests.kit.butler.repos import OUTPUT_RUN, MockRepository, copy_template
 
 LABELS = ("isr", "calibrate")
 

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-from benchwork import Site, attempts, later, numbered, registered, remembered
 from lsst.pipe.base import NoWorkFound
-from moods import complaining, mood, raising
-from repos import OUTPUT_RUN, MockRepository, copy_template
-from sites import CHAINED, make_moody
 
 from qgexec.quantum import OutcomeStatus
 from qgexec.rubin.graphfile import read_plan
+from tests.kit.butler.benchwork import Site, attempts, later, numbered, registered, remembered
+from tests.kit.butler.repos import OUTPUT_RUN, MockRepository, copy_template
+from tests.kit.butler.sites import CHAINED, make_moody
+from tests.kit.tasks.moods import complaining, mood, raising
 
 ISR = ("isr",)
 

@@ -10,18 +10,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benches import attempts, endings, make_run, take, work_off
-from benchwork import Site, registered
 from lsst.pipe.base import TaskMetadata
-from moods import MoodyTask, mood
-from repos import OUTPUT_RUN
-from sites import make_moody
 
 from qgexec.events import AttemptSucceeded, Event
 from qgexec.models.base import Run
 from qgexec.models.pool import Pool
 from qgexec.quantum import Attempt, Outcome, OutcomeStatus
 from qgexec.rubin.meter import Meter
+from tests.kit.butler.benchwork import Site, registered
+from tests.kit.butler.repos import OUTPUT_RUN
+from tests.kit.butler.sites import make_moody
+from tests.kit.runs.benches import attempts, endings, make_run, take, work_off
+from tests.kit.tasks.moods import MoodyTask, mood
 
 BIG = 300 << 20
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchwork import Site, prepare_outputs, registered
 from lsst.daf.butler import Config
-from repos import OUTPUT_RUN, MockRepository, add_standard_tasks, open_repository, save_graph
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, ProgrammingError
 
 from qgexec.errors import IngestError, RepositoryError
 from qgexec.rubin.ingest import Ingester, IngesterOpener
 from qgexec.rubin.outage import Patience, in_words, is_gone, is_locked
-from tests.peer.postgres import PostgresServer
+from tests.kit.butler.benchwork import Site, prepare_outputs, registered
+from tests.kit.butler.repos import OUTPUT_RUN, MockRepository, add_standard_tasks, open_repository, save_graph
+from tests.kit.processes.postgres import PostgresServer
 
 
 class FakeDriverError(Exception):

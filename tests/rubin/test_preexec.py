@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import dies
 from lsst.daf.butler import Butler, CollectionType, DatasetType
 from lsst.daf.butler.direct_butler._direct_butler_collections import DirectButlerCollections
 from lsst.pipe.base import TaskMetadata
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask
-from repos import (
+
+from qgexec.config.buildoptions import PipelineOptions
+from qgexec.errors import CollectionError, DatasetTypeError, InitOutputsError, QgexecError, RepositoryError
+from qgexec.rubin import preexec
+from qgexec.rubin.build import build_graph, make_graph
+from qgexec.rubin.collections import RunCollections
+from qgexec.rubin.graphfile import GraphFile, prepare_graph
+from qgexec.rubin.initoutputs import InitOutputs
+from qgexec.rubin.pipelines import BuiltPipeline
+from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
+from tests.kit.butler.repos import (
     INPUT_CHAIN,
     INPUT_RUN,
     OUTPUT,
@@ -32,17 +41,8 @@ from repos import (
     save_graph,
     task_config,
 )
-
-from qgexec.config.buildoptions import PipelineOptions
-from qgexec.errors import CollectionError, DatasetTypeError, InitOutputsError, QgexecError, RepositoryError
-from qgexec.rubin import preexec
-from qgexec.rubin.build import build_graph, make_graph
-from qgexec.rubin.collections import RunCollections
-from qgexec.rubin.graphfile import GraphFile, prepare_graph
-from qgexec.rubin.initoutputs import InitOutputs
-from qgexec.rubin.pipelines import BuiltPipeline
-from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
-from tests.crashfaults import at_call
+from tests.kit.crash.faults import at_call
+from tests.kit.processes.kills import dies
 
 REGISTER = Preparation(register_dataset_types=True)
 AGAIN = Preparation(register_dataset_types=True, extend_run=True)

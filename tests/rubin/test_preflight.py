@@ -7,13 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from brokengraphs import without_task_class
-from repos import INPUT_CHAIN, N_QUANTA, OUTPUT_RUN, MockRepository
 
 from qgexec.rubin import preflight as preflight_module
 from qgexec.rubin.graphfile import prepare_graph
 from qgexec.rubin.preexec import Preparation, prepare_run
 from qgexec.rubin.preflight import Check, Preflight, preflight
+from tests.kit.butler.brokengraphs import without_task_class
+from tests.kit.butler.repos import INPUT_CHAIN, N_QUANTA, OUTPUT_RUN, MockRepository
 
 REGISTER = Preparation(register_dataset_types=True)
 

@@ -7,16 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benchwork import Site, prepare_outputs
 from lsst.daf.butler import Config
-from moods import MoodyTask, mood, raising
-from repos import MockRepository, add_standard_tasks, copy_template, open_repository, save_graph
 
 from qgexec.errors import RepositoryError
 from qgexec.rubin.graphfile import read_plan
 from qgexec.rubin.logdataset import read_log
 from qgexec.rubin.scratch import Scratch, open_scratch
 from qgexec.scheduling.plan import Plan
+from tests.kit.butler.benchwork import Site, prepare_outputs
+from tests.kit.butler.repos import (
+    MockRepository,
+    add_standard_tasks,
+    copy_template,
+    open_repository,
+    save_graph,
+)
+from tests.kit.tasks.moods import MoodyTask, mood, raising
 
 CHAIN = """
 datastore:

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchwork import Site, attempts, registered
-from composites import CACHED
-from kills import STAGES, die_in_put, dies
 from lsst.pipe.base import NoWorkFound
-from moods import mood, partial, raising
-from repos import MockRepository, copy_template
-from sites import CHAINED, make_composite, make_moody
 
 from qgexec.events import AttemptReturned, AttemptSucceeded
 from qgexec.quantum import Attempt
 from qgexec.rubin.graphfile import read_plan
 from qgexec.rubin.settle import InTheAir, missing_outputs, settle
+from tests.kit.butler.benchwork import Site, attempts, registered
+from tests.kit.butler.composites import CACHED
+from tests.kit.butler.repos import MockRepository, copy_template
+from tests.kit.butler.sites import CHAINED, make_composite, make_moody
+from tests.kit.processes.kills import STAGES, die_in_put, dies
+from tests.kit.tasks.moods import mood, partial, raising
 
 
 @pytest.fixture(scope="module")

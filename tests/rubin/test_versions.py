@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchwork import Site, prepare_outputs
-from kills import die, dies
 from lsst.utils.packages import Packages
-from repos import OUTPUT_RUN, MockRepository, copy_template
 
 from qgexec.errors import InitOutputsError, RepositoryError
 from qgexec.rubin import versions
 from qgexec.rubin.graphfile import prepare_graph
 from qgexec.rubin.preexec import Preparation, prepare_run
 from qgexec.rubin.versions import update_versions
+from tests.kit.butler.benchwork import Site, prepare_outputs
+from tests.kit.butler.repos import OUTPUT_RUN, MockRepository, copy_template
+from tests.kit.processes.kills import die, dies
 
 
 @pytest.fixture

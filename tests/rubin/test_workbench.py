@@ -10,15 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import benchwork
 import pytest
-from benchwork import Site, attempts, registered, remembered
 from lsst.daf.butler import ButlerLogRecords
 from lsst.pipe.base import InvalidQuantumError, NoWorkFound, QuantumSuccessCaveats
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
-from moods import MoodyTask, UnprintableError, complaining, mood, partial, raising
-from repos import OUTPUT_RUN, MockRepository, copy_template
-from sites import CHAINED, make_moody
 
 from qgexec.books.journal import segment_path
 from qgexec.errors import GraphError, QuantumTimeUp, RepositoryError, RunDirError
@@ -26,6 +21,11 @@ from qgexec.quantum import OutcomeStatus
 from qgexec.rubin.graphfile import read_plan
 from qgexec.rubin.opener import ExecutorBenchOpener
 from qgexec.rubin.recorder import MESSAGE_LENGTH
+from tests.kit.butler import benchwork
+from tests.kit.butler.benchwork import Site, attempts, registered, remembered
+from tests.kit.butler.repos import OUTPUT_RUN, MockRepository, copy_template
+from tests.kit.butler.sites import CHAINED, make_moody
+from tests.kit.tasks.moods import MoodyTask, UnprintableError, complaining, mood, partial, raising
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from qgexec.quantum import Resources
 from qgexec.scheduling.restorable import STATE_CODES, RestorableScheduler
 from qgexec.scheduling.states import State
 from qgexec.testing import make_plan
-from tests.handbooks import succeeded
+from tests.kit.runs.handbooks import succeeded
 
 
 def test_it_can_go_on() -> None:

@@ -30,7 +30,7 @@ from qgexec.scheduling.policy import Policy, TaskRules
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import RETRIED, TRANSITIONS, State
 from qgexec.testing import Ending, FakeModel, ended, make_plan, run_plan
-from tests.schedulers import FREE, chosen, snapshot_of, states_of
+from tests.kit.runs.schedulers import FREE, chosen, snapshot_of, states_of
 
 _GIB = 2**30
 

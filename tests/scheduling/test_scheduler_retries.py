@@ -24,7 +24,7 @@ from qgexec.scheduling.policy import Policy, Retries, TaskRules
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import State
 from qgexec.testing import AnyEnding, Ending, FakeModel, ended, make_plan, run_plan
-from tests.schedulers import FREE, chosen, snapshot_of, states_of
+from tests.kit.runs.schedulers import FREE, chosen, snapshot_of, states_of
 
 _OS_ERROR = ExceptionSummary("builtins.OSError", "as told")
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from repos import MockRepository, dump_repository
 
-from tests.sites.condor import CondorPool, missing
-from tests.sites.condorruns import EXTRA, RUN_S, Site, give, wait_until
-from tests.sites.jobtask import GO
-from tests.sites.slurmruns import make_moody
+from tests.kit.butler.repos import MockRepository, dump_repository
+from tests.kit.sites.condor import CondorPool, missing
+from tests.kit.sites.condorruns import EXTRA, RUN_S, Site, give, wait_until
+from tests.kit.sites.slurmruns import make_moody
+from tests.kit.tasks.jobtask import GO
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def condor_template(runs_pool: CondorPool) -> tuple[Path, dict[str, object]]:
     """A repository, and what a local run leaves in a copy of it."""
     folder = runs_pool.shared / "template"
     made = Site(runs_pool, runs_pool.shared / "local", {})
-    runs_pool.run("python", "-m", "tests.sites.jobtask", folder, env=made.env, timeout_s=RUN_S)
+    runs_pool.run("python", "-m", "tests.kit.tasks.jobtask", folder, env=made.env, timeout_s=RUN_S)
     shutil.copytree(folder, made.folder)
     give(made.folder)
     local: list[str | Path] = ["-b", made.folder / "repo", "-g", made.folder / "graph.qg", "-j", "2"]

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from repos import N_QUANTA
 
 from qgexec.events import AttemptOutOfMemory, AttemptTimedOut
-from tests.disks import fill
-from tests.sites.condorruns import DISK_BYTES, Site, wait_until
-from tests.sites.jobtask import GO
+from tests.kit.butler.repos import N_QUANTA
+from tests.kit.processes.disks import fill
+from tests.kit.sites.condorruns import DISK_BYTES, Site, wait_until
+from tests.kit.tasks.jobtask import GO
 
 pytestmark = [pytest.mark.condor, pytest.mark.timeout(900)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qgexec.events import AttemptLost
-from tests.sites.condorruns import RUN_S, Site
-from tests.sites.jobtask import GO
+from tests.kit.sites.condorruns import RUN_S, Site
+from tests.kit.tasks.jobtask import GO
 
 pytestmark = [pytest.mark.condor, pytest.mark.timeout(900)]
 

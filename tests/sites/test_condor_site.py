@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sites.condor import CHECKOUT, CondorPool, SiteError, missing
+from tests.kit.checkout import CHECKOUT
+from tests.kit.sites.condor import CondorPool, SiteError, missing
 
 pytestmark = [
     pytest.mark.condor,
@@ -129,7 +130,7 @@ def test_kill_ends_a_process_by_its_number_inside(pool: CondorPool) -> None:
 
 _HOLD = """
 import sys, time
-from tests.sites.condor import CondorPool
+from tests.kit.sites.condor import CondorPool
 with CondorPool() as pool:
     print(pool.shared.parent, flush=True)
     time.sleep(300)

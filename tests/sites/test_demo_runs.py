@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.checkout import CHECKOUT
+
 pytest.importorskip("photutils", reason="the extra [demo] is not installed")
 
-from tests.sites import condor, slurm
+from tests.kit.sites import condor, slurm
 
 _RUN_S = 600.0
 
@@ -144,7 +146,7 @@ def test_the_demo_on_htcondor(pool: condor.CondorPool) -> None:
     pool.run("mkdir", str(folder), timeout_s=60)
     shutil.chown(folder, condor.UID)
     folder.chmod(0o777)
-    env = {"PYTHONPATH": str(condor.CHECKOUT / "src")}
+    env = {"PYTHONPATH": str(CHECKOUT / "src")}
 
     def call(command: Sequence[str | Path]) -> str:
         return pool.run(*map(str, command), timeout_s=_RUN_S, env=env, cwd=folder).stdout

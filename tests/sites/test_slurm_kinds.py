@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from repos import MockRepository, copy_template
 
 from qgexec.books.journal import read_events
 from qgexec.events import AttemptLost
-from tests.cli.commands import Moods
-from tests.disks import fill, small_disk
-from tests.sites.slurm import Slurm, missing
-from tests.sites.slurmruns import SITE, Runs, job_of, task_of
+from tests.kit.butler.repos import MockRepository, copy_template
+from tests.kit.commands.qgexec import Moods
+from tests.kit.processes.disks import fill, small_disk
+from tests.kit.sites.slurm import Slurm, missing
+from tests.kit.sites.slurmruns import SITE, Runs, job_of, task_of
 
 pytestmark = [
     pytest.mark.slurm,

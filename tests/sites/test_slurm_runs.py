@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from repos import MockRepository, copy_template
 
-from tests.cli.commands import Moods
-from tests.sites.slurm import Slurm, missing
-from tests.sites.slurmruns import SITE, Runs, job_of, task_of
+from tests.kit.butler.repos import MockRepository, copy_template
+from tests.kit.commands.qgexec import Moods
+from tests.kit.sites.slurm import Slurm, missing
+from tests.kit.sites.slurmruns import SITE, Runs, job_of, task_of
 
 pytestmark = [
     pytest.mark.slurm,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.sites.slurm import Slurm, missing
+from tests.kit.sites.slurm import Slurm, missing
 
 pytestmark = [
     pytest.mark.slurm,
@@ -118,7 +118,7 @@ def test_nothing_is_left_of_it(tmp_path: Path) -> None:
 def test_nothing_is_left_when_its_user_is_killed(tmp_path: Path) -> None:
     """The same holds when the process that started it was killed."""
     program = (
-        "import sys, time; from pathlib import Path; from tests.sites.slurm import Slurm\n"
+        "import sys, time; from pathlib import Path; from tests.kit.sites.slurm import Slurm\n"
         "with Slurm(Path(sys.argv[1])) as slurm:\n"
         "    print(slurm.folder, flush=True)\n"
         "    time.sleep(600)\n"

@@ -81,6 +81,9 @@ _THREAD_VARIABLES = (
 )
 """Read by numerical libraries when they are loaded, which the server does: each server has them for good."""
 
+start_interpreter: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
+"""Starts a server's interpreter, which takes seconds to import what its children need."""
+
 _END_S = 10.0
 """Longest wait for a server that has nothing left to do but exit."""
 
@@ -218,7 +221,7 @@ class _Server:
     def __init__(self, *, implicit_threads: bool) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._popen = subprocess.Popen(
+            self._popen = start_interpreter(
                 [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),

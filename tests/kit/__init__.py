@@ -1,0 +1,1 @@
+"""What tests share: real repositories, tasks that misbehave, stand-ins, processes; see README.md."""
