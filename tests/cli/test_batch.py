@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.kit.butler.repos import MockRepository
 from tests.kit.commands.qgexec import DEADLINE_S, call, one_message
+from tests.kit.processes import warm
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_nobody_can_be_told(command: list[str]) -> None:
     """On a full disk what went wrong cannot be printed; that is no verdict over quanta, whose code is 1."""
     with Path("/dev/full").open("w") as full:
         process = [sys.executable, "-m", "qgexec", *command]
-        done = subprocess.run(process, stdout=full, stderr=full, timeout=DEADLINE_S, check=False)
+        done = warm.run(process, stdout=full, stderr=full, timeout=DEADLINE_S, check=False)
     assert done.returncode == 2
 
 

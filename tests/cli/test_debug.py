@@ -39,6 +39,7 @@ from tests.kit.butler.benchwork import Site, prepare_outputs
 from tests.kit.butler.repos import OUTPUT_RUN, MockRepository
 from tests.kit.checkout import PYTHONPATH
 from tests.kit.commands.qgexec import DEADLINE_S, Moods, call, one_message
+from tests.kit.processes import warm
 
 FAILING = "isr{visit: 1, detector: 2}"
 
@@ -238,7 +239,7 @@ def _talk(arguments: list[str], commands: list[str]) -> str:
         "PYTHONPATH": PYTHONPATH,
         "TMPDIR": tempfile.gettempdir(),
     }
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-m", "qgexec", *arguments],
         stdin=theirs,
         stdout=theirs,

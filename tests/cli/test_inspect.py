@@ -16,6 +16,7 @@ import pytest
 from tests.kit.butler.repos import N_QUANTA, MockRepository, copy_template
 from tests.kit.checkout import PYTHONPATH
 from tests.kit.commands.qgexec import Command, Moods, call, one_message, working_in
+from tests.kit.processes import warm
 
 Start = Callable[..., Command]
 
@@ -64,7 +65,7 @@ class TestReading:
 
     def test_reader_that_has_enough(self, failed_run: Path, command: list[str]) -> None:
         """`| head -1`: no complaint, and the exit code is still the run's."""
-        process = subprocess.Popen(
+        process = warm.Popen(
             [sys.executable, "-m", "qgexec", *command, failed_run],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -80,7 +81,7 @@ class TestReading:
     def test_any_locale(self, failed_run: Path, command: list[str], encoding: str) -> None:
         """What the locale's encoding does not have is written in another way; click takes ASCII for UTF-8."""
         environment = os.environ | {"PYTHONIOENCODING": encoding, "NO_COLOR": "1", "COLUMNS": "60"}
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-m", "qgexec", *command, failed_run],
             check=False,
             capture_output=True,
@@ -199,7 +200,7 @@ def _in_terminal(arguments: list[object], folder: Path, environment: dict[str, s
         "COLUMNS": "80",
         "PYTHONPATH": PYTHONPATH,
     }
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-m", "qgexec", *map(str, arguments)],
         cwd=folder,
         env=os.environ | given | environment,

@@ -16,6 +16,7 @@ from qgexec.books.rundir import RunDir
 from tests.kit.butler.repos import N_QUANTA, MockRepository
 from tests.kit.checkout import PYTHONPATH
 from tests.kit.commands.qgexec import DEADLINE_S, Command, Moods, call, one_message
+from tests.kit.processes import warm
 
 # Here, other than in a command of its own, all has been imported before.
 pytestmark = pytest.mark.filterwarnings(
@@ -61,7 +62,7 @@ def test_debugger_is_started(running: Arguments, folder: Path, moods: Moods) -> 
     )
     ours, theirs = pty.openpty()
     os.write(ours, b"first\nsecond\n")
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-m", "qgexec", *map(str, running), "--pdb=noted"],
         stdin=theirs,
         stdout=theirs,
@@ -92,7 +93,9 @@ def test_profile(running: Arguments, folder: Path, moods: Moods) -> None:
 def test_coverage(running: Arguments, folder: Path) -> None:
     """Which code ran is recorded and reported, for the packages asked for."""
     coverage = pytest.importorskip("coverage")
-    result = call(*running, "--coverage", "--cov-packages", "tests.cli.moodytask,repos")
+    result = call(
+        *running, "--coverage", "--cov-packages", "tests.kit.tasks.moodytask,tests.kit.butler.repos"
+    )
     assert result.code == 0, result.err
     assert "The coverage report is in covhtml" in result.err
     assert Path("covhtml/index.html").exists()

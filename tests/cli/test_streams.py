@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from tests.kit.processes import warm
+
 BUILD = ("build", "-t", "qgexec.demo.tasks.isr.IsrTask:isr", "--show", "config")
 
 
 def _run(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return warm.run(
         [sys.executable, "-m", "qgexec", *arguments], check=False, text=True, stderr=subprocess.PIPE, **how
     )
 
@@ -32,7 +34,7 @@ def test_no_room(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("arguments", [BUILD, ("--help",), ("report", "--json-schema")])
 def test_reader_has_seen_enough(arguments: tuple[str, ...]) -> None:
     """There is no complaint, and the exit code is not that of failed quanta."""
-    command = subprocess.Popen(
+    command = warm.Popen(
         [sys.executable, "-m", "qgexec", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Runs `qgexec` for tests: in this process, in one without root's powers, or as a real command of its own."""
+"""Runs `qgexec` for tests: in this process, in one without root's powers, or as a process of its own."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ import zstandard
 from qgexec.cli.main import main
 from tests.kit.butler.repos import OUTPUT_RUN, MockRepository
 from tests.kit.checkout import PYTHONPATH
+from tests.kit.processes import warm
 from tests.kit.tasks.moodytask import BEGAN, GO, MOODS
 
 DEADLINE_S = 90.0
 """Longest wait for something that must happen: reached only where it does not."""
-
-_MARK = "QGEXEC_TEST_MARK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,37 +96,34 @@ def drop_powers() -> None:
 
 @dataclass(slots=True)
 class Command:
-    """`qgexec` in a process of its own, that leads a session and whose descendants bear a mark."""
+    """`qgexec` in a process of its own that leads a session, a fork of this one."""
 
     arguments: Sequence[object]
     cwd: Path
     environment: dict[str, str] = field(default_factory=dict)
     interpreter: Sequence[str] = ("-m", "qgexec")
-    process: subprocess.Popen[bytes] = field(init=False)
+    process: warm.Popen = field(init=False)
     temporary: Path = field(init=False)
     err: str = field(init=False, default="")
     out: str = field(init=False, default="")
-    _mark: str = field(init=False)
+    _lifeline: int = field(init=False)
+    """Readable when no process has its other end any more: the command's, its workers', what they started."""
 
     def __post_init__(self) -> None:
-        self._mark = uuid.uuid4().hex
-        self.temporary = self.cwd / f"tmp-{self._mark[:8]}"
+        self.temporary = self.cwd / f"tmp-{uuid.uuid4().hex[:8]}"
         self.temporary.mkdir()
-        environment = os.environ | {
-            "PYTHONPATH": PYTHONPATH,
-            "TMPDIR": str(self.temporary),
-            _MARK: self._mark,
-            **self.environment,
-        }
-        self.process = subprocess.Popen(
+        self._lifeline, theirs = os.pipe()
+        self.process = warm.Popen(
             [sys.executable, *self.interpreter, *map(str, self.arguments)],
             cwd=self.cwd,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": PYTHONPATH, "TMPDIR": str(self.temporary), **self.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            lifeline=theirs,
         )
+        os.close(theirs)
 
     def wait_for(self, text: str) -> None:
         """Read stderr until it has said this."""
@@ -148,43 +144,29 @@ class Command:
         out, err = self.process.communicate(timeout=DEADLINE_S)
         self.out += out.decode()
         self.err += err.decode(errors="replace")
-        left = wait_until_gone(self._mark)
-        assert not left, f"processes are left: {left}"
+        gone, _, _ = select.select([self._lifeline], [], [], DEADLINE_S)
+        assert gone, f"processes are left: {self._left()}"
         assert [*self.temporary.rglob("*")] == []
         return Result(self.process.returncode, self.out, self.err)
 
     def end(self) -> None:
         """Kill whatever is left of it."""
-        for pid in marked(self._mark):
+        for pid in self._left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.communicate()
+        os.close(self._lifeline)
 
-
-def marked(mark: str) -> dict[int, str]:
-    """Return processes that have a mark in their environment, with their command lines."""
-    wanted = f"{_MARK}={mark}".encode()
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if wanted in (folder / "environ").read_bytes():
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-    return found
-
-
-def wait_until_gone(mark: str) -> dict[int, str]:
-    """Return the marked processes that do not go away."""
-    deadline = time.monotonic() + DEADLINE_S
-    while (left := marked(mark)) and time.monotonic() < deadline:
-        # One of them is known and can be waited for; the others are looked for again after it.
-        with contextlib.suppress(ProcessLookupError):
-            fd = os.pidfd_open(next(iter(left)))
-            try:
-                select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
-            finally:
-                os.close(fd)
-    return left
+    def _left(self) -> list[int]:
+        """Return the processes that hold the other end of the lifeline."""
+        pipe = Path(f"/proc/self/fd/{self._lifeline}").readlink()
+        left = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if folder.name != str(os.getpid()) and pipe in map(Path.readlink, (folder / "fd").iterdir()):
+                    left.append(int(folder.name))
+        return left
 
 
 class Moods:

@@ -60,7 +60,7 @@ def start_fork(work: Callable[[], int]) -> Fork:
         try:
             die_with(parent)
             os.close(ours)
-            warm.kept.add(theirs)
+            warm.hold_on(theirs)
             status = work()
         except BaseException:  # noqa: BLE001 - it must not come out in the copy of the test
             complain()

@@ -14,6 +14,7 @@ import contextlib
 import faulthandler
 import functools
 import gc
+import importlib
 import io
 import logging
 import os
@@ -29,9 +30,26 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from qgexec.processes import forked
+from qgexec.rubin import JOB_PRELOAD, PRELOAD
 
-kept: set[int] = set()
-"""Descriptors that a program keeps besides those it is given, and so do all that it starts this way."""
+_STACK = (
+    "lsst.pipe.base.tests.mocks",
+    "qgexec.api",
+    "qgexec.batchjob",
+    "qgexec.cli.build",
+    "qgexec.cli.inspect",
+    "qgexec.cli.main",
+    "qgexec.cli.report",
+    "qgexec.cli.resume",
+    "qgexec.cli.run",
+    "tests.kit.tasks.moodytask",
+    *PRELOAD,
+    *JOB_PRELOAD,
+)
+"""What programs import, the stack above all."""
+
+_lifelines: set[int] = set()
+"""Those of this process."""
 
 
 class Popen(subprocess.Popen[Any]):
@@ -41,6 +59,8 @@ class Popen(subprocess.Popen[Any]):
     ----------
     args
         The command line; a script that is not Python's, such as ``.venv/bin/pipetask``, counts as a file.
+    lifeline
+        A descriptor that it keeps, and all that it starts: when the last one is gone, its other end tells.
     env, pass_fds, **options
         As there.
     """
@@ -51,10 +71,14 @@ class Popen(subprocess.Popen[Any]):
         *,
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        lifeline: int | None = None,
         **options: Any,
     ) -> None:
+        _import_stack()
         words = [os.fspath(word) for word in args]
-        become = functools.partial(_become, words[1:] if _is_python(words[0]) else words, env, {*pass_fds})
+        program = words[1:] if _is_python(words[0]) else words
+        lifelines = _lifelines if lifeline is None else {*_lifelines, lifeline}
+        become = functools.partial(_become, program, env, lifelines, {*pass_fds})
         # Called in the child where another program would be executed: streams, folder and session are made.
         super().__init__(words, env=env, pass_fds=pass_fds, preexec_fn=become, **options)
 
@@ -85,22 +109,37 @@ def run(
     return done
 
 
+def hold_on(lifeline: int) -> None:
+    """Have all that this process starts keep a descriptor: when the last one is gone, its other end tells."""
+    _lifelines.add(lifeline)
+
+
 def start_servers_warm() -> None:
     """Have the server of the workers that this process starts be a fork of it, too."""
     forked.start_interpreter = Popen
+
+
+@functools.cache
+def _import_stack() -> None:
+    """Import once what each program would import."""
+    for module in _STACK:
+        importlib.import_module(module)
 
 
 def _is_python(word: str) -> bool:
     return Path(word).name.startswith("python")
 
 
-def _become(words: Sequence[str], env: Mapping[str, str] | None, given: set[int]) -> NoReturn:
+def _become(
+    words: Sequence[str], env: Mapping[str, str] | None, lifelines: set[int], given: set[int]
+) -> NoReturn:
     """Be a program: from a fork of the test's process, with its descriptors 0 to 2 and its folder."""
     status = 1
     try:
         gc.freeze()  # a collection would copy all pages of the test's process
         gc.enable()
-        _leave_the_test({0, 1, 2} | kept | given)
+        _leave_the_test({0, 1, 2} | lifelines | given)
+        _lifelines.update(lifelines)
         if env is not None:
             os.environ.clear()
             os.environ.update(env)
@@ -128,6 +167,8 @@ def _leave_the_test(keep: set[int]) -> None:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)  # as the interpreter does; `subprocess` restores them
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.set_wakeup_fd(-1)
     atexit._clear()
