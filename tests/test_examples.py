@@ -12,6 +12,7 @@ import pytest
 from qgexec.cli.main import cli
 from qgexec.reports.report import read_report
 from tests.kit.butler.repos import N_QUANTA, OUTPUT_RUN, MockRepository
+from tests.kit.processes import warm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -27,7 +28,8 @@ def prepared(repository: MockRepository) -> MockRepository:
 def call(name: str, *arguments: object, cwd: Path) -> str:
     """Run an example as a user would, and return what it prints."""
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=120).stdout
+    done = warm.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=120)
+    return str(done.stdout)
 
 
 def n_read(repository: MockRepository) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.kit.processes import warm
 
 pytest.importorskip("photutils", reason="the extra [demo] is not installed")
 
@@ -63,13 +66,15 @@ def commands_of(text: str) -> list[tuple[list[str], int]]:
 def run(words: list[str], code: int, folder: Path, block: Block) -> str:
     """Run one command, without a shell; return what it prints."""
     program, *arguments = words
+    start: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
     if program == "pip":
         return ""  # what it installs is what runs the tests
     if program == "qgexec":
         words = [sys.executable, "-m", "qgexec", *arguments]
+        start = warm.run
     elif program in {"cp", "truncate"}:
         words = [program, *(path for word in arguments for path in expanded(word, folder))]
-    done = subprocess.run(
+    done = start(
         words,
         cwd=folder,
         env=os.environ | {"COLUMNS": "100"},

@@ -19,6 +19,7 @@ from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Ev
 from qgexec.models.inprocess import InProcess
 from qgexec.quantum import Attempt
 from tests.kit.checkout import PYTHONPATH
+from tests.kit.processes import warm
 from tests.kit.runs.benches import PATIENCE_S, Bench, Ears, attempts, endings, make_run, wait_gone
 
 
@@ -243,7 +244,7 @@ print("it came back")
 @pytest.mark.parametrize(("label", "where"), [("spin", "in _spin"), ("catch_all", "in _catch_all")])
 def test_a_quantum_that_does_not_end(label: str, where: str, ears: Ears, tmp_path: Path) -> None:
     """One deep in C, or that catches whatever comes, ends the process after the grace period, stack kept."""
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", STUCK, str(tmp_path), label],
         env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True,

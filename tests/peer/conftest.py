@@ -16,7 +16,7 @@ from qgexec.reports.several import read_several
 from tests.kit.butler.repos import OUTPUT, OUTPUT_RUN
 from tests.kit.peer.cases import Case, Step
 from tests.kit.peer.dumps import Dump, dump
-from tests.kit.peer.programs import Command, Forks, start_program
+from tests.kit.peer.programs import Command
 from tests.kit.peer.reports import ours, theirs
 from tests.kit.peer.repositories import ON_SERVER, Template, make_template
 from tests.kit.peer.tasks import environment
@@ -27,12 +27,6 @@ SIDES = {
     "pool": ("qgexec", "-j", "2", "--model", "pool"),
 }
 """The programs that are compared, and what makes each run as it is to."""
-
-
-@pytest.fixture(scope="session")
-def forks() -> Forks:
-    """Starts commands without their imports."""
-    return Forks()
 
 
 Templates = Callable[[str], Template]
@@ -78,7 +72,6 @@ class Left:
 def left(
     request: pytest.FixtureRequest,
     templates: Templates,
-    forks: Forks,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Left]:
     """What each side left of a case, by the side's name; they run at the same time on copies of their own."""
@@ -86,11 +79,10 @@ def left(
     template = templates(case.repository)
     folders = {side: tmp_path_factory.mktemp(side) for side in SIDES}
     roots = {side: template.copy(folder) for side, folder in folders.items()}
-    start = start_program if case.programs else forks.start
     codes: dict[str, list[int]] = {side: [] for side in SIDES}
     for number, step in enumerate(case.steps):
         make = partial(_command, case, step, number, template)
-        running = {side: start(make(side, folders[side], roots[side])) for side in SIDES}
+        running = {side: make(side, folders[side], roots[side]).start(anew=case.programs) for side in SIDES}
         for side, command in running.items():
             codes[side].append(command.wait())
     return {

@@ -22,7 +22,7 @@ from qgexec.reports.repositorytext import format_repository
 from qgexec.rubin.graphfile import open_graph
 from tests.kit.butler.repos import INPUT_CHAIN, OUTPUT, OUTPUT_RUN
 from tests.kit.peer.cases import ONE, OTHER
-from tests.kit.peer.programs import Command, Forks
+from tests.kit.peer.programs import Command
 from tests.kit.peer.reports import as_summary, in_order, ours, theirs
 from tests.kit.peer.tasks import Mood, environment
 from tests.kit.runs.reportschema import assert_valid
@@ -56,7 +56,7 @@ class Executed:
 
 
 @pytest.fixture(scope="module")
-def executed(templates: Templates, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Executed:
+def executed(templates: Templates, tmp_path_factory: pytest.TempPathFactory) -> Executed:
     """A repository that tests must not write to."""
     folder = tmp_path_factory.mktemp("executed")
     template = templates("standard")
@@ -64,16 +64,14 @@ def executed(templates: Templates, forks: Forks, tmp_path_factory: pytest.TempPa
     for name in ("graph.qg", "old.qgraph"):
         shutil.copy(template.graph(name), folder / name)
     first, second = folder / "graph.qg", folder / "second.qg"
-    run = partial(_execute, forks, folder, root)
+    run = partial(_execute, folder, root)
     run(first, OUTPUT_RUN, FIRST_MOODS)
     _build_second(root, first, second)
     run(second, SECOND_RUN, SECOND_MOODS, "--extend-run")
     return Executed(root, first, second)
 
 
-def _execute(
-    forks: Forks, folder: Path, root: Path, graph: Path, run: str, moods: Iterable[Mood], *options: str
-) -> None:
+def _execute(folder: Path, root: Path, graph: Path, run: str, moods: Iterable[Mood], *options: str) -> None:
     arguments = [
         "run",
         "-b",
@@ -89,7 +87,7 @@ def _execute(
     ]
     arguments += ["--register-dataset-types", "--no-raise-on-partial-outputs", *options]
     command = Command("pipetask", arguments, folder, folder / "log", environment(moods))
-    assert forks.start(command).wait() == 1, (folder / "log").read_text()
+    assert command.start().wait() == 1, (folder / "log").read_text()
 
 
 def _build_second(root: Path, first: Path, path: Path) -> None:
@@ -237,13 +235,13 @@ def test_text(executed: Executed) -> None:
     assert "Cursed datasets: 2" in brief
 
 
-def test_the_commands(executed: Executed, forks: Forks, tmp_path: Path) -> None:
+def test_the_commands(executed: Executed, tmp_path: Path) -> None:
     """The files that both programs write are the same, and either's can be put together."""
     files = {name: tmp_path / f"{name}.json" for name in ("pipetask", "qgexec")}
     graphs = [str(executed.first), str(executed.second)]
     arguments = ["report", str(executed.root), *graphs, "--full-output-filename", str(files["pipetask"])]
     log = tmp_path / "pipetask.log"
-    pipetask = forks.start(Command("pipetask", arguments, tmp_path, log, {"COLUMNS": "80"}))
+    pipetask = Command("pipetask", arguments, tmp_path, log, {"COLUMNS": "80"}).start()
     given = ["-b", str(executed.root), *(f"-g{graph}" for graph in graphs), "-j", "2"]
     with pytest.raises(SystemExit) as end:
         report.main([*given, "--full-output-filename", str(files["qgexec"])], standalone_mode=False)
@@ -265,11 +263,11 @@ def graphs_of(executed: Executed) -> list[Path]:
 
 
 @pytest.mark.postgres
-def test_on_postgresql(templates: Templates, forks: Forks, tmp_path: Path) -> None:
+def test_on_postgresql(templates: Templates, tmp_path: Path) -> None:
     """The registry's own database makes no difference."""
     template = templates("PostgreSQL")
     root, graph = template.copy(tmp_path), template.graph("graph.qg")
-    _execute(forks, tmp_path, root, graph, OUTPUT_RUN, FIRST_MOODS)
+    _execute(tmp_path, root, graph, OUTPUT_RUN, FIRST_MOODS)
     found = ours(root, [graph], where="visit = 1 AND instrument = 'Cam1'")
     assert_same(found, theirs(root, [graph], where="visit = 1 AND instrument = 'Cam1'"), tmp_path)
     assert found.total.failed == 2

@@ -18,6 +18,7 @@ from qgexec.rubin import compat
 from qgexec.rubin.ingest import Ingester, IngesterOpener
 from tests.kit.butler.benchwork import Run, Site, datastore_rows, prepare_outputs, registered
 from tests.kit.butler.repos import OUTPUT_RUN, MockRepository, copy_template
+from tests.kit.processes import warm
 
 LABELS = ("isr", "calibrate")
 
@@ -187,7 +188,7 @@ def test_killed_in_the_middle(site: Site, details: list[dict[str, Any]]) -> None
     """An ingester killed with everything written but not committed leaves nothing, and no lock."""
     before = state(site)
     command = [sys.executable, "-c", KILLED, str(site.repository.root), OUTPUT_RUN, json.dumps(details)]
-    assert subprocess.run(command, check=False, timeout=120).returncode == -9
+    assert warm.run(command, timeout=120).returncode == -9
     assert state(site) == before
     site.ingest(details)
     registered(site.repository)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from tests.kit.butler.repos import (
     task_config,
 )
 from tests.kit.crash.faults import at_call
+from tests.kit.processes import warm
 from tests.kit.processes.kills import dies
 
 REGISTER = Preparation(register_dataset_types=True)
@@ -85,7 +85,7 @@ class TestWritten:
         twin = tmp_path / "twin"
         shutil.copytree(repository.root, twin)
         options = ["--register-dataset-types", "--init-only", "-i", INPUT_CHAIN, "-o", OUTPUT]
-        subprocess.run(
+        warm.run(
             [Path(sys.executable).with_name("pipetask"), "run", "-b", twin, "-g", repository.graph, *options],
             check=True,
             capture_output=True,
@@ -435,7 +435,7 @@ class TestRefused:
             f"os.setuid({UNPRIVILEGED})\n"
             "prepare_run(sys.argv[1], graph, Preparation(register_dataset_types=True))\n"
         )
-        child = subprocess.run(
+        child = warm.run(
             [sys.executable, "-c", code, repository.root, repository.graph],
             check=False,
             capture_output=True,

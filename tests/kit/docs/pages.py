@@ -57,6 +57,7 @@ def pages() -> dict[str, str]:
     return texts | {f"docs/commands/{name}": text for name, text in reference_pages().items()}
 
 
+@cache
 def _tokens(page: str) -> list[Token]:
     return _PARSER.parse(pages()[page])
 
