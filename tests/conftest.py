@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+
     from tests.kit.butler.repos import MockRepository
     from tests.kit.commands.qgexec import Moods
     from tests.kit.processes.postgres import PostgresServer
@@ -35,6 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mixed = [file for pair in zip(waiting, others, strict=False) for file in pair]
     order = [*mixed, *waiting[n_pairs:], *others[n_pairs:]]
     items[:] = [item for file in order for item in by_file[file]]
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Say what was skipped, and why: each reason says what to install."""
+    reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()))
+    for reason, n_tests in reasons.most_common():
+        terminalreporter.write_line(f"{n_tests} skipped: {reason.removeprefix('Skipped: ')}")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.kit.tasks.jobtask import GO
 
 pytestmark = [
     pytest.mark.condor,
-    pytest.mark.thorough,
+    pytest.mark.site,
     pytest.mark.timeout(900),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]

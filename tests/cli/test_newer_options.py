@@ -23,7 +23,8 @@ NEWER: dict[str, object] = {"retained_dataset_types": ["a"], "prune_unanchored_q
 HAS_THEM = NEWER.keys() <= inspect.signature(QuantumGraphBuilder).parameters.keys()
 
 newer = pytest.mark.skipif(
-    not HAS_THEM, reason="lsst-pipe-base has these options from 30.0.9 and 30.2026.2800 on"
+    not HAS_THEM,
+    reason="lsst-pipe-base has these options from 30.0.9 and 30.2026.2800 on: Python 3.12, `make test-newest`",
 )
 older = pytest.mark.skipif(HAS_THEM, reason="about lsst-pipe-base before 30.0.9 and 30.2026.2800")
 

@@ -18,7 +18,7 @@ from tests.kit.tasks.jobtask import GO
 pytestmark = [pytest.mark.condor, pytest.mark.timeout(900)]
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_a_job_over_its_memory_gets_more(site: Site) -> None:
     """A quantum for which the pool ends its job is tried again with more memory, and its DAG goes on."""
     site.moods(isr_1_2="hog 500")
@@ -31,7 +31,7 @@ def test_a_job_over_its_memory_gets_more(site: Site) -> None:
     assert site.n_rounds() == 1
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_a_quantum_over_the_time_of_its_job(site: Site) -> None:
     """A quantum that would outlast its job has timed out; what does not wait for it is done."""
     site.moods(isr_1_2="wait")
@@ -42,7 +42,7 @@ def test_a_quantum_over_the_time_of_its_job(site: Site) -> None:
     assert re.search(rf"^total +{N_QUANTA} +15 +1 ", report, re.MULTILINE), report
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_a_stopped_job_is_ended_by_its_time_limit(site: Site) -> None:
     """A job that cannot end itself is ended by HTCondor, and its quantum is charged for the time."""
     site.moods(isr_1_2="wait")
@@ -56,7 +56,7 @@ def test_a_stopped_job_is_ended_by_its_time_limit(site: Site) -> None:
     assert [event.retried for event in site.events() if isinstance(event, AttemptTimedOut)] == [True]
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_memory_over_any_machines_is_told(site: Site) -> None:
     """A job that would wait for ever is not submitted."""
     done = site.qgexec("submit", *site.arguments("requestMemory: 100000\n"), check=False)
@@ -66,7 +66,7 @@ def test_memory_over_any_machines_is_told(site: Site) -> None:
     assert not site.queue()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_a_held_job_is_told(site: Site) -> None:
     """A job on hold is in the status with HTCondor's reason, and goes on when it is released."""
     site.all_of_isr_wait()
@@ -82,7 +82,7 @@ def test_a_held_job_is_told(site: Site) -> None:
     site.check_outputs()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_what_somebody_does_by_hand(site: Site) -> None:
     """A job that is removed is tried again; while DAGMan is on hold what runs goes on, and nothing begins."""
     site.all_of_isr_wait()
@@ -101,7 +101,7 @@ def test_what_somebody_does_by_hand(site: Site) -> None:
     assert site.n_rounds() == 1
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_disk_of_the_run_directory_fills_up(site: Site) -> None:
     """Jobs end, for they cannot say what they do, and DAGMan ends too; with room again all goes on."""
     site.run_dir.mkdir()
@@ -120,7 +120,7 @@ def test_disk_of_the_run_directory_fills_up(site: Site) -> None:
     assert len(list((disk / "batch").glob("*/round.json"))) == 1
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_dagman_misses_how_jobs_ended(site: Site) -> None:
     """Where its log was torn it waits for a job that is long gone: the DAG is removed, the run goes on."""
     site.moods(calibrate_1_2="wait")

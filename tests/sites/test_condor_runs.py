@@ -11,7 +11,7 @@ from tests.kit.tasks.jobtask import GO
 pytestmark = [pytest.mark.condor, pytest.mark.timeout(900)]
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_a_run_is_watched_to_its_end(site: Site) -> None:
     """The driver waits, shows progress, and takes in what a local run makes of the same graph."""
     done = site.qgexec("run", *site.arguments())
@@ -51,7 +51,7 @@ def test_a_killed_job_is_tried_again(site: Site) -> None:
     assert site.n_rounds() == 1
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_a_removed_dag_can_be_resumed(site: Site) -> None:
     """Who removes DAGMan stops the run: its books are closed, nothing new is submitted; resume finishes."""
     site.moods(calibrate_1_2="wait")
@@ -66,7 +66,7 @@ def test_a_removed_dag_can_be_resumed(site: Site) -> None:
     site.check_outputs()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_a_stopped_schedd_is_waited_for(site: Site) -> None:
     """While the schedd is away jobs and driver go on; afterwards DAGMan does."""
     site.moods(isr_1_2="wait")
@@ -84,7 +84,7 @@ def test_a_stopped_schedd_is_waited_for(site: Site) -> None:
     site.check_outputs()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_the_driver_is_killed(site: Site) -> None:
     """The jobs go on; resume takes up what they did, and submits nothing."""
     site.moods(isr_1_2="wait")

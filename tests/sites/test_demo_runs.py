@@ -137,7 +137,7 @@ def pool() -> Iterator[condor.CondorPool]:
         yield pool
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 @pytest.mark.condor
 @pytest.mark.timeout(900)
 def test_the_demo_on_htcondor(pool: condor.CondorPool) -> None:

@@ -22,7 +22,7 @@ from tests.kit.sites.slurmruns import SITE, Runs, job_of, task_of
 
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.thorough,
+    pytest.mark.site,
     pytest.mark.timeout(900),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]

@@ -59,7 +59,7 @@ def test_submitted_and_left(runs: Runs, template: MockRepository, tmp_path: Path
     assert comments == {"0: isr", "1: calibrate", "2: summary", "3: final", "closing"}
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_a_process_is_killed(runs: Runs, moods: Moods) -> None:
     """With -9: the job goes on with what is left, and those behind it wait."""
     moods.set({"isr 1,3": "wait"})
@@ -84,7 +84,7 @@ def test_a_job_is_killed(runs: Runs, moods: Moods, slurm: Slurm) -> None:
     runs.check_outputs()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_failing_quanta(runs: Runs, moods: Moods) -> None:
     """Only what follows from them does not run; resume runs them again."""
     moods.set({"isr 1,3": "raise"})
@@ -101,7 +101,7 @@ def test_failing_quanta(runs: Runs, moods: Moods) -> None:
     runs.check_outputs()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_over_its_memory(runs: Runs, moods: Moods) -> None:
     """Slurm ends the job; the quantum gets more in the next round."""
     moods.set({"isr 1,3": "hog"})
@@ -111,7 +111,7 @@ def test_over_its_memory(runs: Runs, moods: Moods) -> None:
     runs.check_outputs()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_over_its_time(runs: Runs, moods: Moods, slurm: Slurm) -> None:
     """Slurm ends the job, which hands back what it was at."""
     moods.set({"isr 1,3": "wait"})
@@ -126,7 +126,7 @@ def test_over_its_time(runs: Runs, moods: Moods, slurm: Slurm) -> None:
     runs.check_outputs()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_its_time_is_too_short_for_all(runs: Runs, moods: Moods) -> None:
     """A job begins nothing near its end, and goes back into the queue with the rest."""
     moods.set({f"isr 1,{detector}": "slow" for detector in range(1, 5)})  # not all last in their jobs
@@ -139,7 +139,7 @@ def test_its_time_is_too_short_for_all(runs: Runs, moods: Moods) -> None:
     assert "try 2 of" in printed
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_slurm_goes_and_comes_back(runs: Runs, moods: Moods, slurm: Slurm) -> None:
     """A driver goes on watching."""
     moods.set({"isr 1,3": "wait"})
@@ -156,7 +156,7 @@ def test_slurm_goes_and_comes_back(runs: Runs, moods: Moods, slurm: Slurm) -> No
     runs.until(lambda: not runs.left())  # the closing job ends when it finds all done
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_the_driver_is_killed(runs: Runs, moods: Moods) -> None:
     """The jobs go on; resume takes up what they did."""
     moods.set({"isr 1,3": "wait"})
@@ -185,7 +185,7 @@ def test_cancelled(runs: Runs, moods: Moods) -> None:
     runs.check_outputs()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_rounds_of_few_jobs(runs: Runs) -> None:
     """What Slurm should not hold at once is submitted by one closing job after another."""
     runs.configure(SITE + "maxJobs: 4\n")
