@@ -24,7 +24,7 @@ HAS_THEM = NEWER.keys() <= inspect.signature(QuantumGraphBuilder).parameters.key
 
 newer = pytest.mark.skipif(
     not HAS_THEM,
-    reason="lsst-pipe-base has these options from 30.0.9 and 30.2026.2800 on: Python 3.12, `make test-newest`",
+    reason="lsst-pipe-base has these options from 30.0.9 and 30.2026.2800 on (Python 3.12)",
 )
 older = pytest.mark.skipif(HAS_THEM, reason="about lsst-pipe-base before 30.0.9 and 30.2026.2800")
 

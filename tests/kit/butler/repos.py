@@ -28,6 +28,10 @@ from lsst.pipe.base.tests.mocks import (
     DynamicTestPipelineTaskConfig,
 )
 
+from tests.kit.butler.quick import make_upstream_quick
+
+make_upstream_quick()
+
 N_QUANTA = 19
 """Quanta in the standard pipeline's graph."""
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lsst.utils.packages
 from lsst.daf.butler import Config
 from lsst.utils.packages import getPythonPackages
 
@@ -256,14 +255,8 @@ def _drive(site: Site, model: str, fault: Fault, action: Callable[[], None]) -> 
     return start_fork(work)
 
 
-@functools.cache
-def _packages() -> dict[str, str]:
-    return getPythonPackages()
-
-
 def _make_eager(model: str) -> None:
     """Ingest after every other quantum instead of every other second: there is more to be killed at."""
-    replace(lsst.utils.packages, "getPythonPackages", _packages)  # a third of a second otherwise
     replace(ingestion, "Batching", functools.partial(Batching, quanta=2, seconds=0.0))
     replace(executor, "_PULSE_S", 0.0 if model == "inprocess" else 0.02)
 
@@ -274,7 +267,7 @@ Case = Callable[[Site], None]
 
 def judge(cases: Mapping[str, Case], sites: Sequence[Site]) -> dict[str, str]:
     """Play cases, as many at a time as there are places; return what is wrong with each, empty if nothing."""
-    _packages()
+    getPythonPackages()  # what it remembers serves all forks
     gc.collect()
     gc.freeze()  # a collection in a fork would copy all pages: a quarter of a case's time
     waiting, free = list(cases.items()), list(sites)
