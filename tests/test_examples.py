@@ -52,6 +52,7 @@ def test_in_a_loop(prepared: MockRepository, tmp_path: Path) -> None:
     assert n_read(prepared) == N_QUANTA
 
 
+@pytest.mark.thorough
 def test_scripts_work(prepared: MockRepository, tmp_path: Path) -> None:
     """Every script runs one quantum; make runs them in order; collect brings all into registry and report."""
     call("write_scripts.py", prepared.root, prepared.graph, "scripts", cwd=tmp_path)

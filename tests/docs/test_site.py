@@ -14,6 +14,7 @@ from tests.kit.docs.pages import DOCS, pages
 NEEDED = ("sphinx", "myst_parser", "numpydoc", "pydata_sphinx_theme", "sphinx_copybutton", "sphinxcontrib")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason="the extra [docs] is not installed")
 def test_build(tmp_path: Path) -> None:
     """Every page is there; a link, an anchor or a docstring that is wrong fails the build."""

@@ -19,7 +19,10 @@ PARAMETERS = [
         case,
         case,
         id=case.name,
-        marks=[pytest.mark.postgres] if case.repository == "PostgreSQL" else [],
+        marks=[
+            *([pytest.mark.postgres] if case.repository == "PostgreSQL" else []),
+            *([] if case.soon else [pytest.mark.thorough]),
+        ],
     )
     for case in CASES
 ]

@@ -36,6 +36,7 @@ def test_a_run_goes_on_alone(site: Site) -> None:
     assert "completed" in site.qgexec("status", site.run_dir).stdout
 
 
+@pytest.mark.thorough
 def test_a_killed_job_is_tried_again(site: Site) -> None:
     """What a job was doing when it was killed with SIGKILL is lost, charged, and done by its next try."""
     site.moods(isr_1_2="wait")
@@ -100,6 +101,7 @@ def test_the_driver_is_killed(site: Site) -> None:
     site.wait_for_the_end()
 
 
+@pytest.mark.thorough
 def test_cancel_cancels(site: Site) -> None:
     """After `qgexec cancel` nothing of the run is in the queue; what was done is kept, resume finishes."""
     site.moods(calibrate_1_2="wait")
@@ -113,6 +115,7 @@ def test_cancel_cancels(site: Site) -> None:
     site.check_outputs()
 
 
+@pytest.mark.thorough
 def test_a_refused_account_is_told(site: Site) -> None:
     """The schedd's own words are in the message, and nothing was submitted."""
     done = site.qgexec("submit", *site.arguments("accountingGroup: refused\n"), check=False)

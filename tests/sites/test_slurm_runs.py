@@ -72,6 +72,7 @@ def test_a_process_is_killed(runs: Runs, moods: Moods) -> None:
     assert runs.n_rounds() == 1
 
 
+@pytest.mark.thorough
 def test_a_job_is_killed(runs: Runs, moods: Moods, slurm: Slurm) -> None:
     """With -9 and all that belongs to it: the closing job submits what is left."""
     moods.set({"isr 1,3": "wait"})
@@ -171,6 +172,7 @@ def test_the_driver_is_killed(runs: Runs, moods: Moods) -> None:
     runs.until(lambda: not runs.left())  # the closing job ends when it finds all done
 
 
+@pytest.mark.thorough
 def test_cancelled(runs: Runs, moods: Moods) -> None:
     """Nothing of it is left in the queue; resume brings it to its end."""
     moods.set({"isr 1,3": "wait"})
@@ -194,6 +196,7 @@ def test_rounds_of_few_jobs(runs: Runs) -> None:
     runs.check_outputs()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -61,6 +61,9 @@ class Case:
     collections_from_graph: bool = False
     """qgexec is not told the collections: the graph's header names them."""
 
+    soon: bool = False
+    """`make test` plays it: one of each kind."""
+
     same_formats: bool = True
     """Datasets are stored as the same storage classes.
 
@@ -86,7 +89,7 @@ BROKEN = Step(
 """Two quanta fail, one of them when it had put everything, and all of summary is blocked."""
 
 CASES = (
-    Case("all is well, with the programs themselves", programs=True, collections_from_graph=True),
+    Case("all is well, with the programs themselves", programs=True, collections_from_graph=True, soon=True),
     Case(
         "graph without datastore records, no versions",
         (Step(options=("--register-dataset-types", "--no-versions")),),
@@ -99,6 +102,7 @@ CASES = (
         "disassembled composites, components, storage classes that differ between registry and connections",
         succeeded={"measure": 6, "digest": 6},
         repository="storage classes",
+        soon=True,
     ),
     Case(
         "registry that changed its storage class after the graph was built",
@@ -112,7 +116,7 @@ CASES = (
         succeeded={"isr": 4, "calibrate": 4, "coadd": 8, "catalogue": 1, "quality": 1},
         repository=DEMO,
     ),
-    Case("PostgreSQL", (BROKEN, Step(options=REPAIR)), repository="PostgreSQL"),
+    Case("PostgreSQL", (BROKEN, Step(options=REPAIR)), repository="PostgreSQL", soon=True),
     moody(
         Mood("isr", "before", "raise", ONE),
         name="raises before a put",
@@ -154,6 +158,7 @@ CASES = (
                 ("--register-dataset-types", "--no-raise-on-partial-outputs"),
             ),
         ),
+        soon=True,
     ),
     Case(
         "a constructor raises when quanta are executed",
@@ -173,6 +178,7 @@ CASES = (
         "again after failures, and nothing may be removed",
         (BROKEN, Step(options=AGAIN, exit_code=1)),
         succeeded={"isr": 5, "calibrate": 4},
+        soon=True,
     ),
     Case("again after failures were repaired", (BROKEN, Step(options=REPAIR))),
     Case(
