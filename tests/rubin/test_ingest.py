@@ -76,6 +76,7 @@ def test_all_is_registered_and_readable(site: Site, details: list[dict[str, Any]
     found = registered(site.repository)
     assert len([key for key in found if key.startswith(("isr_log", "isr_metadata", "post_isr"))]) == 24
     rows = datastore_rows(site.repository)
+    assert len(rows) >= 24
     assert not any('"file_size": -1' in row for row in rows)
 
 
