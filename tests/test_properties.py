@@ -205,9 +205,9 @@ def _walks(draw: st.DrawFn) -> _Walk:
 
 def _states(scheduler: Scheduler) -> object:
     """Return all there is to know about a scheduler whatever its policy."""
-    indices = range(len(scheduler._states))
+    indices = range(len(scheduler.plan))
     return (
-        bytes(scheduler._states),
+        [scheduler.state(index) for index in indices],
         [scheduler.attempts(index) for index in indices],
         list(scheduler._missing),
         scheduler.counts_by_label(),

@@ -285,9 +285,7 @@ def test_workers_that_never_become_ready(tmp_path: Path) -> None:
     pool.close(cancel=True)
 
 
-def test_worker_that_cannot_be_killed(
-    ears: Ears, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_that_cannot_be_killed(ears: Ears, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that outlives SIGKILL for long, as on a disk that hangs, is given up, not called ended."""
     pool = Pool(1)
     pool.clock = clock = SkippingClock()

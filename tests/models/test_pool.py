@@ -23,7 +23,17 @@ from qgexec.models.base import Run
 from qgexec.models.pool import Pool
 from qgexec.processes import forked
 from qgexec.quantum import RunContext
-from tests.kit.runs.benches import Bench, Ears, SkippingClock, attempts, endings, make_run, wait_for, wait_gone, work_off
+from tests.kit.runs.benches import (
+    Bench,
+    Ears,
+    SkippingClock,
+    attempts,
+    endings,
+    make_run,
+    wait_for,
+    wait_gone,
+    work_off,
+)
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

@@ -103,7 +103,12 @@ def test_outcome_says_what_was_taken(site: Site) -> None:
     [
         (SystemExit(3), "SystemExit", "called sys.exit(3)", None),
         (SystemExit(), "SystemExit", "called sys.exit()", None),
-        (UnprintableError(), "tests.kit.tasks.moods.UnprintableError", "(its message cannot be had: str() raised", None),
+        (
+            UnprintableError(),
+            "tests.kit.tasks.moods.UnprintableError",
+            "(its message cannot be had: str() raised",
+            None,
+        ),
         (ValueError("x" * 100_000), "ValueError", "x" * MESSAGE_LENGTH, None),
         (InvalidQuantumError("bad"), "lsst.pipe.base.InvalidQuantumError", "bad", 21),
         (GeneratorExit(), "GeneratorExit", "", None),
