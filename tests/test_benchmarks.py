@@ -51,6 +51,7 @@ def test_number_of_quanta(graph: MockGraph) -> None:
 def test_dependencies(graph: MockGraph) -> None:
     """A calibrate follows its isr, a summary all calibrates of its exposure, final all summaries."""
     plan = read_plan(graph.graph_file)
+    assert plan.labels == ("isr", "calibrate", "summary", "final")
     for node in plan:
         before = [plan[index] for index in node.prerequisites]
         match node.task_label:
@@ -85,8 +86,11 @@ def test_calibration_is_shared(graph: MockGraph) -> None:
 
 def test_records_of_inputs_are_attached(graph: MockGraph) -> None:
     """Every quantum of isr brings the datastore records of its raw and its calibration."""
-    for quantum in read_graph(graph.graph_file).build_execution_quanta(task_label="isr").values():
+    quanta = read_graph(graph.graph_file).build_execution_quanta(task_label="isr")
+    assert len(quanta) == 6
+    for quantum in quanta.values():
         inputs = {ref.id for refs in quantum.inputs.values() for ref in refs}
+        assert len(inputs) == 2
         (records,) = quantum.datastore_records.values()
         assert inputs == set(records.records)
 

@@ -323,7 +323,7 @@ def test_grace(tmp_path: Path) -> None:
     interrupts = Interrupts(grace_s=0.0)
     desk = Desk(tmp_path, make_plan("a"), FakeModel(script={"a": Ending.HANG}))
     desk.loop.interrupts = interrupts
-    interrupts._handle(signal.SIGTERM, None)
+    interrupts.handle(signal.SIGTERM, None)
     assert interrupts.patience_over
     assert desk.loop.execute() is EndReason.STOPPED
     assert desk.states() == [State.READY]

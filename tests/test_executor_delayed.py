@@ -27,7 +27,11 @@ from qgexec.quantum import Attempt, Resources
 from qgexec.scheduling.policy import Policy, Retries, TaskRules
 from qgexec.scheduling.scheduler import Scheduler, State
 from qgexec.testing import Ending, FakeModel, ended, make_plan
+from tests.kit.runs.benches import SkippingClock
 from tests.kit.runs.loopdesk import Desk, Remembering
+
+LONG_S = 3600.0
+"""After this a loop looks at everything that it looks at now and then."""
 
 
 class Delayed(FakeModel):
@@ -153,14 +157,14 @@ def test_an_interrupt_leaves_what_goes_on(tmp_path: Path) -> None:
 
 def _interrupt_at(desk: Desk, event: Event) -> None:
     if isinstance(event, AttemptStarted) and event.index == 1:
-        desk.loop.interrupts._handle(signal.SIGINT, None)
+        desk.loop.interrupts.handle(signal.SIGINT, None)
 
 
 def test_an_interrupt_before_anything_is_in_hand(tmp_path: Path) -> None:
     """Nothing is submitted: there is nothing to leave."""
     model = Delayed()
     desk = Desk(tmp_path, make_plan("a"), model)
-    desk.loop.interrupts._handle(signal.SIGINT, None)
+    desk.loop.interrupts.handle(signal.SIGINT, None)
     assert desk.loop.execute() is EndReason.STOPPED
     assert (model.rounds, desk.loop.has_left) == ([], False)
     assert desk.scheduler.stopping is StopReason.INTERRUPTED
@@ -171,13 +175,14 @@ def test_a_cancelled_run_is_not_left_to_itself(tmp_path: Path, signals: int) -> 
     """Whatever signals come with the mark: what is in hand is removed, what ran is given back."""
     model = Delayed({"a": Ending.HANG})
     desk = Desk(tmp_path, make_plan("a b"), model)
+    desk.loop.monotonic = clock = SkippingClock()
     desk.loop.cancelled = lambda: bool(model.running)
 
     def observe(event: Event) -> None:
         if isinstance(event, AttemptStarted):
             for _ in range(signals):
-                desk.loop.interrupts._handle(signal.SIGTERM, None)
-            desk.loop._cancel_due_at = 0.0
+                desk.loop.interrupts.handle(signal.SIGTERM, None)
+            clock.skip(LONG_S)
 
     desk.loop.observers = (observe,)
     assert desk.loop.execute() is EndReason.STOPPED
@@ -238,7 +243,7 @@ def test_a_driver_that_was_taken_over_from_writes_nothing_more(tmp_path: Path, d
     class SlowHere(FakeModel):
         def wait(self, timeout_s: float) -> Sequence[Event]:
             later()
-            desk.loop._check_due_at = 0.0
+            clock.skip(LONG_S)
             return ()
 
     def later() -> None:
@@ -247,6 +252,7 @@ def test_a_driver_that_was_taken_over_from_writes_nothing_more(tmp_path: Path, d
 
     model = Slow() if delayed else SlowHere()
     desk = Desk(tmp_path, make_plan("a b"), model)
+    desk.loop.monotonic = clock = SkippingClock()
     with pytest.raises(RunHeldError):
         desk.loop.execute()
     assert kinds(desk) == ([RunStarted] if delayed else [RunStarted, AttemptStarted])
@@ -281,8 +287,9 @@ def test_cancel_ends_what_runs_at_once(tmp_path: Path) -> None:
     """An interrupt would wait for it; somebody who wants the run ended would not."""
     model = FakeModel(script={"a": Ending.HANG})
     desk = Desk(tmp_path, make_plan("a"), model)
+    desk.loop.monotonic = clock = SkippingClock()
     desk.loop.cancelled = lambda: bool(model.running)
-    desk.loop.observers = (lambda _event: setattr(desk.loop, "_cancel_due_at", 0.0),)
+    desk.loop.observers = (lambda _event: clock.skip(LONG_S),)
     assert desk.loop.execute() is EndReason.STOPPED
     assert kinds(desk) == [RunStarted, AttemptStarted, StopRequested, AttemptReturned, RunEnded]
     assert len(list(read_events(desk.folder))) == 5

@@ -222,7 +222,7 @@ def impatient() -> None:
 
 def telling(flag: Flag) -> Fault:
     """Whoever waits for a database says so."""
-    return at_call(Patience, "_tell", "after", act=flag.raise_)
+    return at_call(Patience, "warn", "after", act=flag.raise_)
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_registry_is_locked_for_too_long(
         retry = Patience.retry
 
         def once(patience: Patience, *args: Any, **kwargs: Any) -> Any:
-            patience._patience_s = 0.0
+            patience.patience_s = 0.0
             return retry(patience, *args, **kwargs)
 
         replace(Patience, "retry", once)

@@ -71,12 +71,12 @@ from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import FINAL_STATES
 
-__all__ = ["run_job"]
+__all__ = ["GRACE_S", "LAST_PART", "run_job"]
 
-_GRACE_S = 15.0
+GRACE_S = 15.0
 """Time that quanta have to finish when the batch system ends the job, seconds; it kills after 30 or so."""
 
-_LAST_PART = 0.1
+LAST_PART = 0.1
 """Part of its time limit, at the end, in which a job begins no further quantum."""
 
 _POLL_S = 0.25
@@ -278,7 +278,7 @@ class _JobPool(Pool):
     def start(self, attempts: Sequence[Attempt]) -> None:
         """Send attempts to the worker; none may take longer than the job."""
         limit_s = self._limits.walltime_s
-        longest_s = None if limit_s is None else (1 - _LAST_PART) * limit_s
+        longest_s = None if limit_s is None else (1 - LAST_PART) * limit_s
         super().start(
             [
                 replace(
@@ -426,7 +426,7 @@ def _execute(job: _Job, part: _Part, scheduler: Scheduler, journal: Journal, lim
         prints_here=True,
     )
     limit_s = limits.walltime_s
-    interrupts = Interrupts(grace_s=_GRACE_S)
+    interrupts = Interrupts(grace_s=GRACE_S)
     Loop(
         scheduler=scheduler,
         model=_JobPool(part, limits, job.batch_round.jobs.request(job.number).cores, interrupts),
@@ -438,7 +438,7 @@ def _execute(job: _Job, part: _Part, scheduler: Scheduler, journal: Journal, lim
         interrupts=interrupts,
         cancelled=run_dir.cancel_file.exists,
         hands_back=True,
-        until=None if limit_s is None else time.time() + (1 - _LAST_PART) * limit_s,
+        until=None if limit_s is None else time.time() + (1 - LAST_PART) * limit_s,
     ).execute()
 
 

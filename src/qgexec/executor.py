@@ -43,11 +43,11 @@ from qgexec.processes.forked import process_started_at
 from qgexec.quantum import Attempt, Outcome, SegmentRef
 from qgexec.scheduling.scheduler import Scheduler
 
-__all__ = ["Loop"]
+__all__ = ["PULSE_S", "Loop"]
 
 _logger = logging.getLogger(__name__)
 
-_PULSE_S = 0.25
+PULSE_S = 0.25
 """Longest time the loop sleeps: bounds how late an interrupt is noticed and an ingest recorded."""
 
 _FAILURES = frozenset({AttemptFailed, AttemptLost, AttemptTimedOut, AttemptOutOfMemory})
@@ -95,6 +95,8 @@ class Loop:
         When to start nothing more, UNIX seconds; `None` for never.
     clock
         Gives UNIX seconds.
+    monotonic
+        Gives seconds between which nobody sets the clock.
     """
 
     scheduler: Scheduler
@@ -114,6 +116,7 @@ class Loop:
     hands_back: bool = False
     until: float | None = None
     clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
     _ingestion_due_at: float = field(default=0.0, init=False)
     _check_due_at: float = field(default=0.0, init=False)
     _cancel_due_at: float = field(default=0.0, init=False)
@@ -246,16 +249,16 @@ class Loop:
 
     def _wait(self) -> Sequence[Event]:
         if self.model.facts.parallel:
-            return self.model.wait(_PULSE_S)
+            return self.model.wait(PULSE_S)
         with self.interrupts.raising():
-            return self.model.wait(_PULSE_S)
+            return self.model.wait(PULSE_S)
 
     def _heed_ingestion(self) -> None:
         # Not in every turn: nothing waits for it, and each call is a few system calls.
-        now = time.monotonic()
+        now = self.monotonic()
         if now < self._ingestion_due_at:
             return
-        self._ingestion_due_at = now + _PULSE_S
+        self._ingestion_due_at = now + PULSE_S
         if now >= self._check_due_at:
             self._check_due_at = now + HEARTBEAT_S
             self.journal.check_held()
@@ -311,7 +314,7 @@ class Loop:
         """Return whether nothing more is to be started: by the clock, or for somebody wants the run ended."""
         if self.until is not None and self.clock() >= self.until:
             return True
-        now = time.monotonic()
+        now = self.monotonic()
         if now >= self._cancel_due_at or self.interrupts.count:
             self._cancel_due_at = now + _CANCEL_PERIOD_S
             self._is_cancelled = self.cancelled()

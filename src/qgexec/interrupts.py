@@ -50,7 +50,7 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handlers = {signal.SIGINT: self._handle, signal.SIGTERM: self._handle, signal.SIGUSR1: self._ask}
+        handlers = {signal.SIGINT: self.handle, signal.SIGTERM: self.handle, signal.SIGUSR1: self._ask}
         previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
@@ -74,7 +74,8 @@ class Interrupts:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Count one more signal; the handler of Ctrl-C and SIGTERM."""
         self.count += 1
         if self.count == 1:
             self._first_at = time.monotonic()

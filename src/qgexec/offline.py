@@ -37,14 +37,15 @@ from qgexec.rubin.opener import (
 from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
 from qgexec.scheduling.states import State
 
-__all__ = ["cancel", "close_round", "collect", "execute_quanta", "prepare"]
+__all__ = ["LOOK_PERIOD_S", "cancel", "close_round", "collect", "execute_quanta", "prepare"]
 
 _logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 180.0
 """Time after which whoever still shows signs of life has the run in hand indeed, seconds."""
 
-_PAUSE_S = 2.0
+LOOK_PERIOD_S = 2.0
+"""Time between two looks at whether a driver has the run in hand, seconds."""
 
 
 def prepare(repository: str, graph: str | Path | PredictedQuantumGraph, preparation: Preparation) -> Prepared:
@@ -180,7 +181,7 @@ def _is_left_alone(books: RunDir, patience_s: float) -> bool:
                 return False
         else:
             return True
-        time.sleep(_PAUSE_S)
+        time.sleep(LOOK_PERIOD_S)
 
 
 def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:

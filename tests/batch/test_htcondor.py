@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from qgexec.batch import condorapi
 from qgexec.batch import htcondor as htcondor_module
 from qgexec.batch.condorapi import CondorApi
 from qgexec.batch.htcondor import HTCondorSystem
@@ -115,7 +115,8 @@ def test_no_pool_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model can be made without HTCondor's package; who uses it is told how to get it."""
-    monkeypatch.setattr(condorapi, "_MODULES", ("no_such_module",))
+    for name in ("htcondor2", "htcondor"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModelError, match="Python package is not installed") as caught:
         CondorApi().schedd_name()
     assert "pip install 'qgexec[htcondor]'" in caught.value.hint
@@ -288,7 +289,7 @@ def test_machines_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
         AdType=SimpleNamespace(Startd=1),
         HTCondorException=RuntimeError,
     )
-    monkeypatch.setattr(CondorApi, "_module", module)
+    monkeypatch.setitem(sys.modules, "htcondor2", module)
     assert CondorApi().machines() == [(4, 8000)]
 
 
@@ -299,7 +300,7 @@ def test_no_schedd_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         DaemonType=SimpleNamespace(Schedd=1),
         HTCondorException=RuntimeError,
     )
-    monkeypatch.setattr(CondorApi, "_module", module)
+    monkeypatch.setitem(sys.modules, "htcondor2", module)
     with pytest.raises(ModelError, match="no schedd answers on this machine"):
         CondorApi().schedd_name()
 
@@ -312,6 +313,6 @@ def test_another_machines_schedd_is_not_mistaken(monkeypatch: pytest.MonkeyPatch
         DaemonTypes=SimpleNamespace(Schedd=1),  # as the older package calls them
         HTCondorException=RuntimeError,
     )
-    monkeypatch.setattr(CondorApi, "_module", module)
+    monkeypatch.setitem(sys.modules, "htcondor2", module)
     with pytest.raises(ModelError, match=r"schedd there does not answer: .*knows no schedd"):
         CondorApi().query("there", "true", ["ClusterId"])

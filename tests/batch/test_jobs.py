@@ -42,6 +42,7 @@ def test_jobs_come_back_as_they_were() -> None:
     """Quanta, parents, names and requests."""
     jobs = jobs_of(PLAN, None, attempt(PLAN, 0, 2, 100, timeout_s=60.0), walltime_s=50.0)
     again = Jobs.from_arrays(jobs.to_arrays())
+    assert list(again) == list(jobs) != []
     for job in jobs:
         assert list(again.quanta(job)) == list(jobs.quanta(job))
         assert list(again.parents(job)) == list(jobs.parents(job))

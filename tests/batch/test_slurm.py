@@ -31,7 +31,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     def install(**options: object) -> FakeSlurm:
         fake = FakeSlurm.make(tmp_path / "slurm", **options)  # type: ignore[arg-type]
         monkeypatch.setenv("PATH", fake.path)
-        monkeypatch.setattr(slurm_module, "_PERIOD_S", 0.0)
+        monkeypatch.setattr(slurm_module, "SUBMIT_PERIOD_S", 0.0)
         return fake
 
     return install
@@ -269,7 +269,7 @@ class TestRefusals:
     def test_it_hangs(self, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nobody waits for ever."""
         (fake.folder / "bin" / "scontrol").write_text("#!/bin/sh\nexec tail -f /dev/null\n")
-        monkeypatch.setattr(slurm_module, "_PATIENCE_S", 0.2)
+        monkeypatch.setattr(slurm_module, "ANSWER_LIMIT_S", 0.2)
         with pytest.raises(ModelError, match="Slurm does not answer: scontrol took more than"):
             SlurmSystem().check()
 

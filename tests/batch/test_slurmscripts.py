@@ -237,7 +237,7 @@ def test_in_a_container(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "n_calls"), [(0, 1), (1, 1), (2, 5)])
 def test_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, n_calls: int) -> None:
     """What it finds is its exit status; where it found nothing, it tries again, and not for ever."""
-    monkeypatch.setattr(scripts_module, "_CLOSING_PAUSE_S", 0)
+    monkeypatch.setattr(scripts_module, "CLOSING_PAUSE_S", 0)
     scripts = Scripts(tmp_path)
     scripts.ends_with(code)
     scripts.slurm.answer("squeue", "17\n")

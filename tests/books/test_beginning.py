@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qgexec.books import beginning
 from qgexec.books.beginning import Beginning, begin, find_place
 from qgexec.books.holder import this_process
 from qgexec.books.journal import Journal, last_epoch, read_writer
@@ -106,15 +106,14 @@ def test_of_two_that_take_it_up_one_gets_it(tmp_path: Path, monkeypatch: pytest.
     """The claim decides; the other takes nothing away."""
     killed(lambda: _left_behind(tmp_path / "run"))
     winners: list[Beginning] = []
-    last_claim = beginning._last_claim
+    create = Journal.create
 
-    def overtaken(run_dir: RunDir) -> int:
+    def overtaken(*where: Path, **options: Any) -> Journal:
         monkeypatch.undo()
-        epoch = last_claim(run_dir)
-        winners.append(begin(run_dir.path))
-        return epoch
+        winners.append(begin(tmp_path / "run"))
+        return create(*where, **options)
 
-    monkeypatch.setattr(beginning, "_last_claim", overtaken)
+    monkeypatch.setattr(Journal, "create", overtaken)
     with pytest.raises(RunHeldError, match="a moment ago"):
         begin(tmp_path / "run")
     (winner,) = winners

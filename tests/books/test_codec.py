@@ -204,7 +204,7 @@ def test_version_1_knows_no_retries() -> None:
     lines = (Path(__file__).parents[1] / "data" / "journal-v1.jsonl").read_bytes().splitlines(keepends=True)
     events = [decode(line) for line in lines[1:]]
     assert events[0] == ev.RunStarted(1760000000.5, "node1", 4242, 1760000000.25, "pool", 9)
-    assert not any(event.retried for event in events if isinstance(event, ev.FailureEvent))
+    assert {event.retried for event in events if isinstance(event, ev.FailureEvent)} == {False}
 
 
 def test_version_2_knows_who_is_retried() -> None:

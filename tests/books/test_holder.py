@@ -70,9 +70,12 @@ def test_a_live_driver_is_not_disturbed(tmp_path: Path, stranger: subprocess.Pop
 def test_a_dead_driver_holds_nothing(tmp_path: Path, stranger: subprocess.Popen[bytes]) -> None:
     """A driver that was killed holds nothing, also while nobody has waited for its process."""
     journal = _journal(tmp_path, _writer(stranger))
+    history = History.read(journal, make_plan("a"), Policy())
+    with pytest.raises(RunHeldError):
+        require_free(journal, history)
     stranger.kill()
     os.waitid(os.P_PID, stranger.pid, os.WEXITED | os.WNOWAIT)
-    require_free(journal, History.read(journal, make_plan("a"), Policy()))
+    require_free(journal, history)
 
 
 def test_a_number_that_was_used_again() -> None:

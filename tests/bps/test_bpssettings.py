@@ -41,7 +41,7 @@ def _resources(folder: Path, **keys: Any) -> RunConfig:
 
 def _command(**keys: Any) -> list[str]:
     settings = Settings(_config(**keys))
-    return settings._command("graph.qg", Path("r.yaml"), Path("run"), extends=False)
+    return settings.arguments("graph.qg", Path("r.yaml"), Path("run"), extends=False)
 
 
 def test_defaults_are_those_of_bps(tmp_path: Path) -> None:

@@ -98,15 +98,19 @@ def test_production_file(tmp_path: Path) -> None:
         ("retries: {exitCodes: {3: 1}}", {"exit_codes": {3: 1}}),
         ("retries: {signals: {SIGSEGV: 0, 7: 1}}", {"signals": {11: 0, 7: 1}}),
         ("retries: {signals: null}", {"signals": None}),
-        ("requestDisk: 5\nsite: {x: {class: y, retries: 1}}\npayload: {butlerConfig: r}", {}),
     ],
 )
 def test_values(tmp_path: Path, text: str, settings: TaskSettings) -> None:
     """Each key means the same at top level and under a label."""
     assert _config(tmp_path, text) == RunConfig(settings)
-    if "site:" not in text:
-        below = "".join(f"\n    {line}" for line in text.splitlines())
-        assert _config(tmp_path, f"pipetask:\n  a:{below}") == RunConfig({}, {"a": settings})
+    below = "".join(f"\n    {line}" for line in text.splitlines())
+    assert _config(tmp_path, f"pipetask:\n  a:{below}") == RunConfig({}, {"a": settings})
+
+
+def test_what_means_nothing_here(tmp_path: Path) -> None:
+    """Keys of BPS that tell a run nothing are read and left out."""
+    text = "requestDisk: 5\nsite: {x: {class: y, retries: 1}}\npayload: {butlerConfig: r}"
+    assert _config(tmp_path, text) == RunConfig({})
 
 
 @pytest.mark.parametrize(

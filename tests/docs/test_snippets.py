@@ -90,7 +90,7 @@ def test_python(page: str, template: MockRepository, folder: Path) -> None:
     for number, block in enumerate(block for block in all_blocks("python") if block.page == page):
         repository = renew(template, folder, number)
         execute(block, names)
-        if any(f"model={model}" in block.text.replace('"', "") for model in EXECUTES):
-            assert n_done(repository) == N_QUANTA
-    if "ScriptWriter" in "".join(block.text for block in all_blocks("python") if block.page == page):
-        assert len(list((folder / "scripts").glob("*.sh"))) == N_QUANTA
+        executes = any(f"model={model}" in block.text.replace('"', "") for model in EXECUTES)
+        assert n_done(repository) == (N_QUANTA if executes else 0), block
+    writes = any("ScriptWriter" in block.text for block in all_blocks("python") if block.page == page)
+    assert len(list((folder / "scripts").glob("*.sh"))) == (N_QUANTA if writes else 0)

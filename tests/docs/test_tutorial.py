@@ -40,6 +40,7 @@ def test_tutorial(tmp_path: Path) -> None:
                 assert is_shown(block.text, printed), f"{block} shows something else:\n{printed}"
             case other:
                 pytest.fail(f"{block}: {other} is nothing that is typed or shown")
+    assert printed, "the page has nothing to type"
 
 
 def is_shown(text: str, printed: str) -> bool:

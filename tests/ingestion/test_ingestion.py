@@ -146,7 +146,7 @@ def collect_until(ingestion: Ingestion, n: int) -> list[OutputsIngested]:
         found = ingestion.collect()
         events.extend(ingested(found))
         if isinstance(ingestion, IngestionProcess) and not found:
-            ends: list[Any] = [ingestion, ingestion._process]
+            ends: list[Any] = [ingestion, ingestion.process]
             assert select.select(ends, [], [], PATIENCE_S)[0]
     return events
 
@@ -207,7 +207,7 @@ def test_ingester_that_fails(make: Maker, offers: Offers, output: str, words: st
         ingestion.offer(*offer)
     with pytest.raises(IngestError, match=words) as caught:
         drain_all(ingestion)
-    assert output != "bad" or caught.value.hint == "Unlock it."
+    assert (caught.value.hint == "Unlock it.") == (output == "bad")
     with pytest.raises(IngestError, match=words):
         drain_all(ingestion)
     assert not (tmp_path / "table").exists()
@@ -272,7 +272,7 @@ def test_drain_has_an_end(offers: Offers, segments: Path, tmp_path: Path) -> Non
         drain_all(ingestion, 0.0)
     pid = ingestion.pid
     while pid is None:
-        assert select.select([ingestion._process], [], [], PATIENCE_S)[0]
+        assert select.select([ingestion.process], [], [], PATIENCE_S)[0]
         pid = ingestion.pid
     ingestion.close(patience_s=0.0)
     wait_gone(pid)

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.endstate import EndState
 from qgexec import batchjob
+from qgexec.batch.journals import JobJournals
 from qgexec.batch.rounds import Round, last_round, rounds
 from qgexec.batch.system import JobEnd, JobState, JobStatus
 from qgexec.books.journal import Journal, read_events
@@ -23,10 +24,10 @@ from qgexec.events import (
     AttemptOutOfMemory,
     AttemptReturned,
     AttemptTimedOut,
+    Event,
     OutputsIngested,
     StopReason,
 )
-from qgexec.models.batch import _Watch
 from qgexec.rubin.opener import ImportedExecutor
 from tests.kit.batch.handsystem import run_once
 from tests.kit.batch.jobforks import N_JOBS, N_QUANTA, Jobs, Place, configured, killed_in
@@ -240,7 +241,7 @@ def test_a_job_begins_nothing_at_the_end_of_its_time(place: Place, local: EndSta
     )
 
     def late() -> None:
-        batchjob._LAST_PART = 1.0
+        batchjob.LAST_PART = 1.0
 
     place.hand.runs = jobs = Jobs({(1, 0): [late]})
     assert place.run() == 0
@@ -252,7 +253,7 @@ def test_a_job_told_to_end_gives_back_what_it_runs(place: Place, local: EndState
     """SIGTERM, as before a time limit: the attempt is no failure, and the next try executes the quantum."""
 
     def told_to_end() -> None:
-        batchjob._GRACE_S = 0.0
+        batchjob.GRACE_S = 0.0
         job, mark = os.getpid(), place.mark("told")
 
         def act() -> None:
@@ -296,10 +297,10 @@ def test_a_job_without_room_for_its_journal(place: Place, local: EndState) -> No
     def fill() -> None:
         # The journal of a job is by far the smallest file that grows: one line of it is too many.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        append = batchjob._JobJournal.append
+        append = Journal.append
         n = 0
 
-        def full(journal: batchjob._JobJournal, event: object) -> None:
+        def full(journal: Journal, event: object) -> None:
             nonlocal n
             n += 1
             soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -310,7 +311,7 @@ def test_a_job_without_room_for_its_journal(place: Place, local: EndState) -> No
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-        batchjob._JobJournal.append = full  # type: ignore[method-assign, assignment]
+        Journal.append = full  # type: ignore[method-assign, assignment]
 
     place.hand.runs = jobs = Jobs({(1, 0): [fill]})
     assert place.run() == 0
@@ -335,7 +336,7 @@ def test_a_driver_without_room_leaves_the_jobs_alone(
             place.run()
     assert place.hand.cancelled == []
     place.work_off()
-    monkeypatch.setattr("qgexec.books.holder._lives", lambda _writer: False)
+    monkeypatch.setattr("qgexec.books.holder.process_started_at", lambda _pid: None)  # it is gone
     assert place.resume() == 0
     assert len(place.hand.submitted) == 1
     assert place.attempts() == {"isr": [1, 1], "calibrate": [1, 1], "summary": [1], "final": [1]}
@@ -405,7 +406,7 @@ def test_the_last_words_of_a_job_are_waited_for(
     """What a job wrote just before its end, and is seen late, is no loss: its quanta are not run again."""
     place.config = replace(place.config, batch=replace(place.config.batch, visibility_s=50.0))
     hidden: list[Path] = []
-    plain, heard = Jobs(), _Watch.has_heard_all
+    plain, read = Jobs(), JobJournals.read
 
     def run(batch_round: Round, job: int) -> JobStatus:
         status = plain(batch_round, job)
@@ -414,15 +415,15 @@ def test_the_last_words_of_a_job_are_waited_for(
             hidden.append(path.rename(path.with_suffix(".later")))
         return status
 
-    def has_heard_all(watch: _Watch) -> bool:
-        found = heard(watch)
+    def read_in_vain(journals: JobJournals) -> list[Event]:
+        found = read(journals)
         while hidden:  # it appears once somebody has looked in vain
             path = hidden.pop()
             path.rename(path.with_suffix(".jsonl"))
         return found
 
     place.hand.runs = run
-    monkeypatch.setattr(_Watch, "has_heard_all", has_heard_all)
+    monkeypatch.setattr(JobJournals, "read", read_in_vain)
     assert place.run() == 0
     assert len(place.hand.submitted) == 1
     assert local.differences(place.end()) == []

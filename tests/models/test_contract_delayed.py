@@ -435,7 +435,7 @@ def test_it_misses_the_end_of_a_job(
     assert desk.model.capacity().cores == 0
     entrusted.system.misses = set()
     with monkeypatch.context() as patch:
-        patch.setattr("qgexec.batch.htcondor._STUCK_S", 0.0)
+        patch.setattr(desk.model.system, "stuck_s", 0.0)
         desk.until(lambda: entrusted.system.cancelled)
     desk.work_off()
     balance(desk)

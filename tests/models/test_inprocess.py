@@ -182,20 +182,18 @@ def test_what_a_quantum_makes_of_it(label: str, kind: type[Event], tmp_path: Pat
 
 def test_no_limit_under_a_debugger(tmp_path: Path) -> None:
     """Under a debugger there is no time limit, and the model says so."""
+    seen = []
+
+    class Looking(Bench):
+        def execute(self, attempt: Attempt) -> Event:
+            seen.append(signal.getsignal(signal.SIGALRM))
+            return super().execute(attempt)
+
     with traced():
-        model = impatient(tmp_path)
+        model = InProcess()
+        model.open(replace(make_run(tmp_path), bench_opener=lambda _: Looking(tmp_path, "driver")))
         assert not model.facts.enforces_timeout
         handler = signal.getsignal(signal.SIGALRM)
-        bench = model._bench
-        assert bench is not None
-        seen = []
-        execute = bench.execute
-
-        def look(attempt: Attempt) -> Event:
-            seen.append(signal.getsignal(signal.SIGALRM))
-            return execute(attempt)
-
-        bench.execute = look  # type: ignore[method-assign]
         model.start(attempts("isr", timeout_s=0.001))
         (event,) = model.wait(0.0)
         model.close(cancel=True)

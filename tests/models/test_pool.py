@@ -21,10 +21,19 @@ from qgexec.events import (
 )
 from qgexec.models.base import Run
 from qgexec.models.pool import Pool
-from qgexec.models.workers import NEVER
 from qgexec.processes import forked
 from qgexec.quantum import RunContext
-from tests.kit.runs.benches import Bench, Ears, attempts, endings, make_run, wait_for, wait_gone, work_off
+from tests.kit.runs.benches import (
+    Bench,
+    Ears,
+    SkippingClock,
+    attempts,
+    endings,
+    make_run,
+    wait_for,
+    wait_gone,
+    work_off,
+)
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -233,12 +242,14 @@ def test_time_limit_of_the_stubborn(ears: Ears, tmp_path: Path) -> None:
 def test_time_limit_counts_from_the_beginning(ears: Ears, tmp_path: Path) -> None:
     """Time spent waiting for a worker does not count."""
     pool = Pool(1)
+    pool.clock = clock = SkippingClock()
     pool.open(make_run(tmp_path))
     first, second = attempts("gate", "isr")
     limited = attempts("isr", "isr", timeout_s=30.0)[1]
     pool.start([first, limited])
     hear_while_waiting(pool, ears, 1)
-    assert pool._workers[1].deadline == NEVER
+    clock.skip(1000.0)
+    assert not endings(pool.wait(0.0))
     ears.open_gate()
     events = wait_for(pool, AttemptSucceeded, 2)
     assert sorted(event.index for event in endings(events)) == [0, second.index]

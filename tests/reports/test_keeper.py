@@ -43,11 +43,10 @@ def children() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-def test_a_process_of_its_own_makes_them(books: HandBooks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_of_its_own_makes_them(books: HandBooks) -> None:
     """It reads what is there, makes a snapshot, and is gone when the driver lets go of it."""
-    monkeypatch.setattr(keeper, "_END_S", _DEADLINE_S)
     before = children()
-    with keeping_snapshots(books.run_dir, 5, worth=5, lines_between=1):
+    with keeping_snapshots(books.run_dir, 5, worth=5, lines_between=1, end_s=_DEADLINE_S):
         assert len(children()) == len(before) + 1
     assert books.run_dir.snapshot_file.exists()
     assert children() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -78,7 +79,17 @@ def test_rate_is_of_the_last_minute() -> None:
         progress.apply(ended(_attempt(plan, index), Ending.SUCCEED, float(index + 1)))
     assert progress.view(180.0).rate_per_s == pytest.approx(1.0)
     assert progress.view(180.0 + 2 * RATE_WINDOW_S).rate_per_s == 0.0
-    assert len(progress._recent) <= RATE_WINDOW_S
+
+
+def test_memory_is_that_of_the_last_minute() -> None:
+    """A run of hours takes no more than one of minutes."""
+    plan = make_plan(" ".join(f"a:{number}" for number in range(1000)))
+    progress, sizes = Progress(plan), []
+    for index in range(1000):
+        progress.apply(AttemptStarted(float(index), index, 1))
+        progress.apply(ended(_attempt(plan, index), Ending.SUCCEED, float(index + 1)))
+        sizes.append(len(pickle.dumps(progress)))
+    assert sizes[-1] < sizes[100] + 100
 
 
 def _again(event: Event) -> Event:

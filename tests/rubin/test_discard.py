@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lsst.daf.butler.registry.sql_registry import SqlRegistry
 
 from qgexec.errors import IngestError, RunDirError, UsageError
 from qgexec.rubin.graphfile import read_plan
@@ -224,10 +225,10 @@ def test_registry_that_refuses(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
     before = site.repository.dump()
     ingester = site.ingester()
 
-    def refuse(refs: object) -> None:
+    def refuse(registry: SqlRegistry, refs: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr(ingester._butler._registry, "removeDatasets", refuse)  # type: ignore[attr-defined]
+    monkeypatch.setattr(SqlRegistry, "removeDatasets", refuse)
     with pytest.raises(IngestError, match=r"8 quanta left .* could not be removed .* no space"):
         ingester.discard(list(run.outcomes))
     ingester.close()

@@ -190,5 +190,5 @@ def test_log_dataset(repository: MockRepository, tmp_path: Path) -> None:
         Site(repository, tmp_path / "run").run(["isr"])
     lines = read_log(*arguments).splitlines()
     (line,) = (line for line in lines if "so far, so good" in line)
-    assert " WARNING moods.isr: " in line
+    assert " WARNING tests.isr: " in line
     assert line.startswith("20")

@@ -109,7 +109,7 @@ def test_killed_in_between(site: Site, installed: Change, monkeypatch: pytest.Mo
     was = packages_of(site)
     installed(numpy="99.1.2.3.4.5")
     with monkeypatch.context() as patch:
-        patch.setattr(versions, "_register_as_it_is", lambda *_: die())
+        patch.setattr(versions, "export_records", lambda *_: die())
         dies(lambda: update(site))
     with pytest.raises(Exception, match="size"):
         packages_of(site)
@@ -135,6 +135,6 @@ def test_registry_that_refuses(site: Site, installed: Change, monkeypatch: pytes
     def refuse(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(versions, "_register_as_it_is", refuse)
+    monkeypatch.setattr(versions, "export_records", refuse)
     with pytest.raises(RepositoryError, match="no space left"):
         update(site)

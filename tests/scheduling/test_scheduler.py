@@ -54,7 +54,7 @@ def _asking(requests: Mapping[str, Resources], **rules: Any) -> Policy:
 
 def _attempt(scheduler: Scheduler, index: int) -> Attempt:
     """Return the attempt that the quantum is at, or the next one if none was started."""
-    plan = scheduler._plan
+    plan = scheduler.plan
     return Attempt(index, max(scheduler.attempts(index), 1), plan.quantum_id(index), plan.label(index))
 
 
@@ -95,7 +95,7 @@ def _event(
 ) -> AttemptEvent:
     if kind is AttemptStarted:
         return AttemptStarted(1.0, 1, attempt)
-    whole = Attempt(1, attempt, scheduler._plan.quantum_id(1), "b")
+    whole = Attempt(1, attempt, scheduler.plan.quantum_id(1), "b")
     events = [ended(whole, ending, 2.0) for ending in Ending if ending is not Ending.HANG]
     event = next(event for event in events if type(event) is kind)
     return replace(event, retried=True) if retried and isinstance(event, FailureEvent) else event
@@ -290,7 +290,7 @@ def test_largest_first_among_equally_long_paths() -> None:
     """Of equally urgent quanta the one that asks for most memory is first, but none before a longer path."""
     requests = {"small": Resources(1, 1), "large": Resources(1, 9), "long": Resources(1, 4)}
     scheduler = _scheduler("small:1 small:2 large:1 none long -> end; large:2", policy=_asking(requests))
-    labels = [scheduler._plan.describe(index) for index in chosen(scheduler)]
+    labels = [scheduler.plan.describe(index) for index in chosen(scheduler)]
     assert [label.partition("{")[0] for label in labels] == [
         *("large", "long", "small", "small", "none"),
         "large",
@@ -344,7 +344,7 @@ def test_serial_labels_do_not_overtake() -> None:
     """A better quantum keeps its memory, also while it waits for cores; what it leaves is theirs."""
     requests = {"best": Resources(4, 6), "s": Resources(1, 4), "other": Resources(1, 1)}
     scheduler = _scheduler("best -> x -> end; s; other", serial_labels={"s"}, policy=_asking(requests))
-    s, other = (next(i for i in range(5) if scheduler._plan.label(i) == label) for label in ("s", "other"))
+    s, other = (next(i for i in range(5) if scheduler.plan.label(i) == label) for label in ("s", "other"))
     assert chosen(scheduler, Resources(4, 9)) == [0]
     assert chosen(scheduler, Resources(4, 10)) == [0, s]
     assert chosen(scheduler, Resources(5, 11)) == [0, s, other]
@@ -356,7 +356,7 @@ def test_of_serial_labels_the_best_has_the_memory() -> None:
     """The one with the longer path, then the one that asks for more."""
     requests = {"s": Resources(1, 2), "t": Resources(1, 3), "u": Resources(1, 2)}
     scheduler = _scheduler("s t -> a; u -> b -> c", serial_labels=set("stu"), policy=_asking(requests))
-    s, t, u = (next(i for i in range(6) if scheduler._plan.label(i) == label) for label in "stu")
+    s, t, u = (next(i for i in range(6) if scheduler.plan.label(i) == label) for label in "stu")
     assert chosen(scheduler, Resources(0, 7)) == [u, t, s]
     assert chosen(scheduler, Resources(0, 5)) == [u, t]
     assert chosen(scheduler, Resources(0, 4)) == [u]

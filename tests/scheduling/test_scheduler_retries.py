@@ -41,7 +41,7 @@ def _try(scheduler: Scheduler, index: int, ending: AnyEnding = Ending.SUCCEED) -
     """Start and end an attempt, as the loop does; return the event that ended it."""
     number = scheduler.attempts(index) + 1
     scheduler.apply(AttemptStarted(1.0, index, number))
-    plan = scheduler._plan
+    plan = scheduler.plan
     event: Event = ended(Attempt(index, number, plan.quantum_id(index), plan.label(index)), ending, 2.0)
     if isinstance(event, FailureEvent):
         event = scheduler.judge(event)
@@ -110,7 +110,7 @@ def test_judge_says_what_the_policy_wants_whatever_the_model_said() -> None:
     """An event that comes in as retried is not, without a budget; and judging changes nothing."""
     scheduler = _scheduler("a")
     scheduler.apply(AttemptStarted(1.0, 0, 1))
-    event = ended(Attempt(0, 1, scheduler._plan.quantum_id(0), "a"), Ending.FAIL, 2.0)
+    event = ended(Attempt(0, 1, scheduler.plan.quantum_id(0), "a"), Ending.FAIL, 2.0)
     assert isinstance(event, FailureEvent)
     before = snapshot_of(scheduler)
     assert scheduler.judge(event) is event

@@ -110,6 +110,7 @@ def test_over_its_memory(runs: Runs, moods: Moods) -> None:
     runs.call(*runs.new_run())
     runs.until(runs.is_closed)
     runs.check_outputs()
+    assert runs.n_rounds() == 2
 
 
 @pytest.mark.site

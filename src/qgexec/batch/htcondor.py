@@ -52,10 +52,6 @@ _STUCK = (
     "a full disk; qgexec resume has the DAG removed, and goes on"
 )
 
-_STUCK_S = 300.0
-"""DAGMan waits in vain that does nothing for so long while none of its jobs is in the queue, seconds. By
-itself it would notice after 8 hours, or not at all."""
-
 _SCHEDULER_UNIVERSE = 7
 _MIB = 1 << 20
 
@@ -74,6 +70,11 @@ class HTCondorSystem:
     def __init__(self, calls: CondorCalls | None = None) -> None:
         self._calls = calls or CondorApi()
         self._logs: dict[str, NodesLog] = {}
+        self.stuck_s = 300.0
+        """DAGMan waits in vain that does nothing for so long while none of its jobs is in the queue, seconds.
+
+        By itself it would notice after 8 hours, or not at all.
+        """
 
     def check(self) -> None:
         """Check that jobs can be submitted from here.
@@ -207,9 +208,8 @@ class HTCondorSystem:
         is_over = not nodes and (dagman is None or closing is not None)
         dagman_says = self._last_words(schedd, cluster) if dagman is None else _why_dagman_waits(dagman)
         # With nothing in the queue DAGMan hands over the next jobs within seconds.
-        is_stuck = (
-            not is_over and not dagman_says and not nodes and closing is None and log.silent_s() > _STUCK_S
-        )
+        waits = not is_over and not dagman_says and not nodes and closing is None
+        is_stuck = waits and log.silent_s() > self.stuck_s
         statuses = _statuses(batch_round, nodes, log, is_over=is_over)
         return RoundStatus(
             is_over=is_over,

@@ -15,12 +15,13 @@ from qgexec.books.journal import read_events
 from qgexec.events import AttemptSkipped, AttemptSucceeded, Event, RunEnded
 from qgexec.quantum import SegmentRef
 
-__all__ = ["Successes", "earlier_successes", "job_successes", "parents_successes"]
+__all__ = ["LOOK_PERIOD_S", "Successes", "earlier_successes", "job_successes", "parents_successes"]
 
 Successes = dict[int, SegmentRef | None]
 """Quanta that have succeeded, by index, and where the details of their last attempts are."""
 
-_PAUSE_S = 0.5
+LOOK_PERIOD_S = 0.5
+"""Time between two looks at the journal of a parent, seconds."""
 
 
 def parents_successes(batch_round: Round, job: int, awaited: Collection[int], patience_s: float) -> Successes:
@@ -45,7 +46,7 @@ def parents_successes(batch_round: Round, job: int, awaited: Collection[int], pa
             if wanted <= succeeded.keys() or is_over or time.monotonic() >= deadline:
                 found |= _those(wanted, succeeded)
                 break
-            time.sleep(_PAUSE_S)
+            time.sleep(LOOK_PERIOD_S)
     return found
 
 

@@ -42,17 +42,17 @@ from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import ModelError
 from qgexec.plaintext import printable
 
-__all__ = ["SlurmSystem"]
+__all__ = ["ANSWER_LIMIT_S", "SUBMIT_PERIOD_S", "SlurmSystem"]
 
 _logger = logging.getLogger(__name__)
 
-_PATIENCE_S = 60.0
+ANSWER_LIMIT_S = 60.0
 """Longest time that one question to Slurm may take, seconds; its commands themselves try for some time."""
 
 _SUBMIT_S = 300.0
 """Longest time that one submission may take, seconds: sbatch waits by itself where Slurm is busy."""
 
-_PERIOD_S = 0.2
+SUBMIT_PERIOD_S = 0.2
 """Least time between two calls of sbatch, seconds: others use the same Slurm."""
 
 _SHARE = 2
@@ -375,7 +375,7 @@ def _number(text: str, program: str) -> int:
 def _submit(command: Sequence[str]) -> int:
     began_at = time.monotonic()
     text = _call(command, timeout_s=_SUBMIT_S, what="Slurm refuses the jobs")
-    time.sleep(max(0.0, began_at + _PERIOD_S - time.monotonic()))
+    time.sleep(max(0.0, began_at + SUBMIT_PERIOD_S - time.monotonic()))
     return _number(text.partition(";")[0], "sbatch")  # with several clusters the name of one follows
 
 
@@ -392,7 +392,7 @@ def _call(command: Sequence[str], *, timeout_s: float | None = None, what: str =
         It is missing, fails, or takes too long.
     """
     program = command[0]
-    timeout_s = timeout_s or _PATIENCE_S
+    timeout_s = timeout_s or ANSWER_LIMIT_S
     try:
         done = subprocess.run(
             command,

@@ -23,7 +23,15 @@ from qgexec.books.linefile import file_error
 from qgexec.books.rundir import RunDir
 from qgexec.errors import RunDirError, UsageError
 
-__all__ = ["CLOSING", "array_options", "closing_options", "dependency", "read_arrays", "write_files"]
+__all__ = [
+    "CLOSING",
+    "CLOSING_PAUSE_S",
+    "array_options",
+    "closing_options",
+    "dependency",
+    "read_arrays",
+    "write_files",
+]
 
 CLOSING = "closing"
 """Comment of the closing job; that of an array begins with its number."""
@@ -35,7 +43,7 @@ _RUNS = 3
 """How often a try of a job begins again after its process was killed."""
 
 _CLOSING_TRIES = 5
-_CLOSING_PAUSE_S = 60
+CLOSING_PAUSE_S = 60
 """The closing job tries again while the registry, or the file system, is not there; seconds in between."""
 
 _MIB = 1 << 20
@@ -267,7 +275,7 @@ def write_files(batch_round: Round, arrays: Sequence[Array], largest_mib: int) -
             name=batch_round.name,
             run=_run(batch_round, batch_round.closing_command()),
             tries=_CLOSING_TRIES,
-            pause=_CLOSING_PAUSE_S,
+            pause=CLOSING_PAUSE_S,
         ),
     }
     for number, array in enumerate(arrays):

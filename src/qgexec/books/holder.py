@@ -29,6 +29,7 @@ __all__ = [
     "HEARTBEAT_S",
     "Heartbeat",
     "await_end_of_workers",
+    "booted_at",
     "check_free",
     "check_not_held",
     "check_silent",
@@ -250,10 +251,10 @@ def has_restarted_since(driver: RunStarted) -> bool:
     """Return whether a driver's host went down after it, as far as can be known; else `True`."""
     if driver.host != socket.gethostname():
         return True
-    return _booted_at() > driver.at
+    return booted_at() > driver.at
 
 
-def _booted_at() -> float:
+def booted_at() -> float:
     """Return when this host was started, UNIX seconds; see proc(5), ``/proc/stat``."""
     for line in Path("/proc/stat").read_text().splitlines():
         if line.startswith("btime "):

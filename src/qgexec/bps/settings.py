@@ -141,7 +141,7 @@ class Settings:
             self.write_resources(file)
             for name in _read(file).unknown:
                 _logger.warning("Of no meaning in the BPS configuration: %s", _without_place(name, file))
-            self._check_options(self._command("graph.qg", file, Path(folder), extends=False))
+            self._check_options(self.arguments("graph.qg", file, Path(folder), extends=False))
         try:
             with open_butler(self.repository, writeable=True) as butler:
                 require_writeable(butler)
@@ -284,9 +284,10 @@ class Settings:
         """
         with open_butler(self.repository) as butler:
             extends = collection_type(butler, self._text("outputRun")) is not None
-        return self._command(graph, resources, run_dir, extends=extends)
+        return self.arguments(graph, resources, run_dir, extends=extends)
 
-    def _command(self, graph: str, resources: Path, run_dir: Path, *, extends: bool) -> list[str]:
+    def arguments(self, graph: str, resources: Path, run_dir: Path, *, extends: bool) -> list[str]:
+        """Return the same, for an output RUN that exists already or not; asks no repository."""
         command = ["submit" if self.ends else "run", "-b", self.repository, "-g", graph]
         command += ["--run-dir", str(run_dir), "--resources", str(resources), "--model", self.model]
         command.append("--register-dataset-types")

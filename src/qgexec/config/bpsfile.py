@@ -23,7 +23,7 @@ from qgexec.config.values import Layers, Reader, Value, first, listed, mebibytes
 from qgexec.config.yamlfile import Node, Place, merged, read_yaml, resolve, variables_in
 from qgexec.errors import UsageError
 
-__all__ = ["read_config"]
+__all__ = ["RETRY_KEYS", "TASK_KEYS", "read_config"]
 
 
 def read_config(paths: Iterable[str | Path], *, site: str | None = None) -> RunConfig:
@@ -143,7 +143,7 @@ _READERS: dict[str, tuple[str, Reader]] = {
 
 _RETRIES = "retries"
 
-_RETRY_READERS: dict[str, tuple[str, Reader]] = {
+RETRY_KEYS: dict[str, tuple[str, Reader]] = {
     "lost": ("lost", one(_times)),
     "outOfMemory": ("out_of_memory", one(_times)),
     "timeLimit": ("timed_out", one(_times)),
@@ -155,7 +155,8 @@ _RETRY_READERS: dict[str, tuple[str, Reader]] = {
 
 _TASK_OPTIONS = "extraRunQuantumOptions"
 
-_OUR_KEYS = frozenset({*_READERS, _RETRIES, _TASK_OPTIONS})
+TASK_KEYS = frozenset({*_READERS, _RETRIES, _TASK_OPTIONS})
+"""Keys of a task, and of all, that mean something here."""
 
 
 def _interpret(root: Node) -> RunConfig:
@@ -207,7 +208,7 @@ def _said(sections: Layers, layers: Layers | None = None) -> dict[str, Any]:
         if (node := first(sections, key)) is not None:
             said[name] = read(key, node, layers)
     retries = [section_of(section, _RETRIES) for section in sections]
-    for key, (name, read) in _RETRY_READERS.items():
+    for key, (name, read) in RETRY_KEYS.items():
         if (node := first(retries, key)) is not None:
             said[name] = read(f"{_RETRIES}: {key}", node, layers)
     if (node := first(sections, _TASK_OPTIONS)) is not None:
@@ -238,7 +239,7 @@ def _unknown(root: Node) -> Iterator[str]:
     used = variables_in(root)
     top = root.section
     tasks = _sections_in(top, "pipetask")
-    known, known_of_task = (BATCH_KEYS | _OUR_KEYS | keys for keys in (JOB_KEYS, JOB_KEYS_OF_TASKS))
+    known, known_of_task = (BATCH_KEYS | TASK_KEYS | keys for keys in (JOB_KEYS, JOB_KEYS_OF_TASKS))
     yield from _sites_missing(top)
     site = _part(top, "site", "computeSite")
     places = [(top, known), (site if "class" not in site else {}, known)]
@@ -249,8 +250,8 @@ def _unknown(root: Node) -> Iterator[str]:
             elif key not in keys | used:
                 yield _described(key, value.place, keys)
         for key, value in section_of(section, _RETRIES).items():
-            if key not in _RETRY_READERS:
-                yield _described(key, value.place, _RETRY_READERS)
+            if key not in RETRY_KEYS:
+                yield _described(key, value.place, RETRY_KEYS)
     for key, value in section_of(top, "finalJob").items():
         if key not in known and get_close_matches(key, ["requestMemory"], 1, cutoff=0.8):
             yield _described(key, value.place, ["requestMemory"])
@@ -278,7 +279,7 @@ def _unknown_of_cluster(section: Mapping[str, Node], used: Collection[str]) -> I
         if key in section and "partitionDimensions" not in section:
             yield f"{key} ({section[key].place}; only with partitionDimensions)"
     for key, value in section.items():
-        if key in BATCH_KEYS | _OUR_KEYS | JOB_KEYS:
+        if key in BATCH_KEYS | TASK_KEYS | JOB_KEYS:
             yield f"{key} ({value.place}; not taken for a cluster: its jobs are given what their quanta are)"
         elif key not in CLUSTER_KEYS and key not in used:
             yield _described(key, value.place, CLUSTER_KEYS)

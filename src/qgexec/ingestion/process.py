@@ -163,17 +163,18 @@ class IngestionProcess:
         self._closed = False
         self._restarts_left = _RESTARTS
         self._error: IngestError | None = None
-        self._process = self._start()
+        self.process = self._start()
+        """The ingester; another one after a restart."""
 
     @property
     def pid(self) -> int | None:
         """The ingester's process ID; `None` until it is forked."""
-        self._process.refresh()
-        return self._process.pid
+        self.process.refresh()
+        return self.process.pid
 
     def fileno(self) -> int:
         """Return a file descriptor, readable when `collect` has something; another one after a restart."""
-        return self._process.channel.fileno()
+        return self.process.channel.fileno()
 
     def offer(self, index: int, detail: SegmentRef) -> None:
         """Hand over one quantum's outputs; returns at once."""
@@ -199,7 +200,7 @@ class IngestionProcess:
         events: list[Event] = []
         if self._error is None:
             # Whoever takes over after the driver must know of every process that writes to the registry.
-            if self._told is self._process:
+            if self._told is self.process:
                 self._send()
             self._receive(events)
             self._look_after(events)
@@ -233,9 +234,9 @@ class IngestionProcess:
                     hint=f"See {self._output}, and whether the database answers or is locked by another.",
                 )
             poll = select.poll()
-            poll.register(self._process, select.POLLIN)
-            may_send = self._told is self._process and (self._unsent or self._unsent_remains)
-            poll.register(self._process.channel, select.POLLIN | (select.POLLOUT if may_send else 0))
+            poll.register(self.process, select.POLLIN)
+            may_send = self._told is self.process and (self._unsent or self._unsent_remains)
+            poll.register(self.process.channel, select.POLLIN | (select.POLLOUT if may_send else 0))
             poll.poll(left * 1000)
             self._unreported.extend(self._collect())
         self._told = self._announced
@@ -263,9 +264,9 @@ class IngestionProcess:
         if self._closed:
             return ()
         self._closed = True
-        self._process.channel.finish()
-        self._process.wait(patience_s)
-        self._process.close()
+        self.process.channel.finish()
+        self.process.wait(patience_s)
+        self.process.close()
         self._tell(self._unreported)
         return self._take_unreported()
 
@@ -275,16 +276,16 @@ class IngestionProcess:
 
     def _look_after(self, events: list[Event]) -> None:
         """Note that the process began, or ended; start another one in the place of one that died."""
-        self._process.refresh()
-        if self._process.ended:
+        self.process.refresh()
+        if self.process.ended:
             self._receive(events)
         self._tell(events)
-        if self._process.ended:
+        if self.process.ended:
             self._restart()
 
     def _tell(self, events: list[Event]) -> None:
         """Say once that the process began, and once that it ended."""
-        process, now = self._process, time.time()
+        process, now = self.process, time.time()
         if process.pid is not None and self._announced is not process:
             self._announced = process
             started_at = process.started_at or now
@@ -307,23 +308,23 @@ class IngestionProcess:
         while self._unsent:
             some = [self._unsent[i] for i in range(min(len(self._unsent), _OFFERS_PER_MESSAGE))]
             offers = tuple((index, ref.segment, ref.offset, ref.length) for index, ref in some)
-            if not self._process.channel.try_send((_OFFER, *offers)):
+            if not self.process.channel.try_send((_OFFER, *offers)):
                 return
             for index, ref in some:
                 self._unsent.popleft()
                 self._unconfirmed[index] = ref
         while self._unsent_remains:
             indices = [self._unsent_remains[i] for i in range(min(len(self._unsent_remains), MAX_QUANTA))]
-            if not self._process.channel.try_send((_DISCARD, *indices)):
+            if not self.process.channel.try_send((_DISCARD, *indices)):
                 return
             for index in indices:
                 self._unsent_remains.popleft()
                 self._unconfirmed_remains[index] = None
         if self._drain_wanted and not self._drain_sent:
-            self._drain_sent = self._process.channel.try_send((_DRAIN,))
+            self._drain_sent = self.process.channel.try_send((_DRAIN,))
 
     def _receive(self, events: list[Event]) -> None:
-        while (message := self._process.channel.try_receive()) is not None:
+        while (message := self.process.channel.try_receive()) is not None:
             if message[0] == _INGESTED:
                 _, at, indices, n_datasets = message
                 for index in indices:
@@ -344,20 +345,20 @@ class IngestionProcess:
         """Start a new process for what the dead one has not confirmed."""
         if self._error is not None:
             return
-        obituary = f"the ingester {describe_exit(self._process.exit_code)}"
+        obituary = f"the ingester {describe_exit(self.process.exit_code)}"
         if not self._restarts_left:
             self._error = IngestError(
                 f"{obituary}, as {_RESTARTS} before it", hint=f"What it printed is in {self._output}."
             )
             return
         self._restarts_left -= 1
-        self._process.close()
+        self.process.close()
         self._unsent.extendleft(reversed(self._unconfirmed.items()))
         self._unconfirmed.clear()
         self._unsent_remains.extendleft(reversed(self._unconfirmed_remains))
         self._unconfirmed_remains.clear()
         self._drain_sent = False
-        self._process = self._start()
+        self.process = self._start()
 
 
 def ingest_until_told(channel: Channel, opener: IngesterOpener, segments: str, batching: Batching) -> None:

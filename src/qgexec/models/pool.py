@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from qgexec.errors import ModelError, WorkerStartError
@@ -117,6 +117,8 @@ class Pool:
             start_limit_s=start_limit_s,
             silence_limit_s=silence_limit_s,
         )
+        self.clock: Callable[[], float] = time.monotonic
+        """Gives seconds: when limits of time have passed."""
         self._at_least = min(processes, n_here)
         self._run: Run | None = None
         self._closing = False
@@ -184,7 +186,7 @@ class Pool:
         qgexec.errors.ModelError
             The bench broke its contract.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = self.clock() + timeout_s
         for worker in self._unannounced:
             worker.announced = True
             self._dispatch.file(worker)
@@ -197,7 +199,7 @@ class Pool:
                 break
             self._poll(left)
             self._gather()
-            left = deadline - time.monotonic()
+            left = deadline - self.clock()
         self._woken = False
         if self._error is not None and not self._events:
             raise self._error
@@ -247,13 +249,13 @@ class Pool:
         return self._run
 
     def _poll_until_gone(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while self._workers and (left := deadline - time.monotonic()) > 0:
+        deadline = self.clock() + timeout_s
+        while self._workers and (left := deadline - self.clock()) > 0:
             self._poll(left)
 
     def _poll(self, timeout_s: float) -> None:
         """Wait for news of workers, for a deadline, for the watch's next round, or for `wake`; once."""
-        due_in_s = min(self._alarms.next_at(), self._watch.due_at) - time.monotonic()
+        due_in_s = min(self._alarms.next_at(), self._watch.due_at) - self.clock()
         for fd, _ in self._epoll.poll(max(0.0, min(timeout_s, due_in_s))):
             if (worker := self._by_fd.get(fd)) is None:
                 self._heed_wake(fd)
@@ -261,7 +263,7 @@ class Pool:
                 self._heed_process(worker)
             else:
                 self._heed_messages(worker)
-        now = time.monotonic()
+        now = self.clock()
         for worker in self._alarms.due(now):
             self._heed_deadline(worker, now)
         if now >= self._watch.due_at:
@@ -341,7 +343,7 @@ class Pool:
         worker.doomed = True
         self._dispatch.file(worker)
         self._dispatch.requeue(self._take_all_back(worker))
-        self._alarms.set(worker, time.monotonic() + self.settings.grace_s)
+        self._alarms.set(worker, self.clock() + self.settings.grace_s)
 
     def _take_all_back(self, worker: Worker) -> list[Attempt]:
         taken = []
@@ -403,7 +405,7 @@ class Pool:
         for end in (process, process.channel):
             self._epoll.register(end, select.EPOLLIN)
             self._by_fd[end.fileno()] = worker
-        self._alarms.set(worker, time.monotonic() + self.settings.start_limit_s)
+        self._alarms.set(worker, self.clock() + self.settings.start_limit_s)
         return worker
 
     def _end(self, worker: Worker, number: signal.Signals) -> None:
@@ -416,13 +418,13 @@ class Pool:
     def _kill(self, worker: Worker) -> None:
         worker.killed = True
         self._end(worker, signal.SIGKILL)
-        self._alarms.set(worker, time.monotonic() + _GONE_S)
+        self._alarms.set(worker, self.clock() + _GONE_S)
 
     def _set_limit(self, worker: Worker) -> None:
         """Note until when the attempt that begins now may run."""
         if not worker.doomed:
             limit_s = worker.held[0].timeout_s
-            self._alarms.set(worker, NEVER if limit_s is None else time.monotonic() + limit_s)
+            self._alarms.set(worker, NEVER if limit_s is None else self.clock() + limit_s)
 
     def _bury(self, worker: Worker) -> None:
         """Say what became of all that a dead worker held, and replace it."""
@@ -469,7 +471,7 @@ class Pool:
         """Return what is known of the machine just after a worker's death."""
         by_signal = worker.process.exit_code == -signal.SIGKILL and not worker.doomed
         return Surroundings(
-            killed_by_kernel=by_signal and self._oom_kills.claim(time.monotonic()),
+            killed_by_kernel=by_signal and self._oom_kills.claim(self.clock()),
             memory_bytes=self._machine_bytes,
             all_used_bytes=sum(other.used_bytes or 0 for other in self._workers.values()),
         )

@@ -30,15 +30,17 @@ LINES_BETWEEN = 50_000
 _LOOK_EVERY_S = 10.0
 """How often it looks whether there is more to read, seconds."""
 
-_END_S = 5.0
-"""Time it has to come to its end, seconds."""
-
 _LOWEST = 19
 
 
 @contextmanager
 def keeping_snapshots(
-    run_dir: RunDir, n_quanta: int, *, worth: int = WORTH_A_KEEPER, lines_between: int = LINES_BETWEEN
+    run_dir: RunDir,
+    n_quanta: int,
+    *,
+    worth: int = WORTH_A_KEEPER,
+    lines_between: int = LINES_BETWEEN,
+    end_s: float = 5.0,
 ) -> Iterator[None]:
     """Have snapshots made while the block runs, if there are so many quanta that it is worth it.
 
@@ -52,13 +54,15 @@ def keeping_snapshots(
         How many are enough.
     lines_between
         As for `keep`.
+    end_s
+        Time that the one who makes them has to come to its end, seconds.
     """
     keeper = _start(run_dir, lines_between) if n_quanta >= worth else None
     try:
         yield
     finally:
         if keeper is not None:
-            _end(keeper)
+            _end(keeper, end_s)
 
 
 def _start(run_dir: RunDir, lines_between: int) -> subprocess.Popen[bytes] | None:
@@ -77,11 +81,11 @@ def _start(run_dir: RunDir, lines_between: int) -> subprocess.Popen[bytes] | Non
         return None
 
 
-def _end(keeper: subprocess.Popen[bytes]) -> None:
+def _end(keeper: subprocess.Popen[bytes], end_s: float) -> None:
     assert keeper.stdin is not None
     keeper.stdin.close()
     try:
-        keeper.wait(_END_S)
+        keeper.wait(end_s)
     except subprocess.TimeoutExpired:
         keeper.kill()
         keeper.wait()

@@ -60,7 +60,7 @@ class JobBench(Workbench):
             raise
 
     def _compare_versions(self) -> None:
-        changes = changed_versions(self._supply, self._source, Path(self._job.workbench.graph_file))
+        changes = changed_versions(self.supply, self._source, Path(self._job.workbench.graph_file))
         if not changes:
             return
         what = f"package versions on {socket.gethostname()} are not those of the run: {'; '.join(changes)}"
@@ -109,7 +109,7 @@ class JobBench(Workbench):
         except JournalError:
             _look_anew(self._segments)
             return str(self._segments / ref.segment)
-        datastore = self._supply.datastore
+        datastore = self.supply.datastore
         remote: list[ResourcePath] = []
         for file in recorded_files(datastore, records_from_json(detail.get("records", {}))):
             if not file.uri.isLocal:

@@ -49,7 +49,7 @@ class Patience:
     def __init__(
         self, patience_s: float, *, sleep: Callable[[float], None], clock: Callable[[], float]
     ) -> None:
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._sleep = sleep
         self._clock = clock
 
@@ -68,7 +68,7 @@ class Patience:
         Exception
             What the action raised last; at once where time would not change it.
         """
-        until = self._clock() + self._patience_s
+        until = self._clock() + self.patience_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -78,17 +78,18 @@ class Patience:
                 if not (gone or is_locked(error)) or self._clock() + pause_s > until:
                     raise
                 if pause_s == _FIRST_PAUSE_S:
-                    self._tell(error, gone=gone)
+                    self.warn(error, gone=gone)
             if gone:
                 disconnect()
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _tell(self, error: Exception, *, gone: bool) -> None:
+    def warn(self, error: Exception, *, gone: bool) -> None:
+        """Say, once, what is waited for."""
         _logger.warning(
             "The registry %s; trying again for %.0f s: %s",
             "cannot be reached" if gone else "is locked by another process",
-            self._patience_s,
+            self.patience_s,
             next((str(each.orig).strip() for each in _database_errors(error)), error),
         )
 

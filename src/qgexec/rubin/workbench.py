@@ -49,8 +49,8 @@ class Workbench:
         with contextlib.ExitStack() as stack:
             self._source = _open_source(opener.graph_file, opener.options.implicit_threads, opener.repository)
             stack.callback(self._source.close)
-            self._supply = Supply.of_graph(opener.repository, self._source)
-            stack.callback(self._supply.close)
+            self.supply = Supply.of_graph(opener.repository, self._source)
+            stack.callback(self.supply.close)
             self._recorder = Recorder(opener.books, name)
             stack.callback(self._recorder.close)
             self._open = stack.pop_all()
@@ -65,7 +65,7 @@ class Workbench:
         qgexec.errors.JournalError
             The detail cannot be written.
         """
-        with _Sitting(self._supply, self._source, attempt, self._options) as sitting:
+        with _Sitting(self.supply, self._source, attempt, self._options) as sitting:
             return self._recorder.record(attempt, sitting.execute, sitting.outputs)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +152,8 @@ class Hand(BatchModel):
 @contextmanager
 def hand_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
     """Make the model ``hand`` known, with a batch system that has nothing in hand."""
-    entries = dict(registry._entries())
-    entries["hand"] = EntryPoint("hand", f"{__name__}:Hand", registry.GROUP)
-    monkeypatch.setattr(registry, "_entries", lambda: entries)
+    entries = [*entry_points(group=registry.GROUP), EntryPoint("hand", f"{__name__}:Hand", registry.GROUP)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries)
     be_quick(monkeypatch)
     vars(SYSTEM).clear()  # also of what a test has put in the place of a method
     vars(SYSTEM).update(vars(HandSystem()))
@@ -163,10 +162,10 @@ def hand_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
 
 def be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have models ask as often as they can: what is asked here answers at once."""
-    monkeypatch.setattr("qgexec.models.batch._STATUS_S", 0.0)
-    monkeypatch.setattr("qgexec.models.batch._JOURNALS_S", 0.01)
-    monkeypatch.setattr("qgexec.models.batch._SHARE", 0)
-    monkeypatch.setattr("qgexec.offline._PAUSE_S", 0.01)
+    monkeypatch.setattr("qgexec.models.batch.STATUS_PERIOD_S", 0.0)
+    monkeypatch.setattr("qgexec.models.batch.JOURNALS_PERIOD_S", 0.01)
+    monkeypatch.setattr("qgexec.models.batch.REST_FACTOR", 0)
+    monkeypatch.setattr("qgexec.offline.LOOK_PERIOD_S", 0.01)
 
 
 def journal_lines(folder: Path) -> list[dict[str, object]]:

@@ -66,7 +66,7 @@ def start_job(batch_round: Round, job: int, fault: Fault = nothing) -> Fork:
     """Begin a try of a job; what it prints is in the round's logs."""
 
     def act() -> int:
-        replace(producers, "_PAUSE_S", 0.01)
+        replace(producers, "LOOK_PERIOD_S", 0.01)
         fault()
         done = batchjob.run_job(batch_round.run_dir, batch_round.number, job)
         return 0 if done else EXIT_TRY_AGAIN
@@ -82,7 +82,7 @@ def _start(act: Callable[[], int], output: Path) -> Fork:
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(log, "w"), write_through=True)
-        replace(executor, "_PULSE_S", 0.02)
+        replace(executor, "PULSE_S", 0.02)
         start_servers_warm()
         try:
             return act()

@@ -261,7 +261,7 @@ def slurm_standin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slu
     for name in ("said", "answer"):
         os.mkfifo(folder / name)
     monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
-    monkeypatch.setattr("qgexec.batch.slurm._PERIOD_S", 0.0)
+    monkeypatch.setattr("qgexec.batch.slurm.SUBMIT_PERIOD_S", 0.0)
     standin = SlurmStandIn()
     broken: list[BaseException] = []
     thread = threading.Thread(target=_serve, args=(standin, folder, broken), daemon=True)

@@ -225,10 +225,10 @@ def numbered(attempt: Attempt, number: int) -> Attempt:
 def remembered(bench: Any) -> list[Any]:
     """Return all rows and objects that a bench's datastore holds."""
     rows: list[Any] = []
-    for leaf in leaf_datastores(bench._supply.datastore):
+    for leaf in leaf_datastores(bench.supply.datastore):
         if leaf.isEphemeral:
             rows += [*leaf.datasets, *leaf.records]  # type: ignore[attr-defined]
             continue
         rows += leaf._table.fetch()  # type: ignore[attr-defined]
-        rows += [*leaf.bridge._held, *leaf.bridge._trash]  # type: ignore[attr-defined]
+        rows += [leaf.bridge] * len(leaf.bridge)  # type: ignore[attr-defined]
     return rows

@@ -358,7 +358,7 @@ RESUMING: dict[str, Fault] = {
     "before its claim": at_call(Journal, "create"),
     "after its claim": at_call(Journal, "create", "after"),
     "after it wrote its options": at_call(RunDir, "rewrite_settings", "after"),
-    "after it found what is complete": at_call(qgexec.rubin.settle, "_find_complete", "after"),
+    "after it found what is complete": at_call(Ingester, "__init__"),
     "before it removes": at_call(qgexec.rubin.discard, "remove_files"),
     "as it removes": at_call(FileResourcePath, "remove", "after"),
     "after it removed": at_call(qgexec.rubin.discard, "remove_files", "after"),
@@ -432,7 +432,7 @@ def power_cut(harm: Callable[[Site], None]) -> Case:
     def play(site: Site) -> None:
         assert begin(site, fault=at_record(12, "after")) == KILLED
         harm(site)
-        came_back = partial(replace, qgexec.books.holder, "_booted_at", lambda: math.inf)
+        came_back = partial(replace, qgexec.books.holder, "booted_at", lambda: math.inf)
         assert resume(site, fault=came_back) == 0
 
     return play

@@ -258,7 +258,7 @@ def _drive(site: Site, model: str, fault: Fault, action: Callable[[], None]) -> 
 def _make_eager(model: str) -> None:
     """Ingest after every other quantum instead of every other second: there is more to be killed at."""
     replace(ingestion, "Batching", functools.partial(Batching, quanta=2, seconds=0.0))
-    replace(executor, "_PULSE_S", 0.0 if model == "inprocess" else 0.02)
+    replace(executor, "PULSE_S", 0.0 if model == "inprocess" else 0.02)
 
 
 Case = Callable[[Site], None]

@@ -135,6 +135,13 @@ class Bench:
         self.say(f"{attempt.index} {os.getpid()} {child.pid}")
         child.wait()
 
+    def _breed_and_hog(self, attempt: Attempt) -> None:
+        child = subprocess.Popen(["sleep", "1000"])
+        self.say(f"{attempt.index} {os.getpid()} {child.pid}")
+        block = take(HOG_BYTES)
+        child.wait()
+        block.close()
+
     def _breed_away(self, attempt: Attempt) -> None:
         child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
         self.say(f"{attempt.index} {os.getpid()} {child.pid}")
@@ -283,11 +290,6 @@ class Ears:
         line, _, self._heard = self._heard.partition(b"\n")
         return [int(word) for word in line.split()]
 
-    def heard_by_now(self) -> list[int] | None:
-        """Return the numbers of the next line if one was said already."""
-        said = bool(self._heard) or bool(select.select([self._fd], [], [], 0)[0])
-        return self.hear() if said else None
-
     def open_gate(self) -> None:
         """Let one quantum through the gate."""
         with (self.folder / "gate").open("w") as gate:
@@ -296,6 +298,21 @@ class Ears:
     def close(self) -> None:
         """Stop listening."""
         os.close(self._fd)
+
+
+@dataclass
+class SkippingClock:
+    """The monotonic clock, and what a test has skipped."""
+
+    skipped_s: float = 0.0
+
+    def __call__(self) -> float:
+        """Return what it shows, seconds."""
+        return time.monotonic() + self.skipped_s
+
+    def skip(self, seconds: float) -> None:
+        """Have time passed."""
+        self.skipped_s += seconds
 
 
 def make_run(folder: Path, problem: str = "", **options: object) -> Run:

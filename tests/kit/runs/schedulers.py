@@ -13,7 +13,7 @@ FREE = Resources(1000)
 
 def states_of(scheduler: Scheduler) -> list[str]:
     """Return the states of all quanta, in words."""
-    return [scheduler.state(index).value for index in range(len(scheduler._plan))]
+    return [scheduler.state(index).value for index in range(len(scheduler.plan))]
 
 
 def chosen(scheduler: Scheduler, capacity: Resources = FREE) -> list[int]:
@@ -23,7 +23,7 @@ def chosen(scheduler: Scheduler, capacity: Resources = FREE) -> list[int]:
 
 def snapshot_of(scheduler: Scheduler) -> object:
     """Return all there is to know about a scheduler."""
-    indices = range(len(scheduler._plan))
+    indices = range(len(scheduler.plan))
     return (
         states_of(scheduler),
         [scheduler.attempts(index) for index in indices],
