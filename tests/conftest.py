@@ -24,7 +24,26 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave like cases to `make test-thorough`, and mix the files."""
+    _leave_like_cases(items)
+    _mix(items)
+
+
+def _leave_like_cases(items: list[pytest.Item]) -> None:
+    """Mark as thorough all but each n-th case of tests that are marked so."""
+    positions: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("every")
+        if mark is not None:
+            test = item.nodeid.partition("[")[0]
+            if positions[test] % mark.args[0]:
+                item.add_marker("thorough")
+            positions[test] += 1
+
+
+def _mix(items: list[pytest.Item]) -> None:
     """Let every other file be one that tests a batch system, as long as there are any.
 
     These mostly wait: begun last, they would wait alone, and begun all at once, the cores would.

@@ -249,6 +249,7 @@ class TestExecuting:
         with repository.butler() as butler:
             assert set(butler.collections.query("u/me/*")) == {"u/me/a", "u/me/b", "u/me/d"}
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize(
         "options",
         [

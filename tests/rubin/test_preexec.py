@@ -248,6 +248,7 @@ class TestAgain:
 class TestBegun:
     """A preparation that is brought to its end after it was killed."""
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("place", ["register", "define", "write"])
     def test_in_a_chain_that_is_there(self, repository: MockRepository, graph: GraphFile, place: str) -> None:
         """The chain gets the new RUN, wherever it was cut off, and the RUN still counts as new."""
@@ -272,6 +273,7 @@ class TestBegun:
         with repository.butler() as butler:
             assert butler.collections.get_info(OUTPUT).children == ("second", OUTPUT_RUN, INPUT_RUN)
 
+    @pytest.mark.every(4)
     @pytest.mark.parametrize(
         ("place", "prune"),
         [

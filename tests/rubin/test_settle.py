@@ -67,6 +67,7 @@ def run_settle(site: Site, *in_the_air: InTheAir, **options: Any) -> list[Attemp
     return settle(site.opener(), site.ingester_opener(**options), plan, in_the_air, unfinished)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("put", [1, 2, 3], ids=["output", "metadata", "log"])
 def test_killed_anywhere(site: Site, undisturbed: dict[str, Any], put: int, stage: str) -> None:

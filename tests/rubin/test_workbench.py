@@ -58,6 +58,7 @@ def assert_same(site: Site, twin: Site) -> None:
 ISR = ("isr",)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("moods", "options"),
     [

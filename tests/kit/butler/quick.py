@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+from importlib.metadata import packages_distributions
 from types import SimpleNamespace
 from typing import Any
 
-import lsst.utils.packages
 import yaml
 from lsst.daf.butler import _config
+from lsst.utils import packages
 
 _PACKAGED = "resource://"
 """Configuration files there are the same for all tests."""
@@ -18,8 +19,7 @@ _PACKAGED = "resource://"
 
 def make_upstream_quick() -> None:
     """Remember parsed configuration files, and the installed distributions: half of a small run."""
-    installed = functools.cache(lsst.utils.packages.packages_distributions)
-    lsst.utils.packages.packages_distributions = installed
+    vars(packages)["packages_distributions"] = functools.cache(packages_distributions)
     _config.yaml = SimpleNamespace(**vars(yaml) | {"load": _load})
 
 

@@ -116,7 +116,7 @@ CASES = (
         succeeded={"isr": 4, "calibrate": 4, "coadd": 8, "catalogue": 1, "quality": 1},
         repository=DEMO,
     ),
-    Case("PostgreSQL", (BROKEN, Step(options=REPAIR)), repository="PostgreSQL", soon=True),
+    Case("PostgreSQL", (BROKEN, Step(options=REPAIR)), repository="PostgreSQL"),
     moody(
         Mood("isr", "before", "raise", ONE),
         name="raises before a put",
