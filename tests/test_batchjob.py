@@ -91,6 +91,7 @@ class TestLogging:
 class TestLateInputs:
     """What another job wrote is not seen here yet."""
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize(
         ("layer", "what"), [(hidden, "file"), (half_written, "file"), (hidden, "segment")]
     )
@@ -125,6 +126,7 @@ class TestLateInputs:
         for words in ("is not to be seen on", "after 0 s", str(path)):
             assert words in last.reason
 
+    @pytest.mark.thorough
     def test_not_written(self, submitted: Submit, tmp_path: Path) -> None:
         """What its producer did not write is not waited for."""
         place = MockRepository(tmp_path / "own" / "repo", tmp_path / "own" / "graph.qg", Path())
@@ -139,6 +141,7 @@ class TestLateInputs:
         found = sorted((inputs_of_summary(run, job) for job in run.jobs("summary")), key=len)
         assert found == [{1, 3, 4}, {1, 2, 3, 4}]
 
+    @pytest.mark.thorough
     def test_of_an_earlier_round(self, submitted: Submit, system: HandSystem, tmp_path: Path) -> None:
         """What was written before the last submission is waited for as well."""
 
@@ -185,6 +188,7 @@ class TestVersions:
         assert line.endswith(", was 0.1")
         assert run.kinds(0) == ["AttemptStarted", "AttemptSucceeded"]
 
+    @pytest.mark.thorough
     def test_refused(self, submitted: Submit, recorded: Callable[[Submitted, str], None]) -> None:
         """If that is what the run was told, no quantum is begun, and no other try is asked for."""
         run = submitted(strict_versions=True)
@@ -196,6 +200,7 @@ class TestVersions:
         assert "--strict-versions" in ended.stderr
         assert run.kinds(0) == []
 
+    @pytest.mark.thorough
     def test_the_same(self, submitted: Submit) -> None:
         """Nothing is said where nothing differs."""
         run = submitted(strict_versions=True)
@@ -224,6 +229,7 @@ class TestWhatANodeCannotUse:
         assert f"{run.run_dir.path} does not exist" in one_error(ended)
         assert "machines that execute jobs must see the run directory" in ended.stderr
 
+    @pytest.mark.thorough
     def test_graph(self, submitted: Submit) -> None:
         """So is one that does not see the graph."""
         run = submitted()
@@ -234,6 +240,7 @@ class TestWhatANodeCannotUse:
         assert "the graph and the repository, by the same paths" in ended.stderr
         assert run.kinds(0) == []
 
+    @pytest.mark.thorough
     def test_damaged_graph(self, submitted: Submit) -> None:
         """A graph that cannot be read."""
         run = submitted()
@@ -243,6 +250,7 @@ class TestWhatANodeCannotUse:
         assert str(run.repository.graph) in one_error(ended)
         assert run.kinds(0) == []
 
+    @pytest.mark.thorough
     def test_repository(self, submitted: Submit) -> None:
         """A repository that is not there."""
         run = submitted()
@@ -252,6 +260,7 @@ class TestWhatANodeCannotUse:
         assert str(run.repository.root) in one_error(ended)
         assert run.kinds(0) == []
 
+    @pytest.mark.thorough
     def test_task(self, submitted: Submit, tmp_path: Path) -> None:
         """A task that cannot be imported there."""
         place = MockRepository(tmp_path / "own" / "repo", tmp_path / "own" / "graph.qg", Path())
@@ -272,6 +281,7 @@ def test_imports_no_stack() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.thorough
 def test_leaves_few_files(submitted: Submit) -> None:
     """A job leaves a journal and a segment, and no logs that say nothing."""
     run = submitted()
@@ -282,6 +292,7 @@ def test_leaves_few_files(submitted: Submit) -> None:
     assert after == {run.batch_round.journal(0) / "0001.jsonl", run.segment(0)}
 
 
+@pytest.mark.thorough
 def test_job_without_work_leaves_no_segment(submitted: Submit) -> None:
     """A job whose quanta all have succeeded starts nothing."""
     run = submitted()
@@ -290,6 +301,7 @@ def test_job_without_work_leaves_no_segment(submitted: Submit) -> None:
     assert run.kinds(0) == ["AttemptStarted", "AttemptSucceeded"]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("implicit_threads", [False, True])
 def test_told_the_same_as_locally(
     submitted: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, implicit_threads: bool

@@ -27,6 +27,7 @@ def _file(site: Site) -> Path:
     return path
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("harm", "problem"),
     [

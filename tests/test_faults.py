@@ -118,6 +118,7 @@ def succeeded(site: Site) -> dict[str, int]:
     return {task.label: task.succeeded for task in read_report(site.run_dir).tasks}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_disk_of_the_repository_fills_up(
     small: MockRepository, undisturbed: EndState, disk: Path, tmp_path: Path, model: str
@@ -138,6 +139,7 @@ def test_disk_of_the_repository_fills_up(
     check_end(site, undisturbed)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_disk_of_the_run_directory_fills_up(
     small: MockRepository, undisturbed: EndState, disk: Path, tmp_path: Path, model: str
@@ -152,6 +154,7 @@ def test_disk_of_the_run_directory_fills_up(
     check_end(site, undisturbed)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_files_may_not_grow(site: Site, undisturbed: EndState, model: str) -> None:
     """With a limit on the size of files nothing gets done; when it is lifted, all is."""
@@ -167,6 +170,7 @@ def test_files_may_not_grow(site: Site, undisturbed: EndState, model: str) -> No
     check_end(site, undisturbed)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_run_directory_becomes_read_only(site: Site, undisturbed: EndState, model: str) -> None:
     """A run whose directory takes no new files breaks off, and is not gone on with until it does again."""
@@ -189,6 +193,7 @@ def test_run_directory_becomes_read_only(site: Site, undisturbed: EndState, mode
     check_end(site, undisturbed)
 
 
+@pytest.mark.thorough
 def test_file_system_of_the_run_directory_is_read_only(
     small: MockRepository, undisturbed: EndState, disk: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +250,7 @@ def unlock(site: Site, flags: Callable[[str], Flag]) -> Iterator[Callable[[], No
     assert process.finish() == 0
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_registry_is_locked_for_a_while(
     site: Site, undisturbed: EndState, unlock: Callable[[], None], flags: Callable[[str], Flag], model: str
@@ -259,6 +265,7 @@ def test_registry_is_locked_for_a_while(
     check_end(site, undisturbed)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_registry_is_locked_for_too_long(
     site: Site, undisturbed: EndState, unlock: Callable[[], None], model: str
@@ -281,6 +288,7 @@ def test_registry_is_locked_for_too_long(
     check_end(site, undisturbed)
 
 
+@pytest.mark.every(2)
 @pytest.mark.postgres
 @pytest.mark.parametrize("model", MODELS)
 def test_postgresql_is_started_anew(
@@ -308,6 +316,7 @@ def test_postgresql_is_started_anew(
     check_alike(site, undisturbed)
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 def test_postgresql_is_away_when_a_run_is_gone_on_with(
     server: PostgresServer, undisturbed: EndState, tmp_path: Path
@@ -342,6 +351,7 @@ def books(site: Site) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_second_driver_is_refused(
     site: Site, undisturbed: EndState, flags: Callable[[str], Flag], model: str

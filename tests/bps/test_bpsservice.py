@@ -78,6 +78,7 @@ def test_pipeline_to_the_end(template: MockRepository, bps: Bps, tmp_path: Path)
     assert _holds(bps.repository) == _holds(third)
 
 
+@pytest.mark.thorough
 def test_failure_and_restart(bps: Bps, moods: Moods) -> None:
     """A failed quantum is in report and status, with what it blocks; restart executes these alone."""
     moods.set({"isr 1,3": "raise"})
@@ -103,6 +104,7 @@ def test_failure_and_restart(bps: Bps, moods: Moods) -> None:
     assert [line.split()[2] for line in started] == ["run", "resume"]
 
 
+@pytest.mark.thorough
 def test_cancelled_while_it_runs(bps: Bps, moods: Moods) -> None:
     """`bps submit` returns while quanta run; they are listed, can be cancelled, and gone on with."""
     moods.set({"isr": "wait"})
@@ -128,6 +130,7 @@ def test_cancelled_while_it_runs(bps: Bps, moods: Moods) -> None:
     bps("status", "--id", bps.submit_path)
 
 
+@pytest.mark.thorough
 def test_again_into_the_same_chain(bps: Bps) -> None:
     """A second RUN comes first in the output chain; both are reported as ended within a day."""
     bps.configure(qgexecWait=True)
@@ -141,6 +144,7 @@ def test_again_into_the_same_chain(bps: Bps) -> None:
     assert bps("report", "--hist", "1").count("SUCCEEDED") == 2
 
 
+@pytest.mark.thorough
 def test_into_a_run_that_exists(bps: Bps, moods: Moods) -> None:
     """As with `pipetask run-qbb`: what is done in the RUN is skipped, the rest executed.
 
@@ -167,6 +171,7 @@ def test_without_the_stack(bps: Bps, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Without one: export CTRL_MPEXEC_DIR=$VIRTUAL_ENV" in bps("submit", "bps.yaml", code=2)
 
 
+@pytest.mark.thorough
 def test_prepared_and_begun_later(bps: Bps) -> None:
     """A run that is only prepared is told from one that is not there; `bps restart` begins it."""
     bps.configure(qgexecWait=True, ordering={"first": {"labels": "isr", "dimensions": "visit"}})
@@ -206,6 +211,7 @@ def test_prepared_only(bps: Bps) -> None:
     assert bps.repository.dump() == before
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("change", "said"),
     [

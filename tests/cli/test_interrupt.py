@@ -29,6 +29,7 @@ def begin(repository: MockRepository, moods: Moods, start: Start) -> Callable[[i
     return begin
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal(
@@ -79,6 +80,7 @@ def test_second_signal(
     assert datasets(repository, "post_isr") == set()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_nobody_reads_what_it_says(
     begin: Callable[[int], Command], moods: Moods, folder: Path, processes: int

@@ -49,6 +49,7 @@ def _begun(place: Place, flag: Flag) -> Fork:
     return driver
 
 
+@pytest.mark.thorough
 def test_nobody_watches(place: Place, local: EndState) -> None:
     """What was done is in the registry, the rest can be gone on with; nothing of it is left in the queue."""
     place.submit()
@@ -90,6 +91,7 @@ def test_jobs_that_begin_after_the_mark(place: Place) -> None:
     assert len(place.hand.submitted) == 1
 
 
+@pytest.mark.thorough
 def test_the_mark_that_comes_while_a_closing_job_takes_over(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +110,7 @@ def test_the_mark_that_comes_while_a_closing_job_takes_over(
     assert len(place.hand.submitted) == 1
 
 
+@pytest.mark.thorough
 def test_a_driver_watches_here(place: Place, flag: Flag, local: EndState) -> None:
     """It ends, and does not leave the jobs to themselves."""
     driver = _begun(place, flag)
@@ -144,6 +147,7 @@ def test_a_driver_about_to_submit(place: Place, flag: Flag) -> None:
     assert place.report().submitted is None
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", ["inprocess", "pool"])
 def test_a_run_that_no_batch_system_has(place: Place, flag: Flag, local: EndState, model: str) -> None:
     """A driver on this host ends what it runs; the run can be gone on with."""
@@ -157,6 +161,7 @@ def test_a_run_that_no_batch_system_has(place: Place, flag: Flag, local: EndStat
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_a_batch_system_that_does_not_answer(place: Place, local: EndState) -> None:
     """Nothing is claimed; the mark stays, and another try ends the run."""
     place.submit()
@@ -182,6 +187,7 @@ def test_jobs_that_do_not_go_away(place: Place, monkeypatch: pytest.MonkeyPatch)
     assert caught.value.hint.startswith(f"Try once more: qgexec cancel {place.run_dir}\n")
 
 
+@pytest.mark.thorough
 def test_the_closing_job_of_a_round_that_is_over(place: Place) -> None:
     """It may be between two of its tries when a driver has done its work: it is removed, once."""
     assert place.run() == 0
@@ -199,6 +205,7 @@ def test_the_closing_job_of_a_round_that_is_over(place: Place) -> None:
     assert place.hand.cancelled == place.hand.submitted
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_over_where_no_batch_system_answers(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,6 +217,7 @@ def test_a_run_that_is_over_where_no_batch_system_answers(
     assert place.report().all_succeeded
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", ["inprocess", "pool"])
 def test_a_driver_that_was_killed(place: Place, local: EndState, model: str) -> None:
     """What it was running is given back: nothing runs in a run that has stopped."""

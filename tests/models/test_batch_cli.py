@@ -39,6 +39,7 @@ def test_run_waits(place: Place, given: list[object]) -> None:
     assert place.report().state is RunState.COMPLETED
 
 
+@pytest.mark.thorough
 def test_ctrl_c_leaves_the_jobs_alone(place: Place, given: list[object]) -> None:
     """It says so, with the commands that see to them; the exit code is that of an interrupt."""
     look = place.hand.look
@@ -100,6 +101,7 @@ def test_held_jobs(place: Place, given: list[object]) -> None:
     assert "\x1b" not in shown
 
 
+@pytest.mark.thorough
 def test_a_held_job_is_told_of_while_one_waits(
     place: Place, given: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_held_job_is_told_of_while_one_waits(
     assert "Job 2 (final) is held: no ?[31mscratch" in caplog.text
 
 
+@pytest.mark.thorough
 def test_a_closing_job_that_is_gone(place: Place, given: list[object]) -> None:
     """Status says how jobs have ended, and how to go on where none is left and the books are not closed."""
     place.hand.runs = lambda _round, _job: JobStatus(JobState.ENDED, "exit status 78", JobEnd.EXITED, 78)
@@ -167,6 +170,7 @@ def test_a_dry_run_names_what_is_ignored(place: Place, given: list[object]) -> N
     assert place.hand.submitted == []
 
 
+@pytest.mark.thorough
 def test_cancel_without_an_answer(place: Place, given: list[object]) -> None:
     """It says that the run is told to end all the same; jobs that begin then execute nothing."""
     place.hand.pause = True
@@ -193,6 +197,7 @@ def test_cancel(place: Place, given: list[object]) -> None:
     assert place.report().all_succeeded
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("words", [("resume", "--no-wait"), ("submit",)])
 def test_the_rest_is_submitted(place: Place, given: list[object], words: tuple[str, ...]) -> None:
     """What is left is handed over again, and the jobs do the rest; what needs a driver is refused."""
@@ -211,6 +216,7 @@ def test_the_rest_is_submitted(place: Place, given: list[object], words: tuple[s
     assert place.report().all_succeeded
 
 
+@pytest.mark.thorough
 def test_a_run_is_left_as_it_is_where_no_batch_system_answers(place: Place, given: list[object]) -> None:
     """It is asked first: the run keeps its model, and no driver has had it."""
     given[given.index("hand")] = "inprocess"
@@ -229,6 +235,7 @@ def test_what_a_run_knows_is_not_told_again(place: Place, given: list[object]) -
     one_message(call("submit"), "There is no repository", "a run directory")
 
 
+@pytest.mark.thorough
 def test_a_closing_job_whose_run_has_failures(place: Place, given: list[object]) -> None:
     """Its exit code says so."""
     fault: Fault = in_task(isr=raising(ValueError("no stars")))
@@ -248,6 +255,7 @@ def test_a_job_that_is_none(place: Place, given: list[object]) -> None:
     one_message(call("collect", place.run_dir, "--round", 7), "0007")
 
 
+@pytest.mark.thorough
 def test_the_log_of_what_a_job_lost(place: Place, given: list[object], tmp_path: Path) -> None:
     """There is one, as far as it was written: while nobody watches, and when the loss is in the books."""
     place.hand.pause = True

@@ -70,6 +70,7 @@ def test_the_closing_job_closes_the_books(place: Place, local: EndState) -> None
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("visibility_s", [0.0, 1.0])
 def test_the_closing_job_submits_what_is_to_be_tried_again(
     place: Place, local: EndState, visibility_s: float
@@ -103,6 +104,7 @@ def _ended() -> JobStatus:
     return JobStatus(JobState.ENDED, "no such file", JobEnd.EXITED, 127)
 
 
+@pytest.mark.thorough
 def test_a_closing_job_says_what_failed(place: Place) -> None:
     """It ends badly where quanta have failed, and submits nothing for them."""
     place.hand.runs = Jobs({(1, 0): [in_task(isr=raising(ValueError("no stars")))]})
@@ -113,6 +115,7 @@ def test_a_closing_job_says_what_failed(place: Place) -> None:
     assert (total.failed, total.blocked, len(place.hand.submitted)) == (2, 4, 1)
 
 
+@pytest.mark.thorough
 def test_a_resume_while_jobs_are_left(
     place: Place, local: EndState, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -129,6 +132,7 @@ def test_a_resume_while_jobs_are_left(
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_a_closing_job_that_comes_again(place: Place, local: EndState) -> None:
     """It does nothing, and says the same."""
     place.submit()
@@ -167,6 +171,7 @@ def test_collect_takes_in_what_is_there(place: Place, local: EndState) -> None:
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_collect_judges_losses_as_the_run_does(place: Place) -> None:
     """A quantum that may be lost so often is not failed by `collect`, one that may not is."""
     place.hand.runs = Jobs({(1, 0): [killed_in("isr", place.mark("killed"))]}, tries=1)
@@ -177,6 +182,7 @@ def test_collect_judges_losses_as_the_run_does(place: Place) -> None:
     assert place.report().total.failed == 1
 
 
+@pytest.mark.thorough
 def test_a_run_directory_that_was_moved(place: Place, local: EndState) -> None:
     """Where all jobs have ended the run is gone on with from its new place."""
     place.submit()
@@ -193,6 +199,7 @@ def test_a_run_directory_that_was_moved(place: Place, local: EndState) -> None:
 # --- drivers that die -----------------------------------------------------------------------------------
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("fault", "was_submitted"),
     [
@@ -216,6 +223,7 @@ def test_a_driver_that_dies(place: Place, local: EndState, fault: Fault, was_sub
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_what_jobs_did_meanwhile(place: Place, local: EndState) -> None:
     """A driver that comes back when all is done only records it."""
     place.hand.pause = True
@@ -228,6 +236,7 @@ def test_what_jobs_did_meanwhile(place: Place, local: EndState) -> None:
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("is_silent", [False, True])
 def test_the_closing_job_of_a_driver_elsewhere(
     place: Place, monkeypatch: pytest.MonkeyPatch, is_silent: bool
@@ -269,6 +278,7 @@ def test_an_interrupt_leaves_the_jobs_alone(place: Place, watching: Fork, local:
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_a_driver_that_was_taken_over_from(place: Place, tmp_path: Path, local: EndState) -> None:
     """It ends when it sees that, writes nothing more, and leaves the jobs to the other one."""
     cancelled = tmp_path / "cancelled"
@@ -296,6 +306,7 @@ def test_a_driver_that_was_taken_over_from(place: Place, tmp_path: Path, local: 
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_another_model_while_jobs_are_left(place: Place, local: EndState) -> None:
     """It is refused with what can be done; once the jobs have ended it does the rest."""
     place.hand.runs = Jobs({(1, 0): [killed_in("calibrate", place.mark("killed"))]}, tries=1)
@@ -311,6 +322,7 @@ def test_another_model_while_jobs_are_left(place: Place, local: EndState) -> Non
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_a_batch_system_that_does_not_say(place: Place) -> None:
     """Whether jobs are left is not guessed: nobody goes on until it answers."""
     place.submit()

@@ -63,6 +63,7 @@ def test_a_job_is_the_same_program(place: Place, local: EndState) -> None:
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_rounds_of_a_few_jobs(place: Place, local: EndState) -> None:
     """What a batch system does not take at once follows in the next round."""
     place.hand.most = 4
@@ -137,6 +138,7 @@ def test_resume_executes_what_failed(place: Place, local: EndState) -> None:
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("option", "value"), [("fail_fast", True), ("max_failures", 1)])
 def test_failures_that_stop_the_run(place: Place, option: str, value: Any) -> None:
     """The round is removed, and nothing more is submitted."""
@@ -168,6 +170,7 @@ def test_the_next_try_of_a_job_that_was_killed_goes_on(place: Place, local: EndS
     assert (lost.reason, lost.retried) == ("try 1 of its batch job 0 was ended and could not say how", True)
 
 
+@pytest.mark.thorough
 def test_budgets_hold_over_tries_and_rounds(place: Place) -> None:
     """A quantum is lost so often as it may be, whichever round's job had it; then it has failed."""
     marks = [place.mark(f"killed{n}") for n in range(3)]
@@ -179,6 +182,7 @@ def test_budgets_hold_over_tries_and_rounds(place: Place) -> None:
     assert [attempt.number for attempt in failure.attempts] == [1, 2, 3]
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("end", "kind"),
     [
@@ -208,6 +212,7 @@ def test_a_job_that_dies_in_its_last_try(place: Place, local: EndState, end: Job
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_a_batch_system_that_forgets_ended_jobs(place: Place, local: EndState) -> None:
     """A quantum whose job is not known any more is lost, and nobody knows how."""
     forget = place.hand.look
@@ -234,6 +239,7 @@ def test_a_round_that_does_nothing_is_not_submitted_again(place: Place) -> None:
 # --- jobs that hand back --------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_job_begins_nothing_at_the_end_of_its_time(place: Place, local: EndState) -> None:
     """It asks for another try, and that one does the rest."""
     place.config = replace(
@@ -249,6 +255,7 @@ def test_a_job_begins_nothing_at_the_end_of_its_time(place: Place, local: EndSta
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_a_job_told_to_end_gives_back_what_it_runs(place: Place, local: EndState) -> None:
     """SIGTERM, as before a time limit: the attempt is no failure, and the next try executes the quantum."""
 
@@ -271,6 +278,7 @@ def test_a_job_told_to_end_gives_back_what_it_runs(place: Place, local: EndState
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_memory_that_does_not_fit_is_asked_for_in_the_next_round(place: Place, local: EndState) -> None:
     """A quantum that runs out of memory in its job is handed back, and the next round's job has more."""
     calibrate = TaskSettings(memory_bytes=1, enforce_memory=True, memory_multiplier=float(4 << 30))
@@ -291,6 +299,7 @@ def test_memory_that_does_not_fit_is_asked_for_in_the_next_round(place: Place, l
 # --- disks ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_job_without_room_for_its_journal(place: Place, local: EndState) -> None:
     """It breaks off; the next try goes on, and what the journal could not say is tried again."""
 
@@ -319,6 +328,7 @@ def test_a_job_without_room_for_its_journal(place: Place, local: EndState) -> No
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_a_driver_without_room_leaves_the_jobs_alone(
     place: Place, local: EndState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +356,7 @@ def test_a_driver_without_room_leaves_the_jobs_alone(
 # --- the batch system -----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_batch_system_that_refuses(place: Place) -> None:
     """Its own words are the error; nothing is left of the round, and the run can be gone on with."""
     place.hand.refuses = "no such account"
@@ -357,6 +368,7 @@ def test_a_batch_system_that_refuses(place: Place) -> None:
     assert place.resume() == 0
 
 
+@pytest.mark.thorough
 def test_files_that_cannot_be_written(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round that the batch system could not write its files for is closed, and nothing was submitted."""
 
@@ -400,6 +412,7 @@ def test_a_batch_system_that_is_silent_for_a_while(
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_the_last_words_of_a_job_are_waited_for(
     place: Place, local: EndState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,6 +449,7 @@ def test_an_executor_of_the_clients_own(place: Place) -> None:
     assert not place.run_dir.exists()
 
 
+@pytest.mark.thorough
 def test_an_executor_that_is_imported(place: Place) -> None:
     """Each job makes one, and it is given every quantum; nothing is taken into the registry."""
     out = place.folder / "out"

@@ -51,6 +51,7 @@ def _unusual(place: Place) -> list[AttemptEvent]:
     ]
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("end", "kind"),
     [
@@ -70,6 +71,7 @@ def test_a_try_is_told_how_the_last_one_ended(place: Place, end: str, kind: type
     assert jobs.codes[:2] == [(1, 0, KILLED), (1, 0, 75)]
 
 
+@pytest.mark.thorough
 def test_the_next_try_has_the_memory_that_was_noted(place: Place) -> None:
     """What the job has found to need stands in a file for the batch system; given that, it goes on."""
     killed = killed_in("calibrate", place.mark("killed"))
@@ -102,6 +104,7 @@ def test_a_quantum_over_the_time_of_its_job_has_timed_out(place: Place) -> None:
     assert not event.retried
 
 
+@pytest.mark.thorough
 def test_a_job_told_to_end_over_its_memory_says_so(place: Place) -> None:
     """A batch system that ends a job for its memory asks first: then the quantum is not handed back."""
 
@@ -125,6 +128,7 @@ def test_a_job_told_to_end_over_its_memory_says_so(place: Place) -> None:
     assert event.retried
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_ended_with_its_job_is_no_loss(place: Place) -> None:
     """A batch system that ends a job may tell all of its processes: what runs is handed back."""
 

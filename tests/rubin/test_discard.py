@@ -46,6 +46,7 @@ def file_of(site: Site, run: Run, index: int, dataset_type: str) -> Path:
     raise LookupError(dataset_type)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "make",
     [
@@ -92,6 +93,7 @@ def test_what_is_registered_as_it_is_stays(site: Site) -> None:
     assert state(site) == before
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("harm", ["gone", "other"])
 def test_registered_but_not_as_it_is(site: Site, harm: str) -> None:
     """What an attempt removed, or wrote anew, of what the registry knows leaves the registry too."""
@@ -149,6 +151,7 @@ def test_temporary_files(site: Site) -> None:
     assert state(site) == before
 
 
+@pytest.mark.thorough
 def test_what_is_older_than_the_run_stays(site: Site) -> None:
     """In a RUN that existed, files from before the run are none of its attempts', registered or not."""
     run = site.run(ISR)
@@ -188,6 +191,7 @@ def test_killed_in_between(site: Site) -> None:
     assert sum("isr_log" in name for name in after["files"]) == len(chosen) - 2
 
 
+@pytest.mark.thorough
 def test_in_a_process_that_knows_nothing_yet(site: Site) -> None:
     """An ingester's process has imported no tasks, nor what comes with them, when it is told to clean up."""
     before = state(site)
@@ -216,6 +220,7 @@ def test_without_run_directory(site: Site, tmp_path: Path) -> None:
     assert state(site) == before
 
 
+@pytest.mark.thorough
 def test_registry_that_refuses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the registry refuses, what it knows and its files stay as they are."""
     run = site.run(ISR)

@@ -322,6 +322,7 @@ def test_lock_that_stays(site: Site, details: list[dict[str, Any]]) -> None:
     assert state(site) == before
 
 
+@pytest.mark.thorough
 def test_no_mocks_are_needed(site: Site, details: list[dict[str, Any]]) -> None:
     """The ingester needs neither the tasks nor their storage classes: they need not be importable for it."""
     code = (

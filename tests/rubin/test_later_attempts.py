@@ -88,6 +88,7 @@ def test_outputs_that_are_not_made_again(site: Site) -> None:
     assert not [name for name in registered(site.repository) if name.startswith("post_isr")]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("content", [b"", b"\0" * 100])
 def test_damaged_log_of_an_earlier_attempt(site: Site, content: bytes) -> None:
     """A log that a power cut left without content is not taken over, and in nobody's way."""
@@ -104,6 +105,7 @@ def test_damaged_log_of_an_earlier_attempt(site: Site, content: bytes) -> None:
     registered(site.repository)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("options", "status"),
     [
@@ -128,6 +130,7 @@ def test_what_was_there_before_the_run_is_the_users(
         assert (files_of(site) == before) == (status is not OutcomeStatus.SUCCEEDED)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("options", [{}, {"skip_existing": True}, {"clobber_outputs": True}], ids=str)
 def test_remains_of_the_run_itself_are_in_nobodys_way(site: Site, options: dict[str, bool]) -> None:
     """In a RUN that existed, what earlier attempts of this run left is removed, and never skipped for."""

@@ -93,6 +93,7 @@ def test_killed_anywhere(site: Site, undisturbed: dict[str, Any], put: int, stag
     assert state(site) == undisturbed
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("put", [1, 2, 3], ids=["output", "metadata", "log"])
 def test_next_attempt_cleans_up_itself(site: Site, undisturbed: dict[str, Any], put: int, stage: str) -> None:
@@ -112,6 +113,7 @@ def test_next_attempt_cleans_up_itself(site: Site, undisturbed: dict[str, Any], 
     assert state(site) == undisturbed
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "make",
     [
@@ -197,6 +199,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("harm", [empty, Path.unlink], ids=["empty", "gone"])
 @pytest.mark.parametrize("what", ["post_isr", "isr_metadata", "isr_log"])
 def test_power_cut(site: Site, what: str, harm: Callable[[Path], None]) -> None:
@@ -225,6 +228,7 @@ def paths(detail: dict[str, Any]) -> dict[str, str]:
     }
 
 
+@pytest.mark.thorough
 def test_part_of_a_chain(tmp_path: Path) -> None:
     """An attempt whose log is in one datastore of a chain and not yet in the next is not complete."""
     site = make_site(make_moody(tmp_path / "template", CHAINED), tmp_path / "site")

@@ -117,6 +117,7 @@ def test_killed_in_between(site: Site, installed: Change, monkeypatch: pytest.Mo
     assert packages_of(site) == {**was, "numpy": "99.1.2.3.4.5"}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("content", [b"", b"\0\0\0\0", None], ids=["empty", "zeros", "gone"])
 def test_after_a_power_cut(site: Site, installed: Change, content: bytes | None) -> None:
     """A file that is damaged or gone is written anew with the versions of now."""
@@ -129,6 +130,7 @@ def test_after_a_power_cut(site: Site, installed: Change, content: bytes | None)
     assert packages_of(site) == Packages.fromSystem()
 
 
+@pytest.mark.thorough
 def test_registry_that_refuses(site: Site, installed: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it cannot be written that is one clear error."""
 
