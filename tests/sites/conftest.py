@@ -9,16 +9,22 @@ from pathlib import Path
 import pytest
 
 from tests.kit.butler.repos import MockRepository, dump_repository
-from tests.kit.sites.condor import CondorPool, missing
+from tests.kit.sites.condor import CondorFolder, CondorPool, missing
 from tests.kit.sites.condorruns import EXTRA, RUN_S, Site, give, wait_until
 from tests.kit.sites.slurmruns import make_moody
 from tests.kit.tasks.jobtask import GO
 
 
 @pytest.fixture(scope="module")
-def runs_pool() -> Iterator[CondorPool]:
+def runs_pool(request: pytest.FixtureRequest) -> Iterator[CondorPool]:
     """A running pool; it says that it has more cores than there are, for jobs mostly wait."""
     reason = missing()
+    if (
+        reason is None
+        and "not thorough" in request.config.getoption("markexpr")
+        and not CondorFolder().is_made()
+    ):
+        reason = "there is no HTCondor yet: `make test-thorough` installs one, in a folder"
     if reason is not None:
         pytest.skip(reason)
     with CondorPool(n_cpus=4, extra=EXTRA) as running:

@@ -238,6 +238,10 @@ class CondorFolder:
 
     root: Path = dataclasses.field(default_factory=_default_root)
 
+    def is_made(self) -> bool:
+        """Say whether `prepare` would find the folder as it makes it."""
+        return _read(self.root / "recipe") == str(_RECIPE)
+
     def prepare(self) -> None:
         """Make the folder if there is none, and install the project if it needs other packages than before.
 
@@ -252,7 +256,7 @@ class CondorFolder:
         """
         self.root.parent.mkdir(parents=True, exist_ok=True)
         with self._alone(), self._beside("log").open("ab") as log:
-            if _read(self.root / "recipe") != str(_RECIPE):
+            if not self.is_made():
                 made_aside = self._beside("new")
                 for old in (made_aside, self.root):
                     if old.exists():
