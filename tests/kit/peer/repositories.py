@@ -34,14 +34,20 @@ storageClasses:
     delegate: lsst.daf.butler.tests.MetricsDelegate
     components: {summary: StructuredDataDict, output: StructuredDataDict, data: StructuredDataList}
   PeerPairs:
-    pytype: peer.tasks.Pairs
-    converters: {dict: peer.tasks.Pairs.from_dict, list: peer.tasks.Pairs.from_list}
+    pytype: tests.kit.peer.tasks.Pairs
+    converters:
+      dict: tests.kit.peer.tasks.Pairs.from_dict
+      list: tests.kit.peer.tasks.Pairs.from_list
   PeerDict:
     pytype: dict
-    converters: {peer.tasks.Pairs: peer.tasks.Pairs.to_dict, list: peer.tasks.list_to_dict}
+    converters:
+      tests.kit.peer.tasks.Pairs: tests.kit.peer.tasks.Pairs.to_dict
+      list: tests.kit.peer.tasks.list_to_dict
   PeerList:
     pytype: list
-    converters: {peer.tasks.Pairs: peer.tasks.Pairs.to_list, dict: peer.tasks.dict_to_list}
+    converters:
+      tests.kit.peer.tasks.Pairs: tests.kit.peer.tasks.Pairs.to_list
+      dict: tests.kit.peer.tasks.dict_to_list
 datastore:
   cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
   formatters:
