@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from lsst.daf.butler import Butler, CollectionType, Config, DatasetType, Timespan
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
@@ -212,6 +213,7 @@ def make_template(name: str, folder: Path, server: PostgresServer | None) -> Tem
         Where its database is to be, if it is to be on a server.
     """
     if name == DEMO:
+        pytest.importorskip("photutils", reason="the extra [demo] is not installed")
         return _make_demo(folder)
     kind = REPOSITORIES[name]
     config: Any = Config.fromString(kind.config) if kind.config else Config()
