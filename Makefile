@@ -10,7 +10,7 @@ TOOLS := $(VENV)/.tools
 # Compiled modules are kept: most processes of the tests import the same ones.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-thorough sites lint types imports unit docs format benchmark clean
+.PHONY: demo test test-thorough test-newest test-oldest sites lint types imports unit docs format benchmark clean
 
 demo: $(DEMO)
 	@echo "qgexec demo: simulates a sky survey in qgexec-demo and reduces it"
@@ -22,6 +22,41 @@ test: lint types imports unit
 # What is slow by nature: every kill at every record, every case of the comparison with pipetask on both models, ...
 test-thorough: $(TOOLS)
 	$(BIN)/pytest -m "thorough and not site" -n $(WORKERS) --dist loadfile
+
+# What LSST's packages decide, with the newest of them, for which 3.11 is too old a Python, and with the oldest that we
+# support (docs/design/0008): in virtual environments of their own, without what lints and documents.
+LSST_TESTS := tests/peer tests/clustering/test_against_bps.py tests/bps/test_bpssettings.py \
+  tests/bps/test_bpsservice.py::test_pipeline_to_the_end \
+  $(patsubst %,tests/rubin/test_%.py,build compat graphfile ingest quantumlog recordtables scratch workbench)
+PYTHON_NEWEST ?= $(call find_python,3.13)
+PYTHON_OLDEST ?= $(call find_python,3.11)
+
+test-newest: version = 3.13
+test-newest: python = $(PYTHON_NEWEST)
+test-newest: packages = --upgrade --upgrade-strategy eager --editable '.[demo,unit]'
+test-newest: tests = $(LSST_TESTS) tests/cli/test_newer_options.py tests/cli/test_pipetask_options.py
+
+test-oldest: version = 3.11
+test-oldest: python = $(PYTHON_OLDEST)
+test-oldest: packages = --constraint tests/oldest.txt --editable '.[unit]'
+test-oldest: tests = $(LSST_TESTS)
+
+test-newest test-oldest: test-%:
+	$(if $(python),$(with_packages),$(no_python))
+
+define with_packages
+@echo "Setting up .venv-$* for $@: up to 1 GB from PyPI the first time ..."
+@[ -x .venv-$*/bin/pip ] || $(python) -m venv .venv-$*
+@.venv-$*/bin/pip --disable-pip-version-check install --quiet $(packages)
+@.venv-$*/bin/pip --disable-pip-version-check list | grep '^lsst'
+.venv-$*/bin/pytest -n $(WORKERS) --dist loadfile $(tests)
+endef
+
+no_python = @echo "$@: nothing was tested, for there is no Python $(version) here: install one (pyenv install $(version))."
+
+# The path of a Python of some version, which may be one of pyenv's; empty where there is none.
+find_python = $(shell for version in '' $$(pyenv versions --bare 2>/dev/null); do \
+  PYENV_VERSION=$$version python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
 # Every way in which a job, a driver or a daemon of a real HTCondor and a real Slurm can end: half an hour, mostly waiting.
 sites: $(TOOLS)

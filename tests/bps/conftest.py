@@ -148,7 +148,9 @@ def bps(
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-    monkeypatch.setenv("CTRL_MPEXEC_DIR", sys.prefix)  # where ctrl_bps looks for pipetask
+    # Where ctrl_bps looks for pipetask: up to 30.2026.300 at least, and of 30.2026.4300.
+    monkeypatch.setenv("CTRL_MPEXEC_DIR", sys.prefix)
+    monkeypatch.setenv("PATH", f"{sys.prefix}/bin", prepend=os.pathsep)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("BPS_WMS_SERVICE_CLASS", SERVICE)
     # It prints to what was stdout when it was imported.

@@ -314,7 +314,9 @@ class TestExecuting:
         pipeline = folder / "pipeline.yaml"
         pipeline.write_text(
             "description: two tasks\n"
-            "tasks: {measure: composites.MeasureTask, digest: composites.DigestTask}\n"
+            "tasks:\n"
+            "  measure: tests.kit.butler.composites.MeasureTask\n"
+            "  digest: tests.kit.butler.composites.DigestTask\n"
         )
         collections = ["-i", INPUT_CHAIN, "-o", "u/me", "--register-dataset-types"]
         mocks = ["--mock", "--mock-failure", "measure::visit=1 and detector=1"]

@@ -237,7 +237,7 @@ class TestBrokenRuns:
                 class BrittleTask(MoodyTask):
                     pass
 
-                if "qgexec.cli.main" not in sys.modules:  # only in workers
+                if sys.argv[0] == "-c":  # only in the server of the workers
                     {line}
                 """)
         )

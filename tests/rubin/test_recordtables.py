@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -32,6 +33,9 @@ from qgexec.rubin.detail import records_to_json
 from qgexec.rubin.recordtables import Locations, LocationsManager, RecordTable, RecordTableManager
 
 IDS = [uuid.UUID(int=number) for number in range(1, 5)]
+BY_ID = "datasets" in signature(DatastoreRegistryBridge.check).parameters
+ASKED: Any = IDS if BY_ID else [FakeDatasetRef(each) for each in IDS]
+"""What a bridge is asked about: daf_butler 30.0.1 asks by references."""
 COMPONENTS = (NULLSTR, "wcs")
 PATHS = ("a.zip", "b.zip", "a.zip#x", "a.zip#y")
 DATASTORES = ("one", "two")
@@ -92,7 +96,7 @@ class Side:
         """Return all that can be asked."""
         return [
             as_set(self.table.fetch()),
-            [bridge.check(IDS) for bridge in self.bridges.values()],
+            [{getattr(each, "id", each) for each in bridge.check(ASKED)} for bridge in self.bridges.values()],
             [sorted(self.manager.findDatastores(FakeDatasetRef(each))) for each in IDS],
             [self.trash(name, None, dry_run=True) for name in DATASTORES],
         ]
@@ -179,7 +183,8 @@ def perform(side: Side, operation: tuple[Any, ...]) -> Any:
         getattr(table, what)(*arguments[0])
     elif what == "fetch":
         fetched = as_set(table.fetch(**arguments[0]))
-        assert as_set(each for batch in table.fetch_batches(**arguments[0]) for each in batch) == fetched
+        if hasattr(table, "fetch_batches"):  # upstream's, after daf_butler 30.0.1
+            assert as_set(each for batch in table.fetch_batches(**arguments[0]) for each in batch) == fetched
         return fetched
     elif what == "delete":
         table.delete(["dataset_id"], *[{"dataset_id": each} for each in arguments[0]])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from astropy.stats import mad_std
 from numpy.typing import NDArray
-from photutils.aperture import CircularAperture
+from photutils.aperture import CircularAperture, aperture_photometry
 from photutils.detection import find_peaks
 from scipy import ndimage, optimize, sparse
 
@@ -311,8 +311,8 @@ def aperture_fluxes(image: FloatArray, x: FloatArray, y: FloatArray, radius_px: 
     """Sum the flux in circular apertures; masked pixels must hold sensible values. Shape (n,)."""
     if len(x) == 0:
         return np.zeros(0)
-    flux, _ = CircularAperture(np.stack([x, y], axis=1), radius_px).do_photometry(image)
-    return np.asarray(flux)
+    apertures = CircularAperture(np.stack([x, y], axis=1), radius_px)
+    return np.asarray(aperture_photometry(image, apertures)["aperture_sum"])
 
 
 def aperture_correction(

@@ -228,11 +228,14 @@ def _build(
             "prune_unanchored_quanta": options.prune_unanchored_quanta,
         }
     )
-    if options.retained_dataset_types and not metadata["skip_existing_in"]:
-        raise UsageError(
-            "--retained-dataset-types: no quanta are skipped, so that it would change nothing.",
-            hint="Name with --skip-existing-in where quanta have been done, or leave it out.",
-        )
+    if not metadata["skip_existing_in"]:
+        # Upstream would refuse it, also where collections were named that are only not there yet.
+        retained = newer.pop("retained_dataset_types", None)
+        if retained and not options.skip_existing_in:
+            raise UsageError(
+                "--retained-dataset-types: no quanta are skipped, so that it would change nothing.",
+                hint="Name with --skip-existing-in where quanta have been done, or leave it out.",
+            )
     tables = [_read_table(file) for file in options.data_id_tables]
     tasks = _mocked(pipeline.graph, options) if options.mock else pipeline.graph
     with _listening("lsst.pipe.base") as reasons, _upstream_errors(options, pipeline.graph):

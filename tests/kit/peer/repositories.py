@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from lsst.daf.butler import Butler, CollectionType, Config, DatasetType, Timespan
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
 from lsst.pipe.base.tests.mocks import DirectButlerRepo
@@ -34,14 +35,20 @@ storageClasses:
     delegate: lsst.daf.butler.tests.MetricsDelegate
     components: {summary: StructuredDataDict, output: StructuredDataDict, data: StructuredDataList}
   PeerPairs:
-    pytype: peer.tasks.Pairs
-    converters: {dict: peer.tasks.Pairs.from_dict, list: peer.tasks.Pairs.from_list}
+    pytype: tests.kit.peer.tasks.Pairs
+    converters:
+      dict: tests.kit.peer.tasks.Pairs.from_dict
+      list: tests.kit.peer.tasks.Pairs.from_list
   PeerDict:
     pytype: dict
-    converters: {peer.tasks.Pairs: peer.tasks.Pairs.to_dict, list: peer.tasks.list_to_dict}
+    converters:
+      tests.kit.peer.tasks.Pairs: tests.kit.peer.tasks.Pairs.to_dict
+      list: tests.kit.peer.tasks.list_to_dict
   PeerList:
     pytype: list
-    converters: {peer.tasks.Pairs: peer.tasks.Pairs.to_list, dict: peer.tasks.dict_to_list}
+    converters:
+      tests.kit.peer.tasks.Pairs: tests.kit.peer.tasks.Pairs.to_list
+      dict: tests.kit.peer.tasks.dict_to_list
 datastore:
   cls: lsst.daf.butler.datastores.fileDatastore.FileDatastore
   formatters:
@@ -206,6 +213,7 @@ def make_template(name: str, folder: Path, server: PostgresServer | None) -> Tem
         Where its database is to be, if it is to be on a server.
     """
     if name == DEMO:
+        pytest.importorskip("photutils", reason="the extra [demo] is not installed")
         return _make_demo(folder)
     kind = REPOSITORIES[name]
     config: Any = Config.fromString(kind.config) if kind.config else Config()

@@ -12,12 +12,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
 __all__ = ["PostgresServer", "find_programs", "start_server"]
 
 _USER = "postgres"
+_DRIVER = "psycopg" if find_spec("psycopg") else "psycopg2"
+"""What ``lsst-daf-butler[postgres]`` brings: its versions of 30.0 the older one."""
 _START_S = 60.0
 
 
@@ -72,7 +75,7 @@ class PostgresServer:
 
     def url(self, database: str) -> str:
         """Return the address of a database, for SQLAlchemy."""
-        return f"postgresql+psycopg://{_USER}@/{database}?host={quote(str(self._folder), safe='')}"
+        return f"postgresql+{_DRIVER}://{_USER}@/{database}?host={quote(str(self._folder), safe='')}"
 
     def make_database(self, template: str = "template1") -> str:
         """Make a database, as a copy of another one that nobody is connected to; it goes with the server."""
