@@ -100,4 +100,4 @@ $(TOOLS): $(DEMO)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info qgexec-demo .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-oldest build src/*.egg-info qgexec-demo .mypy_cache .ruff_cache
