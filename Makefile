@@ -21,7 +21,7 @@ test: lint types imports unit
 
 # What is slow by nature: every kill at every record, every case of the comparison with pipetask on both models, ...
 test-thorough: $(TOOLS)
-	$(BIN)/pytest -m "thorough and not site" -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -m "thorough and not site" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What LSST's packages decide, with the newest of them, for which 3.11 is too old a Python, and with the oldest that we
 # support (docs/design/0008): in virtual environments of their own, without what lints and documents.
@@ -49,7 +49,7 @@ define with_packages
 @[ -x .venv-$*/bin/pip ] || $(python) -m venv .venv-$*
 @.venv-$*/bin/pip --disable-pip-version-check install --quiet $(packages)
 @.venv-$*/bin/pip --disable-pip-version-check list | grep '^lsst'
-.venv-$*/bin/pytest -n $(WORKERS) --dist loadfile $(tests)
+.venv-$*/bin/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(tests)
 endef
 
 no_python = @echo "$@: nothing was tested, for there is no Python $(version) here: install one (pyenv install $(version))."
@@ -60,7 +60,7 @@ find_python = $(shell for version in '' $$(pyenv versions --bare 2>/dev/null); d
 
 # Every way in which a job, a driver or a daemon of a real HTCondor and a real Slurm can end: half an hour, mostly waiting.
 sites: $(TOOLS)
-	$(BIN)/pytest -m "condor or slurm" -n 4 --dist loadfile tests/sites tests/bps
+	$(BIN)/pytest -m "condor or slurm" -n 4 --dist loadfile --no-loadscope-reorder tests/sites tests/bps
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .
@@ -74,7 +74,7 @@ imports: $(TOOLS)
 
 # More workers than cores: some tests wait for other programs. A file stays together.
 unit: $(TOOLS)
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The site, in build/docs. A warning is an error; `make test-thorough` builds it too, and throws it away.
 docs: $(TOOLS)

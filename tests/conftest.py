@@ -26,9 +26,9 @@ settings.load_profile("untimed")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave like cases to `make test-thorough`, and mix the files."""
+    """Leave like cases to `make test-thorough`, and begin with the files that take long."""
     _leave_like_cases(items)
-    _mix(items)
+    items.sort(key=_place)
 
 
 def _leave_like_cases(items: list[pytest.Item]) -> None:
@@ -43,20 +43,13 @@ def _leave_like_cases(items: list[pytest.Item]) -> None:
             positions[test] += 1
 
 
-def _mix(items: list[pytest.Item]) -> None:
-    """Let every other file be one that tests a batch system, as long as there are any.
+_LONG = ("sites", "tests", "peer", "bps", "demo", "docs", "models", "cli", "rubin")
+"""Folders whose files take long, in the order in which they begin: a long one begun last is waited for."""
 
-    These mostly wait: begun last, they would wait alone, and begun all at once, the cores would.
-    """
-    by_file: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        by_file.setdefault(item.path, []).append(item)
-    waiting = [file for file in by_file if file.parent.name == "sites"]
-    others = [file for file in by_file if file.parent.name != "sites"]
-    n_pairs = min(len(waiting), len(others))
-    mixed = [file for pair in zip(waiting, others, strict=False) for file in pair]
-    order = [*mixed, *waiting[n_pairs:], *others[n_pairs:]]
-    items[:] = [item for file in order for item in by_file[file]]
+
+def _place(item: pytest.Item) -> int:
+    folder = item.path.parent.name
+    return _LONG.index(folder) if folder in _LONG else len(_LONG)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

@@ -63,6 +63,7 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", ["inprocess", "pool"])
 def test_executes_a_graph_file(repository: MockRepository, run_dir: Path, model: str) -> None:
     """All quanta succeed, and what they wrote is read through a plain butler."""
@@ -128,6 +129,7 @@ def test_a_start_that_was_cut_off_goes_on_with_its_own_graph_only(
     assert [path.name for path in run_dir.glob(".*")] == []
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("given", ["path", "config", "butler"])
 def test_butler_may_be_a_path_a_configuration_or_a_butler(
     repository: MockRepository, run_dir: Path, given: str
@@ -209,6 +211,7 @@ def _failing_graph(tmp_path: Path, **config: object) -> MockRepository:
     return repository
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", ["inprocess", "pool"])
 def test_failures_raise_what_upstream_raises(tmp_path: Path, run_dir: Path, model: str) -> None:
     """The error is ours and upstream's, and says which quantum failed; the report counts upstream's way."""
@@ -223,6 +226,7 @@ def test_failures_raise_what_upstream_raises(tmp_path: Path, run_dir: Path, mode
     assert n_outputs(repository, "a_log") == 4
 
 
+@pytest.mark.thorough
 def test_time_out_raises_what_upstream_raises(tmp_path: Path, run_dir: Path) -> None:
     """A quantum over its limit is ended, and the error is upstream's MPTimeoutError."""
     repository = _failing_graph(tmp_path, sleep=30.0)
@@ -324,6 +328,7 @@ def statuses_in(file: Path) -> Counter[tuple[str, str]]:
     return Counter((info["task_label"], info["status"].name) for _, info in nodes)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", ["inprocess", "pool"])
 def test_provenance_graph_is_written(
     repository: MockRepository, run_dir: Path, tmp_path: Path, model: str
@@ -337,6 +342,7 @@ def test_provenance_graph_is_written(
     assert statuses.total() == N_QUANTA
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("lost", [False, True], ids=["failed", "lost"])
 def test_provenance_of_failures(tmp_path: Path, run_dir: Path, lost: bool) -> None:
     """Upstream finds one quantum that failed, with or without a log, and one that was blocked by it."""
@@ -355,6 +361,7 @@ def test_provenance_of_failures(tmp_path: Path, run_dir: Path, lost: bool) -> No
     }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_provenance_without_a_task(tmp_path: Path, run_dir: Path) -> None:
     """Quanta whose task could not be constructed have failed, and their outputs are not there."""
     repository = make_moody(tmp_path)

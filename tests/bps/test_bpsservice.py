@@ -254,6 +254,7 @@ def test_refused_before_anything_is_made(bps: Bps, change: dict[str, Any], said:
     assert bps.repository.dump() == before
 
 
+@pytest.mark.thorough
 def test_refused_by_the_command(bps: Bps) -> None:
     """What only `qgexec` finds is told as it says it; the run can be restarted when that is mended."""
     with bps.repository.butler(writeable=True) as butler:

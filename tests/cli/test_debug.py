@@ -134,6 +134,7 @@ class TestDebug:
         one_message(call("debug", run.path, FAILING, "--keep", kept), "kept/here", "Name a new folder")
         unchanged()
 
+    @pytest.mark.every(2)
     @pytest.mark.parametrize(
         ("module", "said"), [("nodebugger", "cannot be imported"), ("json", "post_mortem")]
     )
@@ -142,6 +143,7 @@ class TestDebug:
         one_message(call("debug", run.path, FAILING, f"--pdb={module}"), module, said)
         unchanged()
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("option", [[], ["--pdb"], ["--pdb=pdb"]])
     def test_terminal(self, run: RunDir, unchanged: Callable[[], None], option: list[str]) -> None:
         """There the debugger stands where the quantum raised; when it is left, all is removed."""

@@ -51,6 +51,7 @@ def two(repository: MockRepository, tmp_path: Path) -> tuple[Path, Path]:
     return repository.root, other
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("arguments", "gone"),
     [
@@ -91,6 +92,7 @@ def test_cleanup_keeps_what_is_in_the_collection(two: tuple[Path, Path]) -> None
     assert call("cleanup", "-b", root, "a", "--no-confirm").out == "There is nothing to remove.\n"
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("answer", "removed"), [("n\n", False), ("y\n", True)])
 def test_asks_before(answer: str, removed: bool, two: tuple[Path, Path]) -> None:
     """All is shown, and removed if that is confirmed."""
@@ -104,6 +106,7 @@ def test_asks_before(answer: str, removed: bool, two: tuple[Path, Path]) -> None
     assert (collections(two[0]) != before) == removed
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -126,6 +129,7 @@ def test_refused(arguments: list[str], said: str, two: tuple[Path, Path]) -> Non
     assert collections(root) == before
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

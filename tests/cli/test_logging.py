@@ -46,6 +46,7 @@ def logged(start: Callable[..., Command], repository: MockRepository) -> Logged:
     return logged
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_workers_log_as_the_driver(logged: Logged, folder: Path, processes: int) -> None:
     """Terminal and files get the records of driver and workers, each once, at the levels asked for."""

@@ -35,6 +35,7 @@ class TestPlan:
         assert repository.dump() == before
         assert list(folder.iterdir()) == []
 
+    @pytest.mark.thorough
     def test_after_an_earlier_run(self, given: list[object]) -> None:
         """Run times and what is done are taken from it, and the longest path is told."""
         assert call("run", *given, "--run-dir", "books", "--only", "isr").code == 0
@@ -111,6 +112,7 @@ class TestPlan:
 class TestParts:
     """Runs of a part of the graph."""
 
+    @pytest.mark.thorough
     def test_one_part_after_another(self, given: list[object], repository: MockRepository) -> None:
         """What a part needs of another is there by then; in the end everything is, once."""
         assert call("run", *given, "--run-dir", "1", "--only", "isr").code == 0
@@ -148,6 +150,7 @@ class TestParts:
         assert len(datasets(repository, "calibrated")) == 8
         assert datasets(repository, "final_report")
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize(
         ("part", "said"),
         [

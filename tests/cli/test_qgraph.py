@@ -42,6 +42,7 @@ class TestBuilding:
         assert "not saved" in result.err
         assert sorted(path.name for path in folder.iterdir()) == ["ours.qg", "theirs.qg"]
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize(
         ("options", "n_quanta"),
         [
@@ -131,6 +132,7 @@ class TestBuilding:
 class TestLookingAt:
     """What is shown, drawn and counted of a graph."""
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("show", ["graph", "workflow", "uri"])
     def test_show(self, show: str, repository: MockRepository) -> None:
         """Each thing that can be shown of a graph is shown as pipetask shows it."""
@@ -215,6 +217,7 @@ class TestExecuting:
         assert {task["label"]: task["succeeded"] for task in tasks if task["succeeded"]} == {"isr": 3}
         assert Path("part.dot").read_text().count("isr") >= 3
 
+    @pytest.mark.thorough
     def test_replacing(self, building: Arguments, repository: MockRepository, folder: Path) -> None:
         """--replace-run takes the newest RUN out of the chain; --prune-replaced removes what was in it."""
 
@@ -249,7 +252,7 @@ class TestExecuting:
         with repository.butler() as butler:
             assert set(butler.collections.query("u/me/*")) == {"u/me/a", "u/me/b", "u/me/d"}
 
-    @pytest.mark.every(3)
+    @pytest.mark.every(4)
     @pytest.mark.parametrize(
         "options",
         [

@@ -41,6 +41,7 @@ def _journal(books: Path, epoch: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in journal_file(books / "journal", epoch).read_text().splitlines()]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", ["inprocess", "pool"])
 def test_failures_are_run_again_and_nothing_else(
     repository: MockRepository, moods: Moods, books: Path, model: str

@@ -159,6 +159,7 @@ class TestFailures:
         assert call("resume", folder / "books").code == 0
         assert datasets(repository, "calibrated") == DETECTORS
 
+    @pytest.mark.every(2)
     @pytest.mark.parametrize("processes", [1, 2])
     def test_fail_fast(self, repository: MockRepository, moods: Moods, processes: int) -> None:
         """The first failure ends the run: nothing else begins, and what runs is not waited for."""
@@ -218,6 +219,7 @@ class TestFailures:
 class TestBrokenRuns:
     """What is not a quantum's fault."""
 
+    @pytest.mark.every(2)
     @pytest.mark.parametrize(
         ("line", "said"),
         [
@@ -255,6 +257,7 @@ class TestBrokenRuns:
         assert (report["state"], report["total"]["failed"]) == ("broken", 0)
         assert "To go on:" in result.err
 
+    @pytest.mark.every(4)
     @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
     @pytest.mark.parametrize("processes", [1, 2])
     @pytest.mark.parametrize("size_kb", [16, 48])
@@ -283,6 +286,7 @@ class TestBrokenRuns:
 class TestOptions:
     """What options do when all is well."""
 
+    @pytest.mark.thorough
     def test_many_processes(self, repository: MockRepository) -> None:
         """`-j 1000` costs no more than there is to do."""
         result = run(repository, "-j", 1000)
@@ -341,6 +345,7 @@ class TestOptions:
         assert again.code == 0, again.err
         assert "10/10 done" in again.err
 
+    @pytest.mark.every(2)
     @pytest.mark.parametrize("command", [["init"], ["run", "--init-only"]])
     def test_init(self, repository: MockRepository, command: list[str]) -> None:
         """Only the registry is brought up to date; a run that extends it finds all there."""

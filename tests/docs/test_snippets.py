@@ -81,6 +81,7 @@ def n_done(repository: MockRepository) -> int:
         )
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("page", PAGES)
 def test_python(page: str, template: MockRepository, folder: Path) -> None:
     """Each block does what it says, in the names that those before it have made."""

@@ -25,6 +25,7 @@ EXIT_CODE = "# exit code "
 LONGEST_S = 200
 
 
+@pytest.mark.thorough
 def test_tutorial(tmp_path: Path) -> None:
     """Every command ends as the page says, and prints what the page shows of it."""
     printed = ""

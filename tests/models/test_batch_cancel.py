@@ -233,6 +233,7 @@ def test_a_driver_that_was_killed(place: Place, local: EndState, model: str) -> 
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_what_a_killed_driver_had_not_heard(place: Place, local: EndState) -> None:
     """An attempt that had written all it had to write has succeeded, and is taken in."""
     driver = place.start(at_kind(AttemptSucceeded, "before"), "inprocess")

@@ -246,6 +246,7 @@ def test_a_closing_job_whose_run_has_failures(place: Place, given: list[object])
     assert call("collect", place.run_dir, "--round", 1).code == 1
 
 
+@pytest.mark.thorough
 def test_a_job_that_is_none(place: Place, given: list[object]) -> None:
     """A number, or a round, that is not there is named."""
     place.hand.pause = True

@@ -268,6 +268,7 @@ def test_a_driver_that_watches_is_left_alone(place: Place, watching: Fork) -> No
     assert len(place.hand.submitted) == 1
 
 
+@pytest.mark.thorough
 def test_an_interrupt_leaves_the_jobs_alone(place: Place, watching: Fork, local: EndState) -> None:
     """Ctrl-C ends the driver, as an interrupt; the round goes on, and so can anybody."""
     os.kill(watching.pid, signal.SIGINT)

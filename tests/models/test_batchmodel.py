@@ -83,6 +83,7 @@ def test_a_batch_system_that_does_not_answer(place: Place) -> None:
     assert place.repository.dump() == before
 
 
+@pytest.mark.thorough
 def test_a_rehearsal_of_a_few_jobs(place: Place) -> None:
     """It says what is not in the round that is shown."""
     place.hand.most = 1
@@ -392,6 +393,7 @@ def test_a_batch_system_that_is_not_there(place: Place) -> None:
     assert place.hand.submitted == []
 
 
+@pytest.mark.thorough
 def test_a_batch_system_that_is_silent_for_a_while(
     place: Place, local: EndState, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -442,6 +444,7 @@ def test_the_last_words_of_a_job_are_waited_for(
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_an_executor_of_the_clients_own(place: Place) -> None:
     """Jobs would not use it: it is refused, and there is no run directory then."""
     with pytest.raises(UsageError, match="hand cannot take a quantum_executor"):

@@ -121,6 +121,7 @@ def assert_same(found: RepositoryReport, expected: Summary, folder: Path) -> Non
     }
 
 
+@pytest.mark.every(6)
 @pytest.mark.parametrize("read_caveats", list(ReadCaveats))
 @pytest.mark.parametrize("use_qbb", [True, False])
 def test_one_graph(executed: Executed, read_caveats: ReadCaveats, use_qbb: bool, tmp_path: Path) -> None:
@@ -152,6 +153,7 @@ def test_two_graphs(executed: Executed, tmp_path: Path) -> None:
     assert found.total.failed > 0
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "options",
     [
@@ -262,6 +264,7 @@ def graphs_of(executed: Executed) -> list[Path]:
     return [executed.first, executed.second]
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 def test_on_postgresql(templates: Templates, tmp_path: Path) -> None:
     """The registry's own database makes no difference."""

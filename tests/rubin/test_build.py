@@ -121,6 +121,7 @@ def test_labels_after_the_file_name_select_tasks(build: Build, pipeline: Path) -
     assert read_plan(path).count_by_label() == {"isr": 8}
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -180,6 +181,7 @@ def test_empty_graph_has_upstreams_reasons(build: Build, template: MockRepositor
     assert "instrument='NoCam'" in message
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("given", "said"),
     [

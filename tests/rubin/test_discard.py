@@ -115,6 +115,7 @@ def test_registered_but_not_as_it_is(site: Site, harm: str) -> None:
     assert state(site) == after
 
 
+@pytest.mark.thorough
 def test_other_content_of_the_same_size(tmp_path: Path) -> None:
     """Where the datastore keeps checksums, a file of the same size is not taken for the one recorded."""
     template = make_moody(tmp_path / "template", CACHED)

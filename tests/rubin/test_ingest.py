@@ -69,6 +69,7 @@ def copied(detail: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**copy.deepcopy(detail), **changes}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("public_api", [False, True], ids=["private", "public"])
 def test_all_is_registered_and_readable(site: Site, details: list[dict[str, Any]], public_api: bool) -> None:
     """Every output is in the registry with its records, sizes included, and can be read; both ways alike."""
@@ -88,6 +89,7 @@ def test_public_api_leaves_the_same(site: Site, details: list[dict[str, Any]], t
     assert state(site) == state(twin)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("public_api", [False, True], ids=["private", "public"])
 def test_again_changes_nothing(site: Site, details: list[dict[str, Any]], public_api: bool) -> None:
     """A batch that was taken in by a driver that did not live to say so may come again, whole or in part."""
@@ -230,6 +232,7 @@ def test_public_api_cannot_replace(site: Site, details: list[dict[str, Any]]) ->
     assert state(site) == before
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("public_api", [False, True], ids=["private", "public"])
 def test_later_attempts_in_a_new_run(site: Site, details: list[dict[str, Any]], public_api: bool) -> None:
     """What a later attempt says of datasets that the registry does not know is taken in either way."""

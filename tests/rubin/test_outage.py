@@ -167,6 +167,7 @@ def test_server_that_is_started_again(site: Site, server: PostgresServer) -> Non
     assert len([name for name in registered(site.repository) if "_log" in name]) == 12
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 def test_server_that_is_started_again_while_it_is_opened(site: Site, server: PostgresServer) -> None:
     """An ingester that is opened while the server is down waits for it."""
@@ -180,6 +181,7 @@ def test_server_that_is_started_again_while_it_is_opened(site: Site, server: Pos
     registered(site.repository)
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 def test_server_that_stays_away(site: Site, server: PostgresServer) -> None:
     """A server that stays away is an error after the time given, when opening and when ingesting."""

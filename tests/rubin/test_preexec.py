@@ -143,6 +143,7 @@ class TestWritten:
             assert OUTPUT_RUN in butler.collections.query("*")
             assert OUTPUT not in butler.collections.query("*")
 
+    @pytest.mark.thorough
     def test_second_run_of_one_output(self, repository: MockRepository, graph: GraphFile) -> None:
         """A new RUN comes before the older ones of its output collection."""
         prepare_run(str(repository.root), graph, REGISTER)
@@ -273,7 +274,7 @@ class TestBegun:
         with repository.butler() as butler:
             assert butler.collections.get_info(OUTPUT).children == ("second", OUTPUT_RUN, INPUT_RUN)
 
-    @pytest.mark.every(4)
+    @pytest.mark.every(7)
     @pytest.mark.parametrize(
         ("place", "prune"),
         [
@@ -346,6 +347,7 @@ class TestRefused:
             assert text in message
         assert "raw_mock" not in message
 
+    @pytest.mark.every(2)
     @pytest.mark.parametrize("register", [True, False])
     def test_dataset_type_clash(self, repository: MockRepository, refused: Refused, register: bool) -> None:
         """Both definitions are in the message."""
@@ -419,6 +421,7 @@ class TestRefused:
         with repository.butler() as butler, pytest.raises(RepositoryError, match="is read-only"):
             prepare_run(butler, graph, REGISTER)
 
+    @pytest.mark.every(2)
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes files away from another user")
     @pytest.mark.parametrize("which", ["gen3.sqlite3", "."])
     def test_read_only_files(self, repository: MockRepository, tmp_path: Path, which: str) -> None:

@@ -67,7 +67,7 @@ def run_settle(site: Site, *in_the_air: InTheAir, **options: Any) -> list[Attemp
     return settle(site.opener(), site.ingester_opener(**options), plan, in_the_air, unfinished)
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(9)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("put", [1, 2, 3], ids=["output", "metadata", "log"])
 def test_killed_anywhere(site: Site, undisturbed: dict[str, Any], put: int, stage: str) -> None:
@@ -93,7 +93,7 @@ def test_killed_anywhere(site: Site, undisturbed: dict[str, Any], put: int, stag
     assert state(site) == undisturbed
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(9)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("put", [1, 2, 3], ids=["output", "metadata", "log"])
 def test_next_attempt_cleans_up_itself(site: Site, undisturbed: dict[str, Any], put: int, stage: str) -> None:
@@ -199,7 +199,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("harm", [empty, Path.unlink], ids=["empty", "gone"])
 @pytest.mark.parametrize("what", ["post_isr", "isr_metadata", "isr_log"])
 def test_power_cut(site: Site, what: str, harm: Callable[[Path], None]) -> None:

@@ -58,7 +58,7 @@ def assert_same(site: Site, twin: Site) -> None:
 ISR = ("isr",)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(7)
 @pytest.mark.parametrize(
     ("moods", "options"),
     [
@@ -162,6 +162,7 @@ def test_caveats(site: Site) -> None:
     assert QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR in QuantumSuccessCaveats(accepted.caveats)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("config", ["", CHAINED], ids=["file", "chained"])
 def test_nothing_is_remembered(tmp_path: Path, config: str) -> None:
     """After any quantum, good or failed, the datastore has no row and no object, logging no handler more."""
@@ -294,6 +295,7 @@ def test_skip_existing(site: Site) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_clobber(site: Site, twin: Site) -> None:
     """Outputs in the way are removed; what is not made again is named as absent."""
     first = site.run()

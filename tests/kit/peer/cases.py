@@ -178,7 +178,6 @@ CASES = (
         "again after failures, and nothing may be removed",
         (BROKEN, Step(options=AGAIN, exit_code=1)),
         succeeded={"isr": 5, "calibrate": 4},
-        soon=True,
     ),
     Case("again after failures were repaired", (BROKEN, Step(options=REPAIR))),
     Case(
