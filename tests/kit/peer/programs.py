@@ -17,9 +17,6 @@ __all__ = ["Command", "Running"]
 
 _TIMEOUT_S = 120.0
 
-_ENVIRONMENT = {"PYTHONPATH": PYTHONPATH, "PYTHONHASHSEED": "0"}
-"""Mock tasks put their outputs in the order of a set: the same in all programs, as it is in all forks."""
-
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -48,7 +45,7 @@ class Command:
                 popen(
                     [Path(sys.executable).parent / self.program, *self.arguments],
                     cwd=self.folder,
-                    env={**os.environ, **self.environment, **_ENVIRONMENT},
+                    env={**os.environ, **self.environment, "PYTHONPATH": PYTHONPATH},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

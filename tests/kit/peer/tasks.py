@@ -121,7 +121,8 @@ class MoodyTask(DynamicTestPipelineTask):
 
         setattr(butlerQC, "put", put_and_act)  # noqa: B010  mypy would not have it otherwise
         _act(self, "before", data_id)
-        super().runQuantum(butlerQC, inputRefs, outputRefs)
+        in_order: Any = sorted(outputRefs)  # upstream's order is a set's: another one in another process
+        super().runQuantum(butlerQC, inputRefs, in_order)
         _act(self, "after", data_id)
 
 
