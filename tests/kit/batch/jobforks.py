@@ -22,12 +22,14 @@ from qgexec.api import GraphExecutor, Preparation, QuantaFailedError
 from qgexec.batch import producers
 from qgexec.batch.rounds import Round, last_round
 from qgexec.batch.system import JobEnd, JobState, JobStatus
+from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir
 from qgexec.cli import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
 from qgexec.clustering.rules import ClusterRules, NamedCluster
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.errors import QgexecError
+from qgexec.events import AttemptSucceeded, Event
 from qgexec.processes import forked
 from qgexec.reports.report import RunReport, read_report
 from tests.kit.batch.handsystem import HandSystem
@@ -40,7 +42,7 @@ from tests.kit.butler.repos import (
     open_repository,
 )
 from tests.kit.crash.faults import Fault, in_task, is_first, nothing
-from tests.kit.processes.forks import Fork, complain, replace, start_fork
+from tests.kit.processes.forks import Flag, Fork, complain, replace, start_fork
 from tests.kit.processes.warm import start_servers_warm
 from tests.kit.tasks.moods import MoodyTask
 
@@ -124,16 +126,29 @@ class Jobs:
 
 
 def killed_in(label: str, mark: Path) -> Fault:
-    """Have a job killed, its own process alone, while its first quantum of a task runs."""
+    """Have a job killed, its own process alone, while its first quantum of a task runs.
+
+    What it has done before is on record then: the two quanta of isr, where the task is calibrate.
+    """
 
     def prepare() -> None:
         job = os.getpid()
+        recorded = Flag(mark.with_name(f"{mark.name}.recorded"))
+        append = Journal.append
+
+        def append_and_tell(journal: Journal, event: Event) -> None:
+            append(journal, event)
+            if isinstance(event, AttemptSucceeded):
+                recorded.raise_()
 
         def act() -> None:
             if is_first(mark):
+                for _ in range(2 if label == "calibrate" else 0):
+                    recorded.wait()
                 os.kill(job, signal.SIGKILL)
                 signal.pause()
 
+        replace(Journal, "append", append_and_tell)
         in_task(**{label: act})()
 
     return prepare
