@@ -17,7 +17,7 @@ from tests.kit.checkout import CHECKOUT
 from tests.kit.sites.condor import CondorPool, SiteError, missing
 
 pytestmark = [
-    pytest.mark.thorough,
+    pytest.mark.site,
     pytest.mark.condor,
     pytest.mark.timeout(900),
 ]  # the first one may make the folder

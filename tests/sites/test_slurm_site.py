@@ -17,7 +17,7 @@ import pytest
 from tests.kit.sites.slurm import Slurm, missing
 
 pytestmark = [
-    pytest.mark.thorough,
+    pytest.mark.site,
     pytest.mark.slurm,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
