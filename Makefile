@@ -88,14 +88,14 @@ benchmark: $(TOOLS)
 	$(BIN)/python -m benchmarks
 
 $(DEMO): pyproject.toml
-	@echo "Setting up $(VENV) for the demo: about 600 MB from PyPI, a few minutes on a slow line ..."
+	@echo "Setting up $(VENV) for the demo: 800 MB, from PyPI: a few minutes on a slow line ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
 $(TOOLS): $(DEMO)
-	@echo "Adding what tests and documentation need: about 500 MB from PyPI ..."
+	@echo "Adding what tests and documentation need: 300 MB more, from PyPI ..."
 	$(PIP) --editable '.[demo,docs,test]'
 	@touch $@
 

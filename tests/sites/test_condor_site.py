@@ -117,7 +117,7 @@ def test_late_command_is_dead(pool: CondorPool) -> None:
     """A command that takes too long is killed inside, too."""
     with pytest.raises(subprocess.TimeoutExpired):
         pool.run("sleep", "987", timeout_s=0.5)
-    _wait_while(lambda: "987" in pool.run("ps", "-A", "-o", "stat=,args=").stdout)
+    _wait_while(lambda: "sleep 987" in pool.run("ps", "-A", "-o", "stat=,args=").stdout)
 
 
 def test_kill_ends_a_process_by_its_number_inside(pool: CondorPool) -> None:
