@@ -23,15 +23,7 @@ from qgexec.books.linefile import file_error
 from qgexec.books.rundir import RunDir
 from qgexec.errors import RunDirError, UsageError
 
-__all__ = [
-    "CLOSING",
-    "CLOSING_PAUSE_S",
-    "array_options",
-    "closing_options",
-    "dependency",
-    "read_arrays",
-    "write_files",
-]
+__all__ = ["CLOSING", "array_options", "closing_options", "dependency", "read_arrays", "write_files"]
 
 CLOSING = "closing"
 """Comment of the closing job; that of an array begins with its number."""

@@ -38,16 +38,7 @@ from qgexec.plaintext import printable
 from qgexec.quantum import Attempt, Resources
 from qgexec.scheduling.states import State
 
-__all__ = [
-    "JOURNALS_PERIOD_S",
-    "REMOVAL_LIMIT_S",
-    "REST_FACTOR",
-    "STATUS_PERIOD_S",
-    "BatchModel",
-    "ask",
-    "harvest",
-    "remove_round",
-]
+__all__ = ["BatchModel", "ask", "harvest", "remove_round"]
 
 _logger = logging.getLogger(__name__)
 

@@ -199,7 +199,7 @@ def _interpret(words: Sequence[str]) -> int:
     """Do what the interpreter does with a command line; return its exit status."""
     status = 0
     try:
-        _execute([word for word in words if word not in {"-S", "-E", "-I"}])
+        _execute(words)
     except SystemExit as end:
         status = _status_of(end.code)
     except KeyboardInterrupt:
