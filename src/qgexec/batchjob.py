@@ -71,13 +71,7 @@ from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import FINAL_STATES
 
-__all__ = ["GRACE_S", "LAST_PART", "run_job"]
-
-GRACE_S = 15.0
-"""Time that quanta have to finish when the batch system ends the job, seconds; it kills after 30 or so."""
-
-LAST_PART = 0.1
-"""Part of its time limit, at the end, in which a job begins no further quantum."""
+__all__ = ["JobMargins", "run_job"]
 
 _POLL_S = 0.25
 """Longest time until an interrupt is noticed while the worker starts, seconds."""
@@ -85,7 +79,24 @@ _POLL_S = 0.25
 _MIB = 1 << 20
 
 
-def run_job(run_dir: Path, round_number: int, number: int) -> bool:
+@dataclass(frozen=True, slots=True)
+class JobMargins:
+    """What a job keeps of its limits for itself."""
+
+    grace_s: float = 15.0
+    """Time of quanta to finish when the batch system ends the job, seconds; it kills after 30 or so."""
+    last_part: float = 0.1
+    """Part of its time limit, at the end, in which it begins no further quantum."""
+    overhead_bytes: int = OVERHEAD_BYTES
+    """Memory that it may use over what its quanta asked for."""
+
+
+def run_job(
+    run_dir: Path,
+    round_number: int,
+    number: int,
+    margins: JobMargins = JobMargins(),
+) -> bool:
     """Execute what is left of a batch job.
 
     Parameters
@@ -96,6 +107,8 @@ def run_job(run_dir: Path, round_number: int, number: int) -> bool:
         Number of the round, from 1.
     number
         Number of the job in it, from 0.
+    margins
+        What it keeps of its limits for itself.
 
     Returns
     -------
@@ -125,7 +138,7 @@ def run_job(run_dir: Path, round_number: int, number: int) -> bool:
     with journal:
         _give_up_running(scheduler, journal, limits, in_the_air, f"try {epoch} of its batch job {number}")
         if limits.last_end is None:
-            _execute(job, part, scheduler, journal, limits)
+            _execute(job, part, scheduler, journal, limits, margins)
         else:
             # Whoever said how the last try ended would say the same of this one: it must be short.
             journal.append(RunEnded(time.time(), EndReason.STOPPED))
@@ -256,11 +269,14 @@ class _JobJournal(Journal):
 class _JobPool(Pool):
     """A pool that is told to execute quanta of a part, and executes those of the whole."""
 
-    def __init__(self, part: _Part, limits: _Limits, cores: int, interrupts: Interrupts) -> None:
+    def __init__(
+        self, part: _Part, limits: _Limits, margins: JobMargins, cores: int, interrupts: Interrupts
+    ) -> None:
         super().__init__(1, cores=cores, memory_bytes=limits.memory_bytes)
         self._part = part
         self._places = part.places()
         self._limits = limits
+        self._margins = margins
         self._interrupts = interrupts
 
     def open(self, run: Run) -> None:
@@ -278,7 +294,7 @@ class _JobPool(Pool):
     def start(self, attempts: Sequence[Attempt]) -> None:
         """Send attempts to the worker; none may take longer than the job."""
         limit_s = self._limits.walltime_s
-        longest_s = None if limit_s is None else (1 - LAST_PART) * limit_s
+        longest_s = None if limit_s is None else (1 - self._margins.last_part) * limit_s
         super().start(
             [
                 replace(
@@ -301,26 +317,24 @@ class _JobPool(Pool):
         """Return the event; a batch system that ends a job may end its worker too, which costs no try."""
         if not isinstance(event, AttemptLost) or event.exit_code != -signal.SIGTERM:
             return event
-        returned, limit = AttemptReturned(event.at, event.index, event.attempt), self._limits.memory_bytes
-        if event.used_bytes is None or limit is None or event.used_bytes <= limit + OVERHEAD_BYTES:
-            return returned
-        return _for_memory(returned, event.used_bytes, limit)
+        return self._judged(AttemptReturned(event.at, event.index, event.attempt), event.used_bytes)
+
+    def _judged(self, event: Event, used_bytes: int | None) -> Event:
+        """Return the event; or that the batch system ended the job for its memory, where it used too much."""
+        limit = self._limits.memory_bytes
+        if limit is None or used_bytes is None or used_bytes <= limit + self._margins.overhead_bytes:
+            return event
+        if not isinstance(event, AttemptReturned):
+            return event
+        return AttemptOutOfMemory(event.at, event.index, event.attempt, used_bytes, limit, by_kernel=True)
 
     def close(self, *, cancel: bool) -> Sequence[Event]:
         """End the worker."""
         # A batch system that ends a job for its memory asks it to end first, as for any other reason.
         sight = look_at(os.getpid()) if cancel else None
         events = [_renumbered(event, self._places.__getitem__) for event in super().close(cancel=cancel)]
-        limit = self._limits.memory_bytes
-        if sight is None or limit is None or sight.used_bytes <= limit + OVERHEAD_BYTES:
-            return events
-        return [_for_memory(event, sight.used_bytes, limit) for event in events]
-
-
-def _for_memory(event: Event, used_bytes: int, limit_bytes: int) -> Event:
-    if not isinstance(event, AttemptReturned):
-        return event
-    return AttemptOutOfMemory(event.at, event.index, event.attempt, used_bytes, limit_bytes, by_kernel=True)
+        used_bytes = None if sight is None else sight.used_bytes
+        return [self._judged(event, used_bytes) for event in events]
 
 
 def _renumbered(event: Event, number_of: Callable[[int], int]) -> Event:
@@ -414,7 +428,9 @@ def _note_memory(path: Path, plan: Plan, scheduler: Scheduler, limits: _Limits) 
         write_aside(path, lambda file: file.write(text.encode("ascii")))
 
 
-def _execute(job: _Job, part: _Part, scheduler: Scheduler, journal: Journal, limits: _Limits) -> None:
+def _execute(
+    job: _Job, part: _Part, scheduler: Scheduler, journal: Journal, limits: _Limits, margins: JobMargins
+) -> None:
     run_dir = job.books
     run = Run(
         context=job.settings.context,
@@ -426,10 +442,10 @@ def _execute(job: _Job, part: _Part, scheduler: Scheduler, journal: Journal, lim
         prints_here=True,
     )
     limit_s = limits.walltime_s
-    interrupts = Interrupts(grace_s=GRACE_S)
+    interrupts = Interrupts(grace_s=margins.grace_s)
     Loop(
         scheduler=scheduler,
-        model=_JobPool(part, limits, job.batch_round.jobs.request(job.number).cores, interrupts),
+        model=_JobPool(part, limits, margins, job.batch_round.jobs.request(job.number).cores, interrupts),
         run=run,
         journal=journal,
         ingestion=NoIngestion(),
@@ -438,7 +454,7 @@ def _execute(job: _Job, part: _Part, scheduler: Scheduler, journal: Journal, lim
         interrupts=interrupts,
         cancelled=run_dir.cancel_file.exists,
         hands_back=True,
-        until=None if limit_s is None else time.time() + (1 - LAST_PART) * limit_s,
+        until=None if limit_s is None else time.time() + (1 - margins.last_part) * limit_s,
     ).execute()
 
 

@@ -37,15 +37,15 @@ from qgexec.rubin.opener import (
 from qgexec.rubin.preexec import Preparation, Prepared, prepare_run
 from qgexec.scheduling.states import State
 
-__all__ = ["LOOK_PERIOD_S", "cancel", "close_round", "collect", "execute_quanta", "prepare"]
+__all__ = ["cancel", "close_round", "collect", "execute_quanta", "prepare"]
 
 _logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 180.0
 """Time after which whoever still shows signs of life has the run in hand indeed, seconds."""
 
-LOOK_PERIOD_S = 2.0
-"""Time between two looks at whether a driver has the run in hand, seconds."""
+_LOOK_PERIOD_S = 2.0
+"""Longest time between two looks at whether a driver has the run in hand, seconds."""
 
 
 def prepare(repository: str, graph: str | Path | PredictedQuantumGraph, preparation: Preparation) -> Prepared:
@@ -172,7 +172,7 @@ def close_round(run_dir: Path, number: int, *, patience_s: float = _PATIENCE_S) 
 
 def _is_left_alone(books: RunDir, patience_s: float) -> bool:
     """Wait until nobody has the run in hand; return `False` where somebody keeps it."""
-    deadline = time.monotonic() + patience_s
+    deadline, pause_s = time.monotonic() + patience_s, _LOOK_PERIOD_S / 64
     while True:
         try:
             check_free(books.journal, silence_is_death=True)
@@ -181,7 +181,8 @@ def _is_left_alone(books: RunDir, patience_s: float) -> bool:
                 return False
         else:
             return True
-        time.sleep(LOOK_PERIOD_S)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LOOK_PERIOD_S)
 
 
 def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import qgexec.batch.slurm as slurm_module
 from qgexec.batch.rounds import Round
 from qgexec.batch.slurm import SlurmSystem
 from qgexec.batch.system import JobEnd, JobState
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import ModelError, QgexecError, UsageError
 from tests.kit.batch.slurmrounds import FakeSlurm, jobs_of, make_round
+from tests.kit.batch.standins import QUICK
 
 GIB = 1 << 30
 
@@ -31,7 +31,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     def install(**options: object) -> FakeSlurm:
         fake = FakeSlurm.make(tmp_path / "slurm", **options)  # type: ignore[arg-type]
         monkeypatch.setenv("PATH", fake.path)
-        monkeypatch.setattr(slurm_module, "SUBMIT_PERIOD_S", 0.0)
+        monkeypatch.setattr(SlurmSystem, "pace", QUICK)
         return fake
 
     return install
@@ -266,12 +266,13 @@ class TestRefusals:
             system.submit(chains)
         assert fake.calls("scancel") == [["--quiet", "101"]]
 
-    def test_it_hangs(self, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_hangs(self, fake: FakeSlurm) -> None:
         """Nobody waits for ever."""
         (fake.folder / "bin" / "scontrol").write_text("#!/bin/sh\nexec tail -f /dev/null\n")
-        monkeypatch.setattr(slurm_module, "ANSWER_LIMIT_S", 0.2)
+        system = SlurmSystem()
+        system.pace = replace(QUICK, answer_s=0.2)
         with pytest.raises(ModelError, match="Slurm does not answer: scontrol took more than"):
-            SlurmSystem().check()
+            system.check()
 
 
 class TestLooking:

@@ -181,7 +181,7 @@ def test_jobs_that_do_not_go_away(place: Place, monkeypatch: pytest.MonkeyPatch)
     place.submit()
     place.hand.pause = True
     monkeypatch.setattr(place.hand, "cancel", lambda *_: None)
-    monkeypatch.setattr("qgexec.models.batch.REMOVAL_LIMIT_S", 0.0)
+    place.hand.pace = replace(place.hand.pace, removal_s=0.0)
     with pytest.raises(ModelError, match=r"do not go away: \{'queued': 3\}") as caught:
         cancel(place.run_dir)
     assert caught.value.hint.startswith(f"Try once more: qgexec cancel {place.run_dir}\n")

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from benchmarks.endstate import EndState
-from qgexec import batchjob
 from qgexec.batch.journals import JobJournals
 from qgexec.batch.rounds import Round, last_round, rounds
 from qgexec.batch.system import JobEnd, JobState, JobStatus
+from qgexec.batchjob import JobMargins
 from qgexec.books.journal import Journal, read_events
 from qgexec.config.runconfig import TaskSettings
 from qgexec.errors import JournalError, ModelError, UsageError
@@ -246,11 +246,7 @@ def test_a_job_begins_nothing_at_the_end_of_its_time(place: Place, local: EndSta
     place.config = replace(
         configured(), batch=replace(configured().batch, walltime_s=1000.0, said=frozenset({"walltime_s"}))
     )
-
-    def late() -> None:
-        batchjob.LAST_PART = 1.0
-
-    place.hand.runs = jobs = Jobs({(1, 0): [late]})
+    place.hand.runs = jobs = Jobs(margins={(1, 0): JobMargins(last_part=1.0)})
     assert place.run() == 0
     assert jobs.codes == [(1, 0, 75), (1, 0, 0), (1, 1, 0), (1, 2, 0)]
     assert local.differences(place.end()) == []
@@ -261,7 +257,6 @@ def test_a_job_told_to_end_gives_back_what_it_runs(place: Place, local: EndState
     """SIGTERM, as before a time limit: the attempt is no failure, and the next try executes the quantum."""
 
     def told_to_end() -> None:
-        batchjob.GRACE_S = 0.0
         job, mark = os.getpid(), place.mark("told")
 
         def act() -> None:
@@ -271,7 +266,7 @@ def test_a_job_told_to_end_gives_back_what_it_runs(place: Place, local: EndState
 
         in_task(calibrate=act)()
 
-    place.hand.runs = jobs = Jobs({(1, 0): [told_to_end]})
+    place.hand.runs = jobs = Jobs({(1, 0): [told_to_end]}, margins={(1, 0): JobMargins(grace_s=0.0)})
     assert place.run() == 0
     assert [code for _, job, code in jobs.codes if job == 0] == [75, 0]
     returned = [event for event in read_events(place.books.journal) if isinstance(event, AttemptReturned)]

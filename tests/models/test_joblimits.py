@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from qgexec import batchjob
 from qgexec.batch.rounds import last_round
+from qgexec.batchjob import JobMargins
 from qgexec.books.journal import read_events
 from qgexec.config.runconfig import TaskSettings
 from qgexec.events import (
@@ -109,8 +109,6 @@ def test_a_job_told_to_end_over_its_memory_says_so(place: Place) -> None:
     """A batch system that ends a job for its memory asks first: then the quantum is not handed back."""
 
     def over_memory() -> None:
-        batchjob.GRACE_S = 0.0
-        vars(batchjob)["OVERHEAD_BYTES"] = 0
         job, mark = os.getpid(), place.mark("told")
 
         def act() -> None:
@@ -121,7 +119,9 @@ def test_a_job_told_to_end_over_its_memory_says_so(place: Place) -> None:
         in_task(calibrate=act)()
 
     place.config = configured(TaskSettings(memory_bytes=1, memory_multiplier=float(_GIB)))
-    place.hand.runs = Jobs({(1, 0): [over_memory]})
+    place.hand.runs = Jobs(
+        {(1, 0): [over_memory]}, margins={(1, 0): JobMargins(grace_s=0.0, overhead_bytes=0)}
+    )
     assert place.run() == 0
     (event,) = _unusual(place)
     assert isinstance(event, AttemptOutOfMemory)

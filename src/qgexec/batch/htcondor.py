@@ -30,7 +30,7 @@ from qgexec.batch.forecast import critical_path_s
 from qgexec.batch.jobs import JobRequest
 from qgexec.batch.nodeslog import NodesLog, is_memory_hold, is_time_hold
 from qgexec.batch.rounds import Round, Ticket
-from qgexec.batch.system import JobEnd, JobState, JobStatus, PlannedCall, RoundStatus
+from qgexec.batch.system import JobEnd, JobState, JobStatus, Pace, PlannedCall, RoundStatus
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import ModelError
 
@@ -66,6 +66,7 @@ class HTCondorSystem:
     """
 
     name = "htcondor"
+    pace = Pace()
 
     def __init__(self, calls: CondorCalls | None = None) -> None:
         self._calls = calls or CondorApi()

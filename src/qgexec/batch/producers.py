@@ -15,12 +15,12 @@ from qgexec.books.journal import read_events
 from qgexec.events import AttemptSkipped, AttemptSucceeded, Event, RunEnded
 from qgexec.quantum import SegmentRef
 
-__all__ = ["LOOK_PERIOD_S", "Successes", "earlier_successes", "job_successes", "parents_successes"]
+__all__ = ["Successes", "earlier_successes", "job_successes", "parents_successes"]
 
 Successes = dict[int, SegmentRef | None]
 """Quanta that have succeeded, by index, and where the details of their last attempts are."""
 
-LOOK_PERIOD_S = 0.5
+_LOOK_PERIOD_S = 0.5
 """Time between two looks at the journal of a parent, seconds."""
 
 
@@ -40,13 +40,14 @@ def parents_successes(batch_round: Round, job: int, awaited: Collection[int], pa
     found: Successes = {}
     for parent in batch_round.jobs.parents(job):
         wanted = set(awaited).intersection(batch_round.jobs.quanta(parent))
-        deadline = time.monotonic() + patience_s
+        deadline, pause_s = time.monotonic() + patience_s, _LOOK_PERIOD_S / 64
         while wanted:
             succeeded, is_over = _read(batch_round.journal(parent))
             if wanted <= succeeded.keys() or is_over or time.monotonic() >= deadline:
                 found |= _those(wanted, succeeded)
                 break
-            time.sleep(LOOK_PERIOD_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOOK_PERIOD_S)
     return found
 
 

@@ -37,23 +37,17 @@ from qgexec.batch.slurmstates import (
     parse_sacct,
     parse_squeue,
 )
-from qgexec.batch.system import JobEnd, JobState, JobStatus, PlannedCall, RoundStatus
+from qgexec.batch.system import JobEnd, JobState, JobStatus, Pace, PlannedCall, RoundStatus
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import ModelError
 from qgexec.plaintext import printable
 
-__all__ = ["ANSWER_LIMIT_S", "SUBMIT_PERIOD_S", "SlurmSystem"]
+__all__ = ["SlurmSystem"]
 
 _logger = logging.getLogger(__name__)
 
-ANSWER_LIMIT_S = 60.0
-"""Longest time that one question to Slurm may take, seconds; its commands themselves try for some time."""
-
 _SUBMIT_S = 300.0
 """Longest time that one submission may take, seconds: sbatch waits by itself where Slurm is busy."""
-
-SUBMIT_PERIOD_S = 0.2
-"""Least time between two calls of sbatch, seconds: others use the same Slurm."""
 
 _SHARE = 2
 """A round has at most one part in so many of the jobs that Slurm can hold: others want some too."""
@@ -98,6 +92,7 @@ class SlurmSystem:
     """The Slurm that the commands on this machine speak to."""
 
     name = "slurm"
+    pace = Pace()
 
     def __init__(self) -> None:
         self._config: Mapping[str, str] | None = None
@@ -126,8 +121,11 @@ class SlurmSystem:
 
     def _limits(self) -> Mapping[str, str]:
         if self._config is None:
-            self._config = parse_config(_call(["scontrol", "show", "config"]))
+            self._config = parse_config(self._ask("scontrol", "show", "config"))
         return self._config
+
+    def _ask(self, *command: str) -> str:
+        return _call(command, timeout_s=self.pace.answer_s)
 
     def _arrays(self, batch_round: Round) -> list[Array]:
         most = max(1, _number(self._limits().get("MaxArraySize", "1001"), "scontrol") - 1)
@@ -151,7 +149,7 @@ class SlurmSystem:
         if settings.accounting_user is not None:
             _logger.warning("Slurm charges accounts (accountingGroup): accountingUser is ignored.")
         arrays = self._arrays(batch_round)
-        largest_mib = _largest_mib(_machines(batch_round.settings.queue))
+        largest_mib = _largest_mib(self._machines(batch_round.settings.queue))
         calls = [
             PlannedCall(
                 array_options(batch_round, number, array, dependency(array, range(len(arrays))), largest_mib),
@@ -180,7 +178,7 @@ class SlurmSystem:
             Slurm refuses; its own words, and what to do. What it had taken is removed again.
         """
         arrays = self._arrays(batch_round)
-        machines = _machines(batch_round.settings.queue)
+        machines = self._machines(batch_round.settings.queue)
         _check_sizes(batch_round, arrays, machines)
         largest_mib = _largest_mib(machines)
         ids: list[int] = []
@@ -188,7 +186,9 @@ class SlurmSystem:
             for number, array in enumerate(arrays):
                 _note(batch_round, ids)
                 waits = dependency(array, ids)
+                began_at = time.monotonic()
                 ids.append(_submit(array_options(batch_round, number, array, waits, largest_mib)))
+                time.sleep(max(0.0, began_at + self.pace.submit_s - time.monotonic()))
             _note(batch_round, ids)
             closing = _submit(closing_options(batch_round, _closing_dependency(ids), largest_mib))
         except BaseException as error:
@@ -210,7 +210,7 @@ class SlurmSystem:
         """Look for a round: what was noted of it while it was submitted, and jobs that bear its name."""
         ids = _noted(batch_round)
         closing = None
-        for line in _lines(batch_round):
+        for line in self._lines(batch_round):
             if line.comment == CLOSING:
                 closing = line.array
             elif (number := line.comment.partition(":")[0]).isdecimal():
@@ -232,7 +232,7 @@ class SlurmSystem:
         numbers = _numbers(ticket)
         closing: JobStatus | None = None
         jobs: dict[int, JobStatus] = {}
-        for line in _lines(batch_round):
+        for line in self._lines(batch_round):
             if line.comment == CLOSING or line.array == ticket["closing"]:
                 closing = line.status
             else:
@@ -269,7 +269,7 @@ class SlurmSystem:
         ids = [str(array) for array in numbers]
         for at in range(0, len(ids), _BATCH):
             command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={SACCT_FORMAT}"]
-            text = _call([*command, f"--jobs={','.join(ids[at : at + _BATCH])}"])
+            text = self._ask(*command, f"--jobs={','.join(ids[at : at + _BATCH])}")
             for line in _parsed(parse_sacct, text, "sacct"):
                 found.update(self._job_lines(batch_round, numbers, line))
         # The books may be late: squeue has said that nothing is left.
@@ -283,20 +283,24 @@ class SlurmSystem:
         qgexec.errors.ModelError
             Slurm does not answer, or refuses.
         """
-        ids = {*_numbers(ticket), *(line.array for line in _lines(batch_round) if _is_left(line))}
+        ids = {*_numbers(ticket), *(line.array for line in self._lines(batch_round) if _is_left(line))}
         if (closing := ticket.get("closing")) is not None:
             ids.add(int(str(closing)))
         words = [str(number) for number in sorted(ids)]
         for at in range(0, len(words), _BATCH):
-            _call(["scancel", "--quiet", *words[at : at + _BATCH]])
+            self._ask("scancel", "--quiet", *words[at : at + _BATCH])
 
+    def _machines(self, queue: str | None) -> list[tuple[int, int]]:
+        """Return cores and memory, MiB, of the kinds of machines that jobs can run on."""
+        partition = [] if queue is None else [f"--partition={queue}"]
+        text = self._ask("sinfo", "--noheader", "--Node", "--format=%c|%m", *partition)
+        sizes = {tuple(_number(word, "sinfo") for word in line.partition("|")[::2]) for line in text.split()}
+        return sorted((cores, memory_mib) for cores, memory_mib in sizes)
 
-def _machines(queue: str | None) -> list[tuple[int, int]]:
-    """Return cores and memory, MiB, of the kinds of machines that jobs can run on."""
-    partition = [] if queue is None else [f"--partition={queue}"]
-    text = _call(["sinfo", "--noheader", "--Node", "--format=%c|%m", *partition])
-    sizes = {tuple(_number(word, "sinfo") for word in line.partition("|")[::2]) for line in text.split()}
-    return sorted((cores, memory_mib) for cores, memory_mib in sizes)
+    def _lines(self, batch_round: Round) -> list[Line]:
+        """Return what Slurm says of all that bears a round's name."""
+        command = ["squeue", "--states=all", "--noheader", f"--name={batch_round.name}"]
+        return _parsed(parse_squeue, self._ask(*command, f"--Format={SQUEUE_FORMAT}"), "squeue")
 
 
 def _largest_mib(machines: Sequence[tuple[int, int]]) -> int:
@@ -338,12 +342,6 @@ def _numbers(ticket: Ticket) -> dict[int, int]:
     return {int(str(array)): number for number, array in enumerate(ids) if array is not None}
 
 
-def _lines(batch_round: Round) -> list[Line]:
-    """Return what Slurm says of all that bears a round's name."""
-    command = ["squeue", "--states=all", "--noheader", f"--name={batch_round.name}"]
-    return _parsed(parse_squeue, _call([*command, f"--Format={SQUEUE_FORMAT}"]), "squeue")
-
-
 def _note(batch_round: Round, ids: Sequence[int]) -> None:
     """Note what has been submitted: Slurm forgets jobs that have ended, and this process may die now."""
     (batch_round.folder / "submitted.txt").write_text("".join(f"{number}\n" for number in ids))
@@ -373,9 +371,7 @@ def _number(text: str, program: str) -> int:
 
 
 def _submit(command: Sequence[str]) -> int:
-    began_at = time.monotonic()
     text = _call(command, timeout_s=_SUBMIT_S, what="Slurm refuses the jobs")
-    time.sleep(max(0.0, began_at + SUBMIT_PERIOD_S - time.monotonic()))
     return _number(text.partition(";")[0], "sbatch")  # with several clusters the name of one follows
 
 
@@ -383,7 +379,7 @@ def _closing_dependency(ids: Sequence[int]) -> str:
     return ":".join(["afterany", *map(str, ids)])
 
 
-def _call(command: Sequence[str], *, timeout_s: float | None = None, what: str = "") -> str:
+def _call(command: Sequence[str], *, timeout_s: float, what: str = "") -> str:
     """Return what a command of Slurm's prints.
 
     Raises
@@ -392,7 +388,6 @@ def _call(command: Sequence[str], *, timeout_s: float | None = None, what: str =
         It is missing, fails, or takes too long.
     """
     program = command[0]
-    timeout_s = timeout_s or ANSWER_LIMIT_S
     try:
         done = subprocess.run(
             command,

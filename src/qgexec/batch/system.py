@@ -17,7 +17,7 @@ import numpy.typing as npt
 from qgexec.batch.rounds import Round, Ticket
 from qgexec.config.batchsettings import BatchSettings
 
-__all__ = ["BatchSystem", "JobEnd", "JobState", "JobStatus", "PlannedCall", "RoundStatus"]
+__all__ = ["BatchSystem", "JobEnd", "JobState", "JobStatus", "Pace", "PlannedCall", "RoundStatus"]
 
 
 class JobState(Enum):
@@ -106,11 +106,32 @@ class PlannedCall:
     """What the batch system is told to wait for, in words."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a batch system and what its jobs write are looked at, and how long it is waited for."""
+
+    status_s: float = 10.0
+    """Least time between two questions to it, seconds: many ask the same one."""
+    journals_s: float = 1.0
+    """Least time between two looks at the jobs' journals, seconds."""
+    rest_factor: float = 10
+    """Nothing that took t seconds is done again before this many times t."""
+    submit_s: float = 0.2
+    """Least time between two submissions of one round, seconds: others use the same batch system."""
+    answer_s: float = 60.0
+    """Longest time that one question to it may take, seconds; its programs themselves try for some time."""
+    removal_s: float = 300.0
+    """Longest time that jobs may take to go away after they were told to, seconds."""
+
+
 class BatchSystem(Protocol):
     """One kind of batch system."""
 
     name: str
     """Name of the execution model that uses it."""
+
+    pace: Pace
+    """How often it is asked."""
 
     def check(self) -> None:
         """Check that it can be used from here.

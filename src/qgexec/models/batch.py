@@ -42,20 +42,8 @@ __all__ = ["BatchModel", "ask", "harvest", "remove_round"]
 
 _logger = logging.getLogger(__name__)
 
-JOURNALS_PERIOD_S = 1.0
-"""Least time between two looks at the jobs' journals, seconds."""
-
-STATUS_PERIOD_S = 10.0
-"""Least time between two questions to the batch system, seconds: many ask the same one."""
-
-REST_FACTOR = 10
-"""Nothing that took t seconds is done again before this many times t."""
-
 _LEAVING_S = 60.0
 """Longest time that jobs may take to end that have nothing more to do, seconds."""
-
-REMOVAL_LIMIT_S = 300.0
-"""Longest time that jobs may take to go away after they were told to, seconds."""
 
 
 def harvest(model: BatchModel, run: Run, record: Callable[[Event], None]) -> bool:
@@ -95,7 +83,7 @@ def harvest(model: BatchModel, run: Run, record: Callable[[Event], None]) -> boo
             )
         if not model.status.is_over:
             return False
-        timeout_s = JOURNALS_PERIOD_S  # all have ended, and some have not said their last word
+        timeout_s = model.system.pace.journals_s  # all have ended, and some have not said their last word
     return True
 
 
@@ -126,7 +114,8 @@ def remove_round(
     ticket = batch_round.ticket or system.find(batch_round)
     if ticket is None:
         return
-    deadline, pause_s = clock() + REMOVAL_LIMIT_S, JOURNALS_PERIOD_S
+    pace = system.pace
+    deadline, pause_s = clock() + pace.removal_s, pace.journals_s
     while True:
         system.cancel(batch_round, ticket)
         status = system.look(batch_round, ticket)
@@ -139,7 +128,7 @@ def remove_round(
                 hint=f"Try once more: qgexec cancel {batch_round.run_dir}",
             )
         time.sleep(pause_s)
-        pause_s = min(2 * pause_s, max(STATUS_PERIOD_S, JOURNALS_PERIOD_S))
+        pause_s = min(2 * pause_s, max(pace.status_s, pace.journals_s))
 
 
 class BatchModel:
@@ -293,7 +282,7 @@ class BatchModel:
                 return events
             if self._watch is None or (left := deadline - self._clock()) <= 0:
                 return ()
-            time.sleep(min(left, JOURNALS_PERIOD_S))
+            time.sleep(min(left, self.system.pace.journals_s))
 
     def _news(self, watch: _Watch) -> list[Event]:
         events = watch.read()
@@ -344,7 +333,7 @@ class BatchModel:
             return False
         deadline = self._clock() + _LEAVING_S
         while not watch.is_over() and self._clock() < deadline:
-            time.sleep(JOURNALS_PERIOD_S)
+            time.sleep(self.system.pace.journals_s)
         return watch.is_over()
 
     @property
@@ -404,7 +393,8 @@ class _Watch:
             return []
         events = self._journals.read()
         took_s = self._clock() - began_at
-        self._read_due_at = began_at + max(JOURNALS_PERIOD_S, REST_FACTOR * took_s)
+        pace = self._system.pace
+        self._read_due_at = began_at + max(pace.journals_s, pace.rest_factor * took_s)
         return events
 
     def is_over(self) -> bool:
@@ -427,7 +417,8 @@ class _Watch:
             self._tell_of_held(status)
             self.status, self._is_silent = status, False
         took_s = self._clock() - began_at
-        self._ask_due_at = began_at + max(STATUS_PERIOD_S, REST_FACTOR * took_s)
+        pace = self._system.pace
+        self._ask_due_at = began_at + max(pace.status_s, pace.rest_factor * took_s)
         return self.status is not None and self.status.is_over
 
     def _tell_of_held(self, status: RoundStatus) -> None:

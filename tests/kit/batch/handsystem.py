@@ -19,13 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from qgexec.batch.htcondor import HTCondorSystem
 from qgexec.batch.rounds import Round, Ticket
-from qgexec.batch.system import JobEnd, JobState, JobStatus, PlannedCall, RoundStatus
+from qgexec.batch.slurm import SlurmSystem
+from qgexec.batch.system import JobEnd, JobState, JobStatus, Pace, PlannedCall, RoundStatus
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import ModelError
 from qgexec.models import registry
 from qgexec.models.batch import BatchModel
-from tests.kit.batch.standins import AGAIN, RunsJob, StandIn
+from tests.kit.batch.standins import AGAIN, QUICK, RunsJob, StandIn
 from tests.kit.processes import warm
 
 JOB_PATIENCE_S = 120.0
@@ -37,6 +39,7 @@ class HandSystem(StandIn):
     """Runs a round's jobs one by one; all models of a process share it, as all drivers do."""
 
     name: str = "hand"
+    pace: Pace = QUICK
     runs: RunsJob = field(default_factory=lambda: run_as_told)
     """Runs a job, and says what the batch system says of it afterwards."""
     most: int | None = None
@@ -154,18 +157,15 @@ def hand_system(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandSystem]:
     """Make the model ``hand`` known, with a batch system that has nothing in hand."""
     entries = [*entry_points(group=registry.GROUP), EntryPoint("hand", f"{__name__}:Hand", registry.GROUP)]
     monkeypatch.setattr(registry, "entry_points", lambda group: entries)
-    be_quick(monkeypatch)
     vars(SYSTEM).clear()  # also of what a test has put in the place of a method
     vars(SYSTEM).update(vars(HandSystem()))
     yield SYSTEM
 
 
 def be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have models ask as often as they can: what is asked here answers at once."""
-    monkeypatch.setattr("qgexec.models.batch.STATUS_PERIOD_S", 0.0)
-    monkeypatch.setattr("qgexec.models.batch.JOURNALS_PERIOD_S", 0.01)
-    monkeypatch.setattr("qgexec.models.batch.REST_FACTOR", 0)
-    monkeypatch.setattr("qgexec.offline.LOOK_PERIOD_S", 0.01)
+    """Have the real batch systems' classes ask as often as they can: what is asked here answers at once."""
+    for system in (HTCondorSystem, SlurmSystem):
+        monkeypatch.setattr(system, "pace", QUICK)
 
 
 def journal_lines(folder: Path) -> list[dict[str, object]]:

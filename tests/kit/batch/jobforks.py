@@ -19,9 +19,9 @@ from typing import Any
 from benchmarks.endstate import EndState, read_end_state, read_work
 from qgexec import batchjob, executor
 from qgexec.api import GraphExecutor, Preparation, QuantaFailedError
-from qgexec.batch import producers
 from qgexec.batch.rounds import Round, last_round
 from qgexec.batch.system import JobEnd, JobState, JobStatus
+from qgexec.batchjob import JobMargins
 from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir
 from qgexec.cli import EXIT_INTERRUPTED, EXIT_TRY_AGAIN
@@ -64,13 +64,14 @@ def make_moody(folder: Path) -> MockRepository:
     return made
 
 
-def start_job(batch_round: Round, job: int, fault: Fault = nothing) -> Fork:
+def start_job(
+    batch_round: Round, job: int, fault: Fault = nothing, margins: JobMargins | None = None
+) -> Fork:
     """Begin a try of a job; what it prints is in the round's logs."""
 
     def act() -> int:
-        replace(producers, "LOOK_PERIOD_S", 0.01)
         fault()
-        done = batchjob.run_job(batch_round.run_dir, batch_round.number, job)
+        done = batchjob.run_job(batch_round.run_dir, batch_round.number, job, margins or JobMargins())
         return 0 if done else EXIT_TRY_AGAIN
 
     return _start(act, batch_round.logs / f"{job}.txt")
@@ -105,6 +106,8 @@ class Jobs:
 
     faults: Mapping[tuple[int, int], Sequence[Fault]] = field(default_factory=dict)
     """What goes wrong, by round and job, in each of its tries; later ones are left alone."""
+    margins: Mapping[tuple[int, int], JobMargins] = field(default_factory=dict)
+    """What jobs keep for themselves in their first try, by round and job, where a test says so."""
     ends: Mapping[tuple[int, int], JobEnd] = field(default_factory=dict)
     """What the batch system says of the end of a job, where it is not what can be seen."""
     tries: int = 2
@@ -117,7 +120,8 @@ class Jobs:
         faults = self.faults.get(key, ())
         code = 0
         for n in range(self.tries):
-            code = start_job(batch_round, job, faults[n] if n < len(faults) else nothing).finish()
+            fault = faults[n] if n < len(faults) else nothing
+            code = start_job(batch_round, job, fault, self.margins.get(key) if n == 0 else None).finish()
             self.codes.append((*key, code))
             if code == 0:
                 break

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from qgexec.batch.slurm import SlurmSystem
 from qgexec.batch.slurmstates import SQUEUE_FORMAT, expand
 from qgexec.batch.system import JobEnd, JobState, JobStatus
-from tests.kit.batch.standins import AGAIN, StandIn, open_round
+from tests.kit.batch.standins import AGAIN, QUICK, StandIn, open_round
 
 __all__ = ["SlurmStandIn", "slurm_standin"]
 
@@ -261,7 +262,7 @@ def slurm_standin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slu
     for name in ("said", "answer"):
         os.mkfifo(folder / name)
     monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
-    monkeypatch.setattr("qgexec.batch.slurm.SUBMIT_PERIOD_S", 0.0)
+    monkeypatch.setattr(SlurmSystem, "pace", QUICK)
     standin = SlurmStandIn()
     broken: list[BaseException] = []
     thread = threading.Thread(target=_serve, args=(standin, folder, broken), daemon=True)

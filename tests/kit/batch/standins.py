@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qgexec.batch.rounds import Round
-from qgexec.batch.system import JobEnd, JobState, JobStatus
+from qgexec.batch.system import JobEnd, JobState, JobStatus, Pace
 from qgexec.models.batch import BatchModel
 
 __all__ = [
     "AGAIN",
+    "QUICK",
     "Entrusted",
     "RunsJob",
     "StandIn",
@@ -27,6 +28,9 @@ __all__ = [
 
 AGAIN = 75
 """Exit status of a job that says that another try of it has something to do."""
+
+QUICK = Pace(status_s=0.0, journals_s=0.01, rest_factor=0, submit_s=0.0)
+"""Of a batch system that answers at once, and may be asked as often as a test likes."""
 
 RunsJob = Callable[[Round, int], JobStatus]
 """Does what a try of a job does, and says how it ended, or that it runs on."""
