@@ -106,13 +106,13 @@ class Jobs:
 
     faults: Mapping[tuple[int, int], Sequence[Fault]] = field(default_factory=dict)
     """What goes wrong, by round and job, in each of its tries; later ones are left alone."""
-    margins: Mapping[tuple[int, int], JobMargins] = field(default_factory=dict)
-    """What jobs keep for themselves in their first try, by round and job, where a test says so."""
     ends: Mapping[tuple[int, int], JobEnd] = field(default_factory=dict)
     """What the batch system says of the end of a job, where it is not what can be seen."""
     tries: int = 2
     codes: list[tuple[int, int, int]] = field(default_factory=list)
     """Round, job and exit code of all tries."""
+    margins: Mapping[tuple[int, int], JobMargins] = field(default_factory=dict)
+    """What jobs keep for themselves in their first try, by round and job, where a test says so."""
 
     def __call__(self, batch_round: Round, job: int) -> JobStatus:
         """Run one to its end."""
