@@ -165,7 +165,7 @@ def test_killed_at_every_stage_of_a_quantum(verdicts: dict[str, str], name: str)
     assert not verdicts[name], verdicts[name]
 
 
-@pytest.mark.every(20)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EXTENDED)
 def test_killed_where_outputs_were_before(verdicts_extended: dict[str, str], name: str) -> None:
     """In a RUN that existed, clobbering and skipping mean the same as in a run in which nobody dies."""

@@ -44,6 +44,7 @@ def n_read(repository: MockRepository) -> int:
         return len(refs)
 
 
+@pytest.mark.thorough
 def test_in_a_loop(prepared: MockRepository, tmp_path: Path) -> None:
     """Twenty lines run a graph: each quantum after its prerequisites, all outputs in the repository."""
     lines = call("in_a_loop.py", prepared.root, prepared.graph, cwd=tmp_path).splitlines()

@@ -154,7 +154,7 @@ def test_disk_of_the_run_directory_fills_up(
     check_end(site, undisturbed)
 
 
-@pytest.mark.every(2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", MODELS)
 def test_files_may_not_grow(site: Site, undisturbed: EndState, model: str) -> None:
     """With a limit on the size of files nothing gets done; when it is lifted, all is."""
@@ -170,7 +170,7 @@ def test_files_may_not_grow(site: Site, undisturbed: EndState, model: str) -> No
     check_end(site, undisturbed)
 
 
-@pytest.mark.every(2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", MODELS)
 def test_run_directory_becomes_read_only(site: Site, undisturbed: EndState, model: str) -> None:
     """A run whose directory takes no new files breaks off, and is not gone on with until it does again."""
@@ -288,7 +288,7 @@ def test_registry_is_locked_for_too_long(
     check_end(site, undisturbed)
 
 
-@pytest.mark.every(2)
+@pytest.mark.thorough
 @pytest.mark.postgres
 @pytest.mark.parametrize("model", MODELS)
 def test_postgresql_is_started_anew(

@@ -92,6 +92,7 @@ def test_nothing_is_printed_unasked(logged: Logged, folder: Path) -> None:
     assert "lsst." not in logged(run=["-j", 2]).err
 
 
+@pytest.mark.thorough
 def test_resume_logs_as_before(
     logged: Logged, folder: Path, moods: Moods, start: Callable[..., Command]
 ) -> None:

@@ -41,6 +41,7 @@ def running(repository: MockRepository) -> Arguments:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("processes", [1, 2])
 def test_debug_is_imported(
     running: Arguments, folder: Path, start: Callable[..., Command], processes: int

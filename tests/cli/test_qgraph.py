@@ -284,6 +284,7 @@ class TestExecuting:
             dumps.append((dump_repository(root)["collections"], stored))
         assert dumps[0] == dumps[1]
 
+    @pytest.mark.thorough
     def test_rebase(self, building: Arguments, repository: MockRepository, folder: Path) -> None:
         """An output collection made from other inputs is refused, and takes them in when asked to."""
         with repository.butler(writeable=True) as butler:
@@ -309,6 +310,7 @@ class TestExecuting:
         assert second.startswith("u/me/20")
         assert rest == ["other", INPUT_RUN]
 
+    @pytest.mark.thorough
     def test_mocks_of_what_only_the_repository_defines(
         self, start: Callable[..., Command], tmp_path: Path, folder: Path
     ) -> None:

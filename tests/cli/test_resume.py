@@ -84,6 +84,7 @@ def test_nothing_left_to_do(repository: MockRepository, books: Path) -> None:
     assert repository.dump() == before
 
 
+@pytest.mark.thorough
 def test_options_stay_until_others_are_given(repository: MockRepository, moods: Moods, books: Path) -> None:
     """What is not given is as it was, also at the next resume; what is given holds from now on."""
     moods.set({"isr 1,3": "raise"})
@@ -158,6 +159,7 @@ def test_a_repository_that_is_gone(repository: MockRepository, books: Path) -> N
     assert call("resume", books).code == 0
 
 
+@pytest.mark.thorough
 def test_software_that_changed(
     repository: MockRepository, books: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -217,7 +217,7 @@ def test_a_run_that_is_over_where_no_batch_system_answers(
     assert place.report().all_succeeded
 
 
-@pytest.mark.every(2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", ["inprocess", "pool"])
 def test_a_driver_that_was_killed(place: Place, local: EndState, model: str) -> None:
     """What it was running is given back: nothing runs in a run that has stopped."""

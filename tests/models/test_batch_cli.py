@@ -197,7 +197,7 @@ def test_cancel(place: Place, given: list[object]) -> None:
     assert place.report().all_succeeded
 
 
-@pytest.mark.every(2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", [("resume", "--no-wait"), ("submit",)])
 def test_the_rest_is_submitted(place: Place, given: list[object], words: tuple[str, ...]) -> None:
     """What is left is handed over again, and the jobs do the rest; what needs a driver is refused."""
@@ -227,6 +227,7 @@ def test_a_run_is_left_as_it_is_where_no_batch_system_answers(place: Place, give
     assert {path: path.read_bytes() for path in place.run_dir.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.thorough
 def test_what_a_run_knows_is_not_told_again(place: Place, given: list[object]) -> None:
     """An option of new runs beside a run directory is refused; so is neither of both."""
     place.hand.pause = True

@@ -157,6 +157,7 @@ def test_progress_is_seen_without_any_driver(place: Place) -> None:
     assert len(list(place.books.journal.iterdir())) == 1, "reading writes nothing"
 
 
+@pytest.mark.thorough
 def test_collect_takes_in_what_is_there(place: Place, local: EndState) -> None:
     """Also while jobs are left, and again and again; what is there already is not taken in again."""
     place.submit()
@@ -199,7 +200,7 @@ def test_a_run_directory_that_was_moved(place: Place, local: EndState) -> None:
 # --- drivers that die -----------------------------------------------------------------------------------
 
 
-@pytest.mark.every(4)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fault", "was_submitted"),
     [
@@ -236,7 +237,7 @@ def test_what_jobs_did_meanwhile(place: Place, local: EndState) -> None:
     assert local.differences(place.end()) == []
 
 
-@pytest.mark.every(2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("is_silent", [False, True])
 def test_the_closing_job_of_a_driver_elsewhere(
     place: Place, monkeypatch: pytest.MonkeyPatch, is_silent: bool
@@ -257,6 +258,7 @@ def test_the_closing_job_of_a_driver_elsewhere(
 # --- two at a time --------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_driver_that_watches_is_left_alone(place: Place, watching: Fork) -> None:
     """Another driver and `collect` are refused, the closing job leaves it all to the driver."""
     with pytest.raises(RunHeldError, match=str(watching.pid)):

@@ -47,6 +47,7 @@ def test_a_run_is_what_a_local_run_is(place: Place, local: EndState) -> None:
     assert [job for _, job in place.hand.tries] == [*range(N_JOBS)]
 
 
+@pytest.mark.thorough
 def test_a_job_is_the_same_program(place: Place, local: EndState) -> None:
     """What a batch system calls is `qgexec worker`, in a process of its own."""
     in_fork = Jobs()
@@ -130,6 +131,7 @@ def test_a_job_whose_prerequisites_failed_has_nothing_to_do(place: Place) -> Non
     assert kinds == ["RunStarted", "RunEnded"]
 
 
+@pytest.mark.thorough
 def test_resume_executes_what_failed(place: Place, local: EndState) -> None:
     """And what was blocked by it, in another round; nothing else."""
     place.hand.runs = Jobs({(1, 0): [_first_only(place.mark("isr"))]})
@@ -380,6 +382,7 @@ def test_files_that_cannot_be_written(place: Place, monkeypatch: pytest.MonkeyPa
     assert len(place.hand.submitted) == 1
 
 
+@pytest.mark.thorough
 def test_a_batch_system_that_is_not_there(place: Place) -> None:
     """It is an error before anything is submitted."""
     place.hand.silent = True

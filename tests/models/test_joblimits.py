@@ -87,6 +87,7 @@ def test_the_next_try_has_the_memory_that_was_noted(place: Place) -> None:
     assert not found.memory_file(1).exists()
 
 
+@pytest.mark.thorough
 def test_a_quantum_over_the_time_of_its_job_has_timed_out(place: Place) -> None:
     """One without a limit that began first in its job cannot be done in any: it is no loss."""
     batch = replace(configured().batch, walltime_s=8.0, said=frozenset({"walltime_s"}))

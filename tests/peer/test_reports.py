@@ -143,6 +143,7 @@ def test_one_graph(executed: Executed, read_caveats: ReadCaveats, use_qbb: bool,
     )
 
 
+@pytest.mark.thorough
 def test_two_graphs(executed: Executed, tmp_path: Path) -> None:
     """The second recovers some, and fails at others; in which order they are named does not matter."""
     graphs = [executed.first, executed.second]
@@ -193,6 +194,7 @@ def tampered(executed: Executed, tmp_path: Path) -> Executed:
     return Executed(root, executed.first, executed.second)
 
 
+@pytest.mark.thorough
 def test_what_contradicts_itself(tampered: Executed, tmp_path: Path) -> None:
     """Wonky and unknown quanta, by one graph and by two."""
     one = ours(tampered.root, [tampered.first])

@@ -70,6 +70,7 @@ def test_all_that_the_registry_does_not_know(make: Any, tmp_path: Path) -> None:
     assert state(site) == before
 
 
+@pytest.mark.thorough
 def test_other_quanta_are_left_alone(site: Site) -> None:
     """Only what these quanta would have written is removed."""
     run = site.run(ISR)
@@ -93,7 +94,7 @@ def test_what_is_registered_as_it_is_stays(site: Site) -> None:
     assert state(site) == before
 
 
-@pytest.mark.every(2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("harm", ["gone", "other"])
 def test_registered_but_not_as_it_is(site: Site, harm: str) -> None:
     """What an attempt removed, or wrote anew, of what the registry knows leaves the registry too."""

@@ -74,6 +74,7 @@ def test_after_a_failure(config: str, tmp_path: Path) -> None:
     assert unrelated == []
 
 
+@pytest.mark.thorough
 def test_outputs_that_are_not_made_again(site: Site) -> None:
     """What an earlier attempt of the run had put, and the next one does not, is named as absent."""
     plan = read_plan(site.repository.graph)

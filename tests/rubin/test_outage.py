@@ -147,6 +147,7 @@ class Restart(Clock):
             self._start()
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 def test_server_that_is_started_again(site: Site, server: PostgresServer) -> None:
     """Outputs are taken in, and what was lost is removed, when the server is back; each exactly once."""
@@ -203,6 +204,7 @@ def test_server_that_stays_away(site: Site, server: PostgresServer) -> None:
     assert "isr_log" not in str(registered(site.repository).keys())
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 def test_database_that_does_not_exist(site: Site, server: PostgresServer) -> None:
     """What will not pass is an error at once."""

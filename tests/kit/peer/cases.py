@@ -102,7 +102,6 @@ CASES = (
         "disassembled composites, components, storage classes that differ between registry and connections",
         succeeded={"measure": 6, "digest": 6},
         repository="storage classes",
-        soon=True,
     ),
     Case(
         "registry that changed its storage class after the graph was built",
