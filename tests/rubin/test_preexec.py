@@ -41,8 +41,9 @@ from tests.kit.butler.repos import (
     task_config,
 )
 from tests.kit.crash.faults import at_call
+from tests.kit.crash.starts import within_register
 from tests.kit.processes import warm
-from tests.kit.processes.kills import dies
+from tests.kit.processes.kills import dies, killed_at_commit
 
 REGISTER = Preparation(register_dataset_types=True)
 AGAIN = Preparation(register_dataset_types=True, extend_run=True)
@@ -319,6 +320,45 @@ class TestBegun:
             assert butler.collections.get_info(OUTPUT).children == ("second", INPUT_RUN)
             assert (OUTPUT_RUN in butler.collections.query("*")) == (prune != "purge")
             assert butler.query_datasets("raw_mock", INPUT_RUN)
+
+    def test_half_of_a_run_is_made_whole(self, repository: MockRepository, graph: GraphFile) -> None:
+        """A RUN of which upstream has written the first half keeps its place in collections, and its doc."""
+
+        def cut_off() -> None:
+            within_register()
+            with repository.butler(writeable=True) as butler:
+                butler.collections.register(OUTPUT_RUN, doc="mine")
+
+        dies(cut_off)
+        with repository.butler(writeable=True) as butler:
+            for name, members in (("before", [OUTPUT_RUN, INPUT_RUN]), ("behind", [INPUT_RUN, OUTPUT_RUN])):
+                butler.collections.register(name, CollectionType.CHAINED)
+                butler.collections.redefine_chain(name, members)
+        prepare_run(str(repository.root), graph, AGAIN)
+        with repository.butler() as butler:
+            assert butler.collections.get_info("before").children == (OUTPUT_RUN, INPUT_RUN)
+            assert butler.collections.get_info("behind").children == (INPUT_RUN, OUTPUT_RUN)
+            assert butler.registry.getCollectionDocumentation(OUTPUT_RUN) == "mine"
+            assert butler.get("isr_config", collections=OUTPUT_RUN).dimensions == ["visit", "detector"]
+
+    @pytest.mark.thorough
+    @pytest.mark.timeout(900)
+    def test_killed_before_any_commit(self, repository: MockRepository, graph: GraphFile) -> None:
+        """Whichever transaction a start is killed in, to prepare once more ends as if it had not been."""
+        twin = repository.root.with_name("twin")
+        shutil.copytree(repository.root, twin)
+        prepare_run(str(twin), graph, REGISTER)
+        undisturbed = dump_repository(twin)
+        number = 0
+        while True:
+            number += 1
+            shutil.rmtree(twin)
+            shutil.copytree(repository.root, twin)
+            if not killed_at_commit(number, lambda: prepare_run(str(twin), graph, REGISTER)):
+                break
+            prepare_run(str(twin), graph, REGISTER, begun=Begun(fresh=True))
+            assert dump_repository(twin) == undisturbed, f"killed before commit {number}"
+        assert number > len(undisturbed["dataset types"])  # type: ignore[arg-type]
 
     def test_what_others_have_run_is_not_ours(self, repository: MockRepository, graph: GraphFile) -> None:
         """A RUN that holds outputs of quanta by now was not made by the start that was killed."""

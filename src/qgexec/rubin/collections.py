@@ -15,6 +15,7 @@ from lsst.pipe.base import Instrument
 from lsst.pipe.base.pipeline_graph import NodeType, PipelineGraph
 
 from qgexec.errors import CollectionError
+from qgexec.rubin.compat import is_half_registered
 
 __all__ = [
     "Replacement",
@@ -22,6 +23,7 @@ __all__ = [
     "collection_type",
     "parents_of",
     "prune_replaced",
+    "register_anew",
     "resolve_collections",
 ]
 
@@ -80,6 +82,9 @@ class RunCollections:
         """Make the RUN, and a CHAINED collection in which it comes first; what is there already stays."""
         if not self.run_exists:
             butler.collections.register(self.output_run, CollectionType.RUN)
+        elif is_half_registered(butler, self.output_run):
+            # It was there when the run was checked, long ago for a register: whoever was at it is gone.
+            register_anew(butler, self.output_run)
         is_as_it_should = self.output_exists and self.run_exists and not (self.half_chained or self.rebased)
         if self.output is None or is_as_it_should:
             return
@@ -88,6 +93,22 @@ class RunCollections:
         members = _flatten(butler, self.chain) if self.chain else self.inputs
         others = [member for member in members if member != self.output_run]
         butler.collections.redefine_chain(self.output, [self.output_run, *others])
+
+
+def register_anew(butler: Butler, run: str) -> None:
+    """Remove an empty RUN and register it again, in the place that it has in CHAINED collections.
+
+    Whoever is killed over it leaves it missing from some of those, at worst: our own output collection gets
+    it again when the run is prepared once more.
+    """
+    doc = butler.registry.getCollectionDocumentation(run)
+    chains = {name: butler.collections.get_info(name).children for name in sorted(parents_of(butler, run))}
+    for name in chains:
+        butler.collections.remove_from_chain(name, run)
+    butler.registry.removeCollection(run)
+    butler.collections.register(run, CollectionType.RUN, doc)
+    for name, members in chains.items():
+        butler.collections.redefine_chain(name, members)
 
 
 def prune_replaced(butler: Butler, replaced: str, prune: str | None, pipeline: PipelineGraph) -> None:
@@ -173,7 +194,8 @@ def resolve_collections(
             f"the output RUN {run!r} exists as a {run_type.name} collection",
             hint="Choose another name for the output RUN.",
         )
-    if run_type is None and extend_run:
+    # A start that was cut off as it registered the RUN anew has removed it.
+    if run_type is None and extend_run and begun_fresh is None:
         raise CollectionError(
             f"the output RUN {run!r} does not exist and cannot be extended",
             hint="Leave --extend-run out for the first run.",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
 from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, LimitedButler, QuantumBackedButler
 from lsst.daf.butler.datastore import Datastore
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
@@ -32,6 +33,7 @@ __all__ = [
     "graph_summary",
     "has_fast_ingest",
     "import_datasets",
+    "is_half_registered",
     "keeping_package_metadata",
     "put_refs",
     "registry_file",
@@ -120,6 +122,23 @@ def registry_file(butler: Butler) -> Path | None:
     database: Any = getattr(getattr(butler, "_registry", None), "_db", None)
     filename = getattr(database, "filename", None)
     return Path(filename) if filename else None
+
+
+def is_half_registered(butler: Butler, run: str) -> bool:
+    """Tell whether a RUN has no row of its own: no dataset can be put into it, and to register it is no help.
+
+    Upstream registers a RUN in two transactions, first as a collection, then as a RUN. Whoever is killed
+    between them leaves the first, and from then on upstream takes the RUN for registered.
+    """
+    manager: Any = getattr(
+        getattr(getattr(butler, "_registry", None), "_managers", None), "collections", None
+    )
+    if manager is None:  # a server's registry, which registers on its side
+        return False
+    key, table = manager._collectionIdName, manager._tables.run
+    found = sqlalchemy.select(table.columns[key]).where(table.columns[key] == manager.find(run).key)
+    with manager._db.query(found) as rows:
+        return rows.fetchone() is None
 
 
 def datastore_of(butler: LimitedButler) -> Datastore:

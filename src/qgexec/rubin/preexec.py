@@ -18,6 +18,7 @@ from lsst.daf.butler import (
     MissingCollectionError,
     MissingDatasetTypeError,
 )
+from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -294,7 +295,7 @@ def _write(
             butler.registry.registerDatasetType(dataset_type)
         if init_outputs is not None:
             init_outputs.write(butler)
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, OSError, ButlerUserError, ConflictingDefinitionError) as error:
         raise RepositoryError(
             f"the repository cannot be written: {type(error).__name__}: {error}",
             hint="Check permissions, quota and free space, then try again (with --extend-run, "

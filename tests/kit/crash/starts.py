@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lsst.daf.butler.direct_butler._direct_butler_collections import DirectButlerCollections
+from lsst.daf.butler.registry.databases.sqlite import SqliteDatabase
 
 import qgexec.newrun
 from qgexec.books.journal import Journal
@@ -12,7 +15,21 @@ from qgexec.rubin.initoutputs import InitOutputs
 from tests.kit.crash.cases import in_put
 from tests.kit.crash.faults import Fault, at_call
 from tests.kit.crash.sites import Case, Site, begin_anew, resume
-from tests.kit.processes.forks import KILLED
+from tests.kit.processes.forks import KILLED, replace
+from tests.kit.processes.kills import die
+
+
+def within_register() -> None:
+    """The process dies between upstream's two transactions that register a RUN: there is no row of it yet."""
+    sync = SqliteDatabase.sync
+
+    def deadly(database: SqliteDatabase, table: Any, **options: Any) -> Any:
+        if table.name == "run":
+            die()
+        return sync(database, table, **options)
+
+    replace(SqliteDatabase, "sync", deadly)
+
 
 _UNTOUCHED: dict[str, Fault] = {
     "it made the folder": at_call(RunDir, "create", "after"),
@@ -25,6 +42,7 @@ _UNTOUCHED: dict[str, Fault] = {
 
 _TOUCHED: dict[str, Fault] = {
     "it said what it will do": at_call(RunDir, "write_settings", "after"),
+    "half of the RUN was made": within_register,
     "the RUN was made": at_call(DirectButlerCollections, "register", "after"),
     "the chain was made": at_call(DirectButlerCollections, "register", "after", number=2),
     "the chain was filled": at_call(RunCollections, "define", "after"),

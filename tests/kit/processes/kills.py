@@ -7,10 +7,11 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import sqlalchemy
 from lsst.daf.butler import FormatterV2
 from lsst.resources.file import FileResourcePath
 
-__all__ = ["STAGES", "die", "die_in_put", "dies"]
+__all__ = ["STAGES", "die", "die_in_put", "dies", "killed_at_commit"]
 
 STAGES = ("writing", "written", "renamed")
 """Of a put: half of the temporary file is there; all of it; the file itself, and no record of it."""
@@ -31,6 +32,27 @@ def dies(action: Callable[[], object]) -> None:
             os._exit(3)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def killed_at_commit(number: int, action: Callable[[], object]) -> bool:
+    """Run something in a fork that is killed before its so many-th commit (from 1); return whether it was."""
+    pid = os.fork()
+    if pid == 0:
+        n_commits = 0
+
+        def count(_connection: object) -> None:
+            nonlocal n_commits
+            n_commits += 1
+            if n_commits == number:
+                die()
+
+        try:
+            sqlalchemy.event.listen(sqlalchemy.engine.Engine, "commit", count)
+            action()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def die_in_put(number: int, stage: str) -> None:
