@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lsst.daf.butler import Butler, Config
-from lsst.pipe.base import ExecutionResources, QuantumGraph
+from lsst.pipe.base import ExecutionResources
 from lsst.pipe.base.execution_graph_fixup import ExecutionGraphFixup
-from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutor, QuantumGraphExecutor
 from lsst.pipe.base.quantum_reports import Report
 
@@ -50,7 +49,8 @@ from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.keeper import keeping_snapshots
 from qgexec.resume import take_over
 from qgexec.rubin.fixups import make_fixup
-from qgexec.rubin.graphfile import read_output_run
+from qgexec.rubin.graphfile import AnyGraph, read_output_run
+from qgexec.rubin.graphwrite import BuiltGraph
 from qgexec.rubin.opener import ImportedExecutor
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
@@ -331,7 +331,7 @@ class GraphExecutor(QuantumGraphExecutor):
 
     def execute(
         self,
-        graph: QuantumGraph | PredictedQuantumGraph | str | Path,
+        graph: AnyGraph,
         *,
         provenance_graph_file: str | None = None,
     ) -> None:
@@ -363,7 +363,7 @@ class GraphExecutor(QuantumGraphExecutor):
             )
         self._execute(graph, self._client, provenance_graph_file)
 
-    def submit(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Path:
+    def submit(self, graph: AnyGraph) -> Path:
         """Leave a graph to a batch system, and do not wait for it.
 
         Parameters
@@ -388,7 +388,7 @@ class GraphExecutor(QuantumGraphExecutor):
         assert self.run_dir is not None
         return self.run_dir
 
-    def rehearse(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Rehearsal:
+    def rehearse(self, graph: AnyGraph) -> Rehearsal:
         """Write all that `submit` would hand to a batch system, and submit nothing.
 
         Parameters
@@ -406,7 +406,7 @@ class GraphExecutor(QuantumGraphExecutor):
         path = self._wanted_run_dir or find_place(f"{read_output_run(graph)}-dry-run")
         return rehearse(graph, self._butler, self._client, self._options, path)
 
-    def preview(self, graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Preview:
+    def preview(self, graph: AnyGraph) -> Preview:
         """Say what `execute` would do, and what would go wrong with it; nothing is written or executed.
 
         Parameters
@@ -425,7 +425,7 @@ class GraphExecutor(QuantumGraphExecutor):
 
     def _execute(
         self,
-        graph: QuantumGraph | PredictedQuantumGraph | str | Path,
+        graph: AnyGraph,
         client: Client,
         provenance_graph_file: str | None,
     ) -> None:
@@ -475,9 +475,7 @@ class GraphExecutor(QuantumGraphExecutor):
             raise RuntimeError("getReport() called before execute()")
         return self._report()
 
-    def _open_books(
-        self, graph: QuantumGraph | PredictedQuantumGraph | str | Path
-    ) -> tuple[OpenRun, Journal]:
+    def _open_books(self, graph: AnyGraph) -> tuple[OpenRun, Journal]:
         """Make run directory and registry ready; where nothing was changed no run directory stays behind."""
         beginning = begin(self._wanted_run_dir or find_place(read_output_run(graph)))
         try:
@@ -485,6 +483,9 @@ class GraphExecutor(QuantumGraphExecutor):
         except BaseException:
             beginning.give_up()
             raise
+        finally:
+            if isinstance(graph, BuiltGraph) and beginning.run_dir.settings_file.exists():
+                graph.components = None  # the run directory has it
         return opened, beginning.journal
 
 

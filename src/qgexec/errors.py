@@ -5,6 +5,7 @@
     QgexecError
       x UsageError
       x GraphError
+        + UnknownQuantumError
       x RepositoryError
         + CollectionError
         + DatasetTypeError
@@ -37,6 +38,7 @@ __all__ = [
     "RepositoryError",
     "RunDirError",
     "RunHeldError",
+    "UnknownQuantumError",
     "UsageError",
     "WorkerStartError",
 ]
@@ -78,6 +80,10 @@ class UsageError(QgexecError):
 
 class GraphError(QgexecError):
     """The quantum graph cannot be read, or cannot be executed as it is."""
+
+
+class UnknownQuantumError(GraphError, LookupError):
+    """The graph file has no such quantum: perhaps it is not the graph any more that the run began with."""
 
 
 class RepositoryError(QgexecError):

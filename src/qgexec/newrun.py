@@ -63,7 +63,7 @@ def open_new_run(
             _require_same(graph, client, run_dir, begun, uri)
             if begun.preparation is not None:
                 preparation = replace(preparation, replaced=Preparation.from_json(begun.preparation).replaced)
-        graph_file = prepare_graph(graph, run_dir.path, butler)
+        graph_file = prepare_graph(graph, run_dir.path, butler, own=True)
         plan = client.plan_of(graph_file.path)
         # Before the registry is written: where there is no room for it, nothing has changed yet.
         run_dir.save_plan(plan)

@@ -8,8 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-
 from qgexec import scripted
 from qgexec.assembly import Client, OpenRun, ingester_opener, make_model, policy_of
 from qgexec.batch.rounds import Round, Ticket, round_folder, rounds
@@ -26,7 +24,7 @@ from qgexec.models.batch import BatchModel, remove_round
 from qgexec.plaintext import printable
 from qgexec.reports.report import read_report
 from qgexec.resume import harvest_round, settle_attempts, take_over
-from qgexec.rubin.graphfile import prepare_graph
+from qgexec.rubin.graphfile import AnyGraph, prepare_graph
 from qgexec.rubin.opener import (
     Books,
     ExecutorBenchOpener,
@@ -48,7 +46,7 @@ _LOOK_PERIOD_S = 2.0
 """Longest time between two looks at whether a driver has the run in hand, seconds."""
 
 
-def prepare(repository: str, graph: str | Path | PredictedQuantumGraph, preparation: Preparation) -> Prepared:
+def prepare(repository: str, graph: AnyGraph, preparation: Preparation) -> Prepared:
     """Bring the registry up to date for a graph, without executing it.
 
     Raises

@@ -2,7 +2,7 @@
 
     run.json            what the run is; before the registry is touched it says what is to be done there
     plan.npz            the plan's arrays
-    graph.qg            the graph, where it was not given as a .qg file that is fit to run from
+    graph.qg            the graph: the run's own copy, which nobody else writes to
     journal/            the events: a file for each writer
     snapshot.npz        what readers made of them; may be missing, and may be removed at any time
     segments/           tracebacks, outputs and datastore records: a file for each process
@@ -186,7 +186,7 @@ class RunDir:
 
     @property
     def graph_file(self) -> Path:
-        """Where the graph is kept when it must be."""
+        """The graph; runs of older versions may have left it where it was given."""
         return self.path / "graph.qg"
 
     @property

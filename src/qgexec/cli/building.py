@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from qgexec.rubin.pipelines import BuiltPipeline
 
-__all__ = ["MadeGraph", "check_files", "make_graph", "make_pipeline"]
+__all__ = ["MadeGraph", "check_files", "make_graph", "make_pipeline", "say_saved"]
 
 
 def check_files(files: Mapping[str, str | None]) -> None:
@@ -88,6 +88,11 @@ def make_pipeline(request: BuildRequest, repository: str | None) -> BuiltPipelin
     return made
 
 
+def say_saved(path: str) -> None:
+    """Say which file holds the graph."""
+    click.echo(f"The graph is saved as {printable(path)}", err=True)
+
+
 @dataclass(frozen=True)
 class MadeGraph:
     """A graph in memory, and the file that holds it."""
@@ -114,14 +119,13 @@ def make_graph(request: BuildRequest, given: Mapping[str, Any], *, keep: bool = 
     given
         The repository, and the options about collections, by their names in Python.
     keep
-        The graph is to be executed, unless it was to be shown: one that is built is saved in any case.
+        Save a graph that is built also where no file is named for it, unless it was to be shown.
 
     Returns
     -------
     made
         The graph; `None` where all that is asked for could be shown of the pipeline.
     """
-    from qgexec.books.rundir import folder_name
     from qgexec.rubin.build import make_graph, save_graph
     from qgexec.rubin.graphload import load_graph
 
@@ -137,8 +141,6 @@ def make_graph(request: BuildRequest, given: Mapping[str, Any], *, keep: bool = 
         pipeline = make_pipeline(request, None)
         if request.shows and not shows:
             return None
-        if keep and not (shows or request.save_graph):
-            folder_name(given["output_run"] or given["output"])  # before hours of work for nothing
         components = make_graph(
             given["repository"],
             pipeline,
@@ -153,7 +155,7 @@ def make_graph(request: BuildRequest, given: Mapping[str, Any], *, keep: bool = 
     path = None
     if request.save_graph or (keep and not shows and not request.graph_file):
         path = save_graph(components, request.save_graph)
-        click.echo(f"The graph is saved as {printable(path)}", err=True)
+        say_saved(path)
     made = MadeGraph(components, path)
     if shows or request.graph_dot or request.graph_mermaid:
         _look_at(made.graph, request, given["repository"])

@@ -51,7 +51,7 @@ def plan(*, as_json: bool, **given: Any) -> None:
     skipped, what each asks for, the longest path through the graph and, with
     --run-times, how long it all takes. Looks at repository, collections, dataset
     types, init-outputs, package versions, tasks and disk space. Nothing is
-    executed; where a graph is built, it is kept.
+    executed; a graph that is built is kept only where -q names a file for it.
 
     Exit codes: 0 nothing is wrong, as far as can be known; 2 something is.
     """

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from qgexec.cli import buildoptions, logoptions, measuring, options
-from qgexec.cli.building import check_files, make_graph
+from qgexec.cli.building import check_files, make_graph, say_saved
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand, stack
 from qgexec.cli.execution import conclude, default_model, outcome_of, say_it_goes_on, warm_up
@@ -22,11 +22,10 @@ from qgexec.cli.resume import go_on, resume
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
-    from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
-
     from qgexec.api import GraphExecutor, Preparation
+    from qgexec.rubin.graphwrite import BuiltGraph
 
-    _Graph = str | PredictedQuantumGraph
+    _Graph = str | BuiltGraph
 
 __all__ = ["building", "executing", "executor_for", "graph_of", "init", "run", "submit"]
 
@@ -133,7 +132,7 @@ def submit(*, run: Path | None, dry_run: bool, **given: Any) -> None:
     if dry_run:
         _rehearse(graph, given)
         return
-    with executor_for(given) as executor:
+    with executor_for(given) as executor, _keeping(graph):
         code, broken = outcome_of(lambda: executor.submit(graph))
     if broken is not None or not executor.has_left:
         sys.exit(
@@ -168,6 +167,7 @@ def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None
     -------
     graph
         File, or graph in memory; `None` where something was to be shown, and nothing is to be executed.
+        One that is built is in no file, unless one is named for it, or it is only to be prepared for.
     """
     request = buildoptions.request_of(given)
     buildoptions.check_collections(given)
@@ -183,12 +183,24 @@ def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None
     logoptions.begin()
     if request.graph_file and not reads:
         return request.graph_file
-    made = make_graph(request, given, keep=True)
+    if request.pipeline and not request.shows:
+        _check_folder_name(request, given, init_only=init_only)
+    made = make_graph(request, given, keep=init_only)
     if request.shows:
         click.echo("Nothing was executed: --show only shows.", err=True)
         return None
+    from qgexec.rubin.graphwrite import BuiltGraph
+
     assert made is not None, "it is only where there is something to show"
-    return made.path or made.graph
+    return made.path or BuiltGraph.of(made.components)
+
+
+def _check_folder_name(request: BuildRequest, given: dict[str, Any], *, init_only: bool) -> None:
+    """Check that the RUN can name run directory or file, before hours of work for nothing."""
+    from qgexec.books.rundir import folder_name
+
+    if (request.save_graph if init_only else given["run_dir"]) is None:
+        folder_name(given["output_run"] or given["output"])
 
 
 @click.command(epilog="Example:  qgexec init -b REPO -g graph.qg --register-dataset-types")
@@ -212,8 +224,10 @@ def init(*, qgraph: str | None, qgraph_id: str | None, **given: Any) -> None:
             _init(qgraph, given)
             return
         from qgexec.rubin.graphload import load_graph
+        from qgexec.rubin.graphwrite import BuiltGraph
 
-        _init(load_graph(qgraph, repository=given["repository"], graph_id=qgraph_id).assemble(), given)
+        components = load_graph(qgraph, repository=given["repository"], graph_id=qgraph_id)
+        _init(BuiltGraph.of(components), given)
 
 
 def _check_use(request: BuildRequest, given: dict[str, Any], *, init_only: bool) -> None:
@@ -274,9 +288,19 @@ def _init(graph: _Graph, given: dict[str, Any]) -> None:
 
 def _execute(graph: _Graph, given: dict[str, Any]) -> int:
     """Execute a graph, say what became of it, and return the exit code."""
-    with executor_for(given) as executor, measuring.profiled(given["profile"]):
+    with executor_for(given) as executor, measuring.profiled(given["profile"]), _keeping(graph):
         code, broken = outcome_of(lambda: executor.execute(graph))
     return conclude(executor, code, broken, summary=given["summary"], resources=given["resource_files"])
+
+
+@contextmanager
+def _keeping(graph: _Graph) -> Iterator[None]:
+    """Save a graph that was built, if no run directory has it afterwards: the run did not begin."""
+    yield
+    if not isinstance(graph, str) and graph.components is not None:
+        from qgexec.rubin.build import save_graph
+
+        say_saved(save_graph(graph.components))
 
 
 def _rehearse(graph: _Graph, given: dict[str, Any]) -> None:

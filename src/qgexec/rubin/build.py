@@ -26,6 +26,7 @@ from qgexec.errors import GraphError, UsageError
 from qgexec.foreign import no_exit
 from qgexec.rubin.collections import Replacement, RunCollections, resolve_collections
 from qgexec.rubin.compat import builder_arguments
+from qgexec.rubin.graphwrite import save_under_new_name, write_graph
 from qgexec.rubin.pipelines import BuiltPipeline
 from qgexec.rubin.repository import open_butler
 
@@ -163,7 +164,8 @@ def save_graph(components: PredictedQuantumGraphComponents, path: str | Path | N
     components
         The graph.
     path
-        ``.qg`` file; by default ``qgexec-runs/<output RUN>.qg`` in the current folder.
+        ``.qg`` file, which is replaced where it exists; by default ``qgexec-runs/<output RUN>.qg`` in the
+        current folder, with ``_2``, ``_3``, ... where that is taken.
 
     Returns
     -------
@@ -177,17 +179,15 @@ def save_graph(components: PredictedQuantumGraphComponents, path: str | Path | N
     qgexec.errors.RunDirError
         No file is named, and the RUN's name leads out of that folder.
     """
-    path = Path(path or f"qgexec-runs/{folder_name(components.header.output_run)}.qg")
-    if not components.thin_graph.quanta:
-        # It was read from a file, perhaps in part, without what the new file needs.
-        components.set_thin_graph()
-        components.set_header_counts()
+    file = Path(path or f"qgexec-runs/{folder_name(components.header.output_run)}.qg")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # lsst-pipe-base 30.0.0 does not make it
-        components.write(str(path.absolute()))
+        file.parent.mkdir(parents=True, exist_ok=True)  # lsst-pipe-base 30.0.0 does not make it
+        if path is None:
+            return str(save_under_new_name(components, file))
+        write_graph(components, file)
     except OSError as error:
-        raise UsageError(f"the graph cannot be saved as {path}: {error.strerror}") from error
-    return str(path)
+        raise UsageError(f"the graph cannot be saved as {file}: {error.strerror}") from error
+    return str(file)
 
 
 def _skipped_in(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import os
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +27,7 @@ from lsst.resources import ResourcePath
 from qgexec.errors import GraphError
 from qgexec.foreign import no_exit
 from qgexec.rubin.compat import graph_components, keeping_package_metadata
+from qgexec.rubin.graphwrite import BuiltGraph, copy_graph, fetch_graph, into_run_dir, write_graph
 from qgexec.rubin.inputrecords import attach_records, check_known, look_for_records
 from qgexec.rubin.qgfile import QgFile
 from qgexec.rubin.repository import learn_storage_classes, open_butler
@@ -36,6 +36,7 @@ from qgexec.scheduling.dataids import DataIds
 from qgexec.scheduling.plan import Plan, find_quanta
 
 __all__ = [
+    "AnyGraph",
     "GraphFile",
     "GraphSource",
     "open_graph",
@@ -140,7 +141,11 @@ def _read_thin_models(reader: PredictedQuantumGraphReader) -> ThinGraph:
     )
 
 
-def read_output_run(graph: str | Path | ResourcePath | PredictedQuantumGraph | QuantumGraph) -> str:
+AnyGraph = str | Path | ResourcePath | PredictedQuantumGraph | QuantumGraph | BuiltGraph
+"""File, or graph in memory whose quanta are loaded."""
+
+
+def read_output_run(graph: AnyGraph) -> str:
     """Return the output RUN of a graph, reading no more of a file than its header; empty where it names none.
 
     Raises
@@ -148,6 +153,8 @@ def read_output_run(graph: str | Path | ResourcePath | PredictedQuantumGraph | Q
     qgexec.errors.GraphError
         The file is missing, damaged or of another type.
     """
+    if isinstance(graph, BuiltGraph):
+        return graph.output_run
     if isinstance(graph, PredictedQuantumGraph):
         return graph.header.output_run
     if isinstance(graph, QuantumGraph):
@@ -160,26 +167,24 @@ def read_output_run(graph: str | Path | ResourcePath | PredictedQuantumGraph | Q
 
 
 def prepare_graph(
-    graph: str | Path | ResourcePath | PredictedQuantumGraph | QuantumGraph,
-    run_dir: Path,
-    repository: str | Butler | None,
+    graph: AnyGraph, run_dir: Path, repository: str | Butler | None, *, own: bool = False
 ) -> GraphFile:
     """Make a graph ready to be executed from one local ``.qg`` file with datastore records.
 
-    A graph that is such a file already stays where it is. Anything else (an
-    old ``.qgraph`` file, a remote file, a graph in memory, a graph without the
-    datastore records of its overall inputs) is written once as ``graph.qg``
-    in the run directory.
+    Anything that is no such file (an old ``.qgraph`` file, a remote file, a graph in memory, a graph
+    without the datastore records of its overall inputs) is written once as ``graph.qg`` in the run directory.
 
     Parameters
     ----------
     graph
         File, or graph in memory whose quanta are loaded.
     run_dir
-        Run directory; must exist.
+        Run directory, or another folder; must exist.
     repository
         Where missing datastore records are looked up, and where the graph's
         inputs must be known; `None` to do neither.
+    own
+        Copy also a file that is ready as it is: nobody else writes to the copy, or removes it.
 
     Returns
     -------
@@ -192,6 +197,8 @@ def prepare_graph(
         The graph cannot be read, or not executed as it is.
     qgexec.errors.RepositoryError
         The repository is missing, or not the graph's.
+    qgexec.errors.RunDirError
+        The run directory cannot be written.
     """
     target = run_dir.absolute() / GRAPH_NAME
     with ExitStack() as stack:
@@ -201,7 +208,13 @@ def prepare_graph(
         uri = ResourcePath(graph, forceDirectory=False)
         if uri.getExtension() == ".qgraph":
             return _prepare_components(read_old(uri), target, butler)
-        return _prepare_file(_local_path(uri, target), target, butler)
+        path = _local_path(uri, target)
+        graph_file = _prepare_file(path, target, butler)
+        if not own or graph_file.path == target:
+            return graph_file
+        with into_run_dir(target):
+            copy_graph(path, target)
+        return replace(graph_file, path=target)
 
 
 def peek_graph(path: Path) -> GraphFile:
@@ -232,7 +245,8 @@ def _prepare_file(path: Path, target: Path, butler: Butler | None) -> GraphFile:
         reader.read_all()
         if not attach_records(str(path), reader.components, butler):
             return graph_file
-        _write(reader.components, target)
+        with into_run_dir(target):
+            write_graph(reader.components, target)
         return replace(graph_file, path=target)
 
 
@@ -245,7 +259,8 @@ def _prepare_components(
         _check_universe(graph_file, butler)
         if not any(quantum.datastore_records for quantum in components.quantum_datasets.values()):
             attach_records("the graph", components, butler)
-    _write(components, target)
+    with into_run_dir(target):
+        write_graph(components, target)
     return graph_file
 
 
@@ -253,10 +268,8 @@ def _local_path(uri: ResourcePath, target: Path) -> Path:
     """Return the path of a ``.qg`` file; a remote one is copied to ``target``."""
     if uri.isLocal:
         return Path(uri.ospath).absolute()
-    try:
-        ResourcePath(str(target)).transfer_from(uri, transfer="copy")
-    except FileNotFoundError:
-        raise GraphError(f"graph file {uri} does not exist", hint="Check the address.") from None
+    with into_run_dir(target):
+        fetch_graph(uri, target)
     return target
 
 
@@ -298,8 +311,11 @@ def read_old(
     return _components_of(old)
 
 
-def _components_of(graph: PredictedQuantumGraph | QuantumGraph) -> PredictedQuantumGraphComponents:
-
+def _components_of(
+    graph: PredictedQuantumGraph | QuantumGraph | BuiltGraph,
+) -> PredictedQuantumGraphComponents:
+    if isinstance(graph, BuiltGraph):
+        return graph.take()
     if not isinstance(graph, PredictedQuantumGraph):
         return PredictedQuantumGraphComponents.from_old_quantum_graph(graph)
     _require_quanta("the graph in memory", len(graph))
@@ -341,15 +357,6 @@ def _check_universe(graph: GraphFile, butler: Butler) -> None:
             f"but the repository has {theirs.namespace} version {theirs.version}",
             hint="Build the graph from this repository.",
         )
-
-
-def _write(components: PredictedQuantumGraphComponents, target: Path) -> None:
-    aside = target.with_name(f".{os.getpid()}-{target.name}")
-    try:
-        components.write(str(aside))
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -413,7 +420,7 @@ class GraphSource:
 
         Raises
         ------
-        LookupError
+        qgexec.errors.UnknownQuantumError
             The graph has no such quantum.
         qgexec.errors.GraphError
             The file is missing or damaged.
@@ -425,7 +432,7 @@ class GraphSource:
 
         Raises
         ------
-        LookupError
+        qgexec.errors.UnknownQuantumError
             The graph has no such quantum.
         qgexec.errors.GraphError
             The file is missing or damaged, or a task class does not import.

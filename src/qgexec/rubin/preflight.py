@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from lsst.daf.butler import Butler
-from lsst.pipe.base import QuantumGraph
-from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from qgexec.config.units import size_text
 from qgexec.errors import GraphError, QgexecError, RepositoryError
 from qgexec.plaintext import few
 from qgexec.rubin.collections import RunCollections
-from qgexec.rubin.graphfile import GraphFile, peek_graph, prepare_graph
+from qgexec.rubin.graphfile import AnyGraph, GraphFile, peek_graph, prepare_graph
+from qgexec.rubin.graphwrite import BuiltGraph
 from qgexec.rubin.initoutputs import plan_init_outputs
 from qgexec.rubin.preexec import Preparation, missing_dataset_types, run_collections
 from qgexec.rubin.repository import nearest_existing, open_butler, require_writeable
@@ -29,8 +28,6 @@ _BOOKS_BYTES = 4096
 """What the run directory takes for each quantum, more or less; see ``docs/benchmarks.md``."""
 
 _Found = TypeVar("_Found")
-
-_Graph = str | Path | PredictedQuantumGraph | QuantumGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ class Preflight:
 
 
 def preflight(
-    repository: str | Butler, graph: _Graph, folder: Path, run_dir: Path, asked: Preparation
+    repository: str | Butler, graph: AnyGraph, folder: Path, run_dir: Path, asked: Preparation
 ) -> Preflight:
     """Look at everything that a run needs.
 
@@ -87,7 +84,7 @@ def preflight(
             look.at(
                 "repository", partial(require_writeable, butler), lambda _: f"{repository} can be written"
             )
-        whole = look.at("graph", lambda: prepare_graph(graph, folder, butler), _graph_words)
+        whole = look.at("graph", lambda: prepare_graph(graph, folder, butler), partial(_graph_words, graph))
         found = whole or _peeked(graph)
         collections = None
         if butler is not None and found is not None:
@@ -144,7 +141,7 @@ def _look_at_registry(
     return collections
 
 
-def _peeked(graph: _Graph) -> GraphFile | None:
+def _peeked(graph: AnyGraph) -> GraphFile | None:
     """Return a graph whose tasks do not import, for what can be looked at without them."""
     if not isinstance(graph, str | Path):
         return None
@@ -154,9 +151,10 @@ def _peeked(graph: _Graph) -> GraphFile | None:
         return None
 
 
-def _graph_words(graph: GraphFile) -> str:
+def _graph_words(given: AnyGraph, graph: GraphFile) -> str:
+    name = "in memory" if isinstance(given, BuiltGraph) else graph.path
     n_tasks = len(graph.pipeline_graph.tasks)
-    return f"{graph.path}: {graph.n_quanta} quanta of {n_tasks} tasks, all of which can be imported"
+    return f"{name}: {graph.n_quanta} quanta of {n_tasks} tasks, all of which can be imported"
 
 
 def _collections_words(collections: RunCollections) -> str:

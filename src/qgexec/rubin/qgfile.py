@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import zstandard
 
-from qgexec.errors import GraphError
+from qgexec.errors import GraphError, UnknownQuantumError
 
 __all__ = ["NEWEST_VERSION", "QgFile"]
 
@@ -154,7 +154,7 @@ class QgFile:
 
         Raises
         ------
-        LookupError
+        qgexec.errors.UnknownQuantumError
             The graph has no such quantum.
         qgexec.errors.GraphError
             The block is damaged.
@@ -167,7 +167,10 @@ class QgFile:
             block = self._read(self._blocks_at + at, length)
             return self._decompressor.decompress(block[size:])
         except LookupError:
-            raise LookupError(f"quantum {quantum_id} is not in {self.path}") from None
+            raise UnknownQuantumError(
+                f"{self.path} has no quantum {quantum_id}: it is not the graph that the run began with",
+                hint="Bring that one back to this place, from a copy; or build a graph for what is missing.",
+            ) from None
         except _DAMAGE as error:
             raise self._damaged(error) from error
 

@@ -55,7 +55,7 @@ _TOUCHED: dict[str, Fault] = {
     "it said that it is done": at_call(RunDir, "rewrite_settings", "after"),
 }
 
-_WHOLE = {"journal", "logs", "plan.npz", "run.json", "segments"}
+_WHOLE = {"graph.qg", "journal", "logs", "plan.npz", "run.json", "segments"}
 """What is in a run directory, and all that is."""
 
 
