@@ -75,6 +75,15 @@ def room_for() -> Callable[[int], AbstractContextManager[None]]:
     return limited
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The runs of tests are listed in a folder of this session's own, not in that of who runs them."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QGEXEC_STATE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
     """The standard repository; tests must not write to it."""

@@ -1,8 +1,6 @@
 """The Python face: `GraphExecutor`, upstream's graph executor over qgexec's loop.
 
-It brings the parts together (graph file, registry, plan, journal, execution
-model, ingester) and turns what became of the quanta into upstream's reports
-and errors.
+It brings the parts together, and turns what became of the quanta into upstream's reports and errors.
 """
 
 from __future__ import annotations
@@ -84,9 +82,8 @@ class GraphExecutor(QuantumGraphExecutor):
         Butler repository: a path or alias, a configuration, or a butler.
         Outputs are taken into its registry while the run goes on.
     model
-        Execution model: a name (see ``qgexec models``), a class or an
-        instance of `qgexec.models.base.ExecutionModel`, or of a class with
-        one ``execute(quanta)``.
+        Execution model: a name (see ``qgexec models``), a class or an instance of
+        `qgexec.models.base.ExecutionModel`, or of a class with one ``execute(quanta)``.
     processes
         Worker processes of the ``pool``.
     quantum_executor
@@ -129,13 +126,14 @@ class GraphExecutor(QuantumGraphExecutor):
     debugger
         Module whose ``post_mortem`` is called where a quantum fails, if quanta run in this process.
     log_level
-        Level of the stack's loggers where quanta run in this process, which
-        decides what their log datasets hold; `None` leaves logging as it is.
-        In workers it is ``INFO``, as pipetask has it.
+        Level of the stack's loggers where quanta run in this process, which decides what their log datasets
+        hold; `None` leaves logging as it is. In workers it is ``INFO``, as pipetask has it.
     logging
         What to log, and where, in workers and batch jobs; in this process, where quanta run in it, too.
     run_dir
         Where the run keeps its books; by default ``qgexec-runs/<output RUN>``.
+    force
+        Execute also where another run that goes on writes the same output RUN (and the same quanta).
     prepare
         What to do to the registry before the run. By default only the output
         RUN is registered if it is missing, and dataset types are checked: as
@@ -182,6 +180,7 @@ class GraphExecutor(QuantumGraphExecutor):
         log_level: str | None = None,
         logging: LogOptions | None = None,
         run_dir: str | Path | None = None,
+        force: bool = False,
         prepare: Preparation | None = None,
         observe: Observe | None = None,
         interrupted: Callable[[int], None] = lambda _count: None,
@@ -221,6 +220,7 @@ class GraphExecutor(QuantumGraphExecutor):
             quantum_executor=quantum_executor,
             fixup=make_fixup(execution_graph_fixup),
             part=part or Part(),
+            force=force,
             debugger=debugger,
             observe=observe,
             interrupted=interrupted,
@@ -303,7 +303,7 @@ class GraphExecutor(QuantumGraphExecutor):
         Parameters
         ----------
         force
-            Believe that an earlier driver on another host is gone.
+            Believe that an earlier driver on another host is gone; and as for the class.
         leave
             Leave what is to be executed to a batch system and do not wait, as `submit` does.
         provenance_graph_file
@@ -314,7 +314,7 @@ class GraphExecutor(QuantumGraphExecutor):
         qgexec.errors.UsageError
             The execution model does not go on without a driver, but is to be left.
         qgexec.errors.RunHeldError
-            Another driver has the run in hand, or may have.
+            Another driver has the run in hand, or may have; or another run writes the same output RUN.
         """
         if self._reopened is None:
             raise UsageError("there is no run to go on with", hint="Make the executor with of_run(run_dir).")
@@ -485,7 +485,7 @@ class GraphExecutor(QuantumGraphExecutor):
             raise
         finally:
             if isinstance(graph, BuiltGraph) and beginning.run_dir.settings_file.exists():
-                graph.components = None  # the run directory has it
+                graph.forget()
         return opened, beginning.journal
 
 

@@ -101,6 +101,9 @@ class Client:
     tell: Callable[[], None] = lambda: None
     """Called when somebody asked by SIGUSR1 how far the run is."""
 
+    force: bool = False
+    """Execute also where another run that goes on writes the same output RUN."""
+
     leaves: bool = False
     """Go away as soon as all that is left is in the hands of a batch system."""
 

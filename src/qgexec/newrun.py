@@ -13,16 +13,18 @@ from typing import Any
 from qgexec.assembly import Client, OpenRun, model_name
 from qgexec.books.beginning import Beginning
 from qgexec.books.rundir import RunDir
+from qgexec.books.runlist import RunEntry, RunList
 from qgexec.books.runsettings import RunSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, RunDirError
+from qgexec.otherruns import list_run
 from qgexec.quantum import RunContext
 from qgexec.rubin.graphfile import GraphFile, prepare_graph, read_plan, serial_labels
 from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
-from qgexec.rubin.repository import learn_storage_classes, locate, open_butler
+from qgexec.rubin.repository import learn_storage_classes, locate, open_butler, repository_identity
 from qgexec.scheduling.plan import Plan
 
-__all__ = ["finish_preparation", "open_new_run"]
+__all__ = ["entry_of", "finish_preparation", "list_run_of", "open_new_run"]
 
 
 def open_new_run(
@@ -94,7 +96,15 @@ def _write_down(
     prepared: Prepared,
     to_do: Preparation | None,
 ) -> OpenRun:
-    """Write ``run.json``, with what is still to be done to the registry; return what it is about."""
+    """Write ``run.json``, with what is still to be done to the registry; return what it is about.
+
+    Raises
+    ------
+    qgexec.errors.RunHeldError
+        Another run that goes on writes the same output RUN.
+    qgexec.errors.RunDirError
+        It cannot be written.
+    """
     run_dir, begun = beginning.run_dir, beginning.settings
     context = RunContext(
         run_dir=str(run_dir.path),
@@ -108,9 +118,50 @@ def _write_down(
     began_at = beginning.began_at if begun is None else begun.created_at
     labels = serial_labels(graph_file.pipeline_graph)
     opened = OpenRun(run_dir, context, plan, prepared.fresh, began_at, labels)
+    if to_do is not None or not repository:  # the first time; nothing has changed yet
+        pruned = prepared.replaced if to_do is not None and to_do.prune_replaced else None
+        list_run_of(opened, client, removes=pruned)
     write = run_dir.rewrite_settings if run_dir.settings_file.exists() else run_dir.write_settings
     write(_run_settings(opened, client, options, to_do))
     return opened
+
+
+def list_run_of(opened: OpenRun, client: Client, *, removes: str | None = None, force: bool = False) -> None:
+    """Put a run on this user's list of runs; raises as `qgexec.otherruns.list_run`.
+
+    Parameters
+    ----------
+    opened, client
+        The run, and how it is executed.
+    removes, force
+        As there; the client may want ``force``, too.
+    """
+    entry = entry_of(opened.context, model_name(client.model), opened.began_at)
+    list_run(RunList.of_user(), entry, opened.plan, removes=removes, force=force or client.force)
+
+
+def entry_of(context: RunContext, model: str, began_at: float) -> RunEntry:
+    """Return what the list of runs says of a run.
+
+    Parameters
+    ----------
+    context
+        Repository, collections and run directory.
+    model
+        Name of the execution model.
+    began_at
+        When the run was made, UNIX seconds.
+    """
+    registry, root = repository_identity(context.repository) if context.repository else ("", "")
+    return RunEntry(
+        run_dir=context.run_dir,
+        output_run=context.output_run,
+        repository=context.repository,
+        registry=registry,
+        root=root,
+        model=model,
+        began_at=began_at,
+    )
 
 
 @contextmanager

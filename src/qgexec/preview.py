@@ -15,10 +15,12 @@ from lsst.daf.butler import Butler
 
 from qgexec.assembly import Client, make_model, model_name, policy_of, remarks_beforehand
 from qgexec.books.beginning import find_place
+from qgexec.books.runlist import RunEntry, RunList
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import GraphError, QgexecError
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel
+from qgexec.otherruns import other_runs
 from qgexec.plaintext import few
 from qgexec.processes.machine import machine_memory_bytes
 from qgexec.quantum import Resources
@@ -26,7 +28,7 @@ from qgexec.rubin.existing import ExistingQuanta, existing_quanta
 from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.preflight import Check, Preflight, preflight
-from qgexec.rubin.repository import locate, open_butler
+from qgexec.rubin.repository import locate, open_butler, repository_identity
 from qgexec.scheduling.outlook import Outlook, outlook
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
@@ -119,6 +121,7 @@ def preview(
             found = _with(found, Check("execution model", f"{found.model} answers"))
     except QgexecError as error:
         return _with(found, Check("execution model", error.message, error.hint, is_well=False))
+    found = _with(found, *_others(given, flight, plan, client))
     existing = _existing(given, flight, plan)
     if existing.failed and not options.clobber_outputs:
         found = _with(found, _left_behind(plan, existing.failed))
@@ -138,8 +141,25 @@ def preview(
     return replace(found, outlook=_outlook(found, plan, done, policy, durations))
 
 
-def _with(found: Preview, check: Check) -> Preview:
-    return replace(found, checks=(*found.checks, check))
+def _with(found: Preview, *checks: Check) -> Preview:
+    return replace(found, checks=(*found.checks, *checks))
+
+
+def _others(repository: str | Butler, flight: Preflight, plan: Plan, client: Client) -> list[Check]:
+    """Say which runs that go on write the same output RUN."""
+    if flight.collections is None:
+        return []
+    registry, root = repository_identity(repository)
+    entry = RunEntry("", flight.collections.output_run, registry=registry, root=root)
+    return [
+        Check(
+            "other runs",
+            other.words(),
+            other.refusal().hint if other.stands_in_the_way else "",
+            is_well=client.force or not other.stands_in_the_way,
+        )
+        for other in other_runs(RunList.of_user(), entry, plan)
+    ]
 
 
 def _existing(repository: str | Butler, flight: Preflight, plan: Plan) -> ExistingQuanta:

@@ -43,7 +43,7 @@ from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Ev
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel, harvest
-from qgexec.newrun import finish_preparation
+from qgexec.newrun import finish_preparation, list_run_of
 from qgexec.quantum import RunContext, SegmentRef
 from qgexec.reports.attemptlog import keep_streamed_logs
 from qgexec.rubin.opener import WorkbenchOpener
@@ -77,7 +77,8 @@ def take_over(
     client, options
         How to execute from now on.
     force
-        Believe that an earlier driver on another host is gone.
+        Believe that an earlier driver on another host is gone; execute also where another run that goes on
+        writes the same output RUN.
     strict_versions
         Refuse to go on with other package versions than before.
     closing
@@ -87,7 +88,7 @@ def take_over(
     Raises
     ------
     qgexec.errors.RunHeldError
-        Another driver has the run in hand, or may have.
+        Another driver has the run in hand, or may have; or another run writes the same output RUN.
     qgexec.errors.QgexecError
         The run directory, the repository or the model cannot be used.
     """
@@ -117,6 +118,8 @@ def take_over(
         _take_over_versions(client, context, strict=True)
     tell_beforehand(options, plan, model, policy)
     journal = Journal.create(books.journal, after=history.epoch, writer=this_process())
+    if closing is None:  # whose jobs stand on the list already
+        _list_or_withdraw(opened, client, journal, force=force)
     try:
         # What jobs did while nobody watched; a closing job hears of it as any driver does.
         is_over = closing is None and harvest_round(opened, client, options, history, journal)
@@ -150,6 +153,15 @@ def take_over(
         opening=opening,
         offers=_offers(history, opening),
     )
+
+
+def _list_or_withdraw(opened: OpenRun, client: Client, journal: Journal, *, force: bool) -> None:
+    """Put the run on the list of runs; where another one is in the way, leave it as it was."""
+    try:
+        list_run_of(opened, client, force=force)
+    except BaseException:
+        journal.withdraw()
+        raise
 
 
 def harvest_round(

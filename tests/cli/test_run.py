@@ -270,7 +270,8 @@ class TestBrokenRuns:
         processes: int,
     ) -> None:
         """No room for the run's books: one error says so, no quantum is blamed, and one can go on."""
-        disk = small_disk(size_kb)
+        graph_kb = 4 * (repository.graph.stat().st_size // 4096 + 1)
+        disk = small_disk(size_kb + graph_kb)
         result = run(repository, "--run-dir", disk / "books", "-j", processes)
         assert result.code == 2
         assert "No space left on device" in result.err
@@ -280,6 +281,17 @@ class TestBrokenRuns:
         again = run(repository, *(["--extend-run", "--clobber-outputs"] if exists else []))
         assert again.code == 0, again.err
         assert datasets(repository, "calibrated") == DETECTORS
+
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+    def test_no_room_for_the_graph(
+        self, repository: MockRepository, folder: Path, small_disk: Callable[[int], Path]
+    ) -> None:
+        """Where not even the run's own copy of the graph fits, nothing is changed, and nothing is left."""
+        disk, before = small_disk(8), repository.dump()
+        one_message(run(repository, "--run-dir", disk / "books"), "No space left on device", "graph.qg")
+        assert list(disk.iterdir()) == []
+        assert repository.dump() == before
 
 
 @pytest.mark.usefixtures("folder")

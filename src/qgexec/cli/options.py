@@ -22,6 +22,7 @@ __all__ = [
     "dry_run",
     "execution",
     "existing",
+    "force",
     "graph_fixup",
     "initialization",
     "parse_memory",
@@ -131,6 +132,10 @@ run_dir = click.option(
     metavar="DIR",
     type=filled,
     help="Where the run keeps its books; default: qgexec-runs/RUN.",
+)
+
+force = click.option(
+    "--force", is_flag=True, help="Execute although another run that goes on writes the same output RUN."
 )
 
 existing = stack(

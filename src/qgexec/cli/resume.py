@@ -56,7 +56,12 @@ def _without_defaults(command: click.Command) -> click.Command:
 @click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 @options.execution
 @options.resources
-@click.option("--force", is_flag=True, help="Take over although an earlier driver elsewhere may still run.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Take over although an earlier driver elsewhere may still run, or another run that goes on writes "
+    "the same output RUN.",
+)
 @click.option("--no-wait", is_flag=True, help="Leave it to the batch system, as `qgexec submit` does.")
 def resume(*, run_dir: Path, force: bool, no_wait: bool, summary: str | None, **given: Any) -> None:
     """Go on with a run that was interrupted, killed or has failures, to its end.
@@ -80,7 +85,7 @@ def go_on(run_dir: Path, given: dict[str, Any], *, force: bool, leave: bool, sum
     given
         Options of this command, by their names in Python; those that were typed hold from now on.
     force
-        Take over although an earlier driver elsewhere may still run.
+        Take over although an earlier driver elsewhere may still run, or another run writes the same RUN.
     leave
         Leave it to a batch system, and do not wait.
     summary

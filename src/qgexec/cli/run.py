@@ -46,6 +46,7 @@ executing = stack(
     buildoptions.execution_part,
     options.initialization,
     options.run_dir,
+    options.force,
     options.execution,
     options.graph_fixup,
     options.resources,
@@ -156,8 +157,8 @@ def _submit_rest(run_dir: Path, given: dict[str, Any]) -> NoReturn:
                 hint="Leave it out; or leave out the run directory, and begin a new run.",
             )
     options_of_resume = {name: value for name, value in given.items() if name in of_resume}
-    summary = options_of_resume.pop("summary")
-    go_on(run_dir, options_of_resume, force=False, leave=True, summary=summary)
+    summary, force = options_of_resume.pop("summary"), options_of_resume.pop("force")
+    go_on(run_dir, options_of_resume, force=force, leave=True, summary=summary)
 
 
 def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None:
@@ -352,6 +353,7 @@ def executor_for(given: dict[str, Any]) -> Iterator[GraphExecutor]:
             log_level="INFO",
             logging=logs,
             run_dir=given["run_dir"],
+            force=given["force"],
             prepare=_preparation(given),
             observe=display.observe,
             interrupted=display.interrupted,

@@ -50,6 +50,10 @@ class BuiltGraph:
         assert self.components is not None, "a graph that was built is executed once"
         return _completed(self.components)
 
+    def forget(self) -> None:
+        """Let go of the graph, for a run directory has it."""
+        self.components = None
+
 
 def _completed(components: PredictedQuantumGraphComponents) -> PredictedQuantumGraphComponents:
     if not components.thin_graph.quanta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from lsst.daf.butler import Butler, ButlerConfig, Config, StorageClassFactory
 from lsst.resources import ResourcePath, ResourcePathExpression
+from sqlalchemy.engine import make_url
 
 from qgexec.errors import RepositoryError
 from qgexec.rubin.compat import butler_config, registry_file
@@ -18,9 +20,12 @@ __all__ = [
     "locate",
     "nearest_existing",
     "open_butler",
+    "repository_identity",
     "repository_uri",
     "require_writeable",
 ]
+
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -172,6 +177,52 @@ def repository_uri(repository: Butler | ResourcePathExpression | Config, folder:
     file = folder / "butler.yaml"
     config.dumpToUri(ResourcePath(str(file)))
     return str(file)
+
+
+def repository_identity(repository: str | Butler) -> tuple[str, str]:
+    """Return what a repository's registry and its datastore are, whatever it is called; nothing is opened.
+
+    Parameters
+    ----------
+    repository
+        Root, configuration file, alias or URI; or a butler.
+
+    Returns
+    -------
+    registry
+        URL of the database, of a file the real path; with the schema's name, and without user and password.
+        Empty where the configuration does not say.
+    datastore
+        Root of the datastore; empty where it is several.
+    """
+    try:
+        config = butler_config(repository) if isinstance(repository, Butler) else ButlerConfig(repository)
+        root = str(config.get("root") or config.configDir or "")
+        registry = _database(str(config.get(("registry", "db")) or ""), root)
+        if registry and (schema := config.get(("registry", "namespace"))):
+            registry = f"{registry}#{schema}"
+        return registry, _real(str(config.get(("datastore", "root")) or ""), root)
+    except Exception as error:  # noqa: BLE001 - configurations and URIs of any kind: who opens it says more
+        _logger.debug("What %s is, is not known: %s", repository, error)
+        return "", ""
+
+
+def _database(text: str, root: str) -> str:
+    if not text:
+        return ""
+    if text.startswith("sqlite:///"):
+        return f"sqlite:///{_real(text.removeprefix('sqlite:///'), root)}"
+    url = make_url(text)
+    return f"{url.get_backend_name()}://{url.host or ''}:{url.port or ''}/{url.database or ''}"
+
+
+def _real(place: str, root: str) -> str:
+    """Return a path or URI, perhaps below the repository's root, without symbolic links."""
+    if not place:
+        return ""
+    below = place.replace("<butlerRoot>", root.rstrip("/"))
+    uri = ResourcePath(below, root=root or None, forceAbsolute=True)
+    return str(Path(uri.ospath).resolve()) if uri.isLocal else str(uri).rstrip("/")
 
 
 def _from_anywhere(repository: str) -> str:

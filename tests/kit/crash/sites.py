@@ -194,7 +194,7 @@ def begin_anew(site: Site, model: str = "inprocess", fault: Fault = nothing, **o
         driver = GraphExecutor(
             str(site.repository), model, processes=2, run_dir=site.run_dir, prepare=Preparation(), **options
         )
-        driver.execute(site.opened.context.graph_file)
+        driver.execute(site.folder / "graph.qg")
 
     return _drive(site, model, fault, execute).finish()
 
