@@ -179,6 +179,11 @@ class TestList:
         """A run is not in its own way."""
         list_run(runs, replace(living, driver_began_at=living.driver_began_at + 1), PLAN)
 
+    def test_going_on_with_it_elsewhere(self, runs: RunList, living: RunEntry, tmp_path: Path) -> None:
+        """Nor where its run directory is found in another way, as by another mount."""
+        (tmp_path / "link").symlink_to(living.run_dir)
+        list_run(runs, replace(living, run_dir=str(tmp_path / "link")), PLAN)
+
     def test_plan_that_is_not_there(self, runs: RunList, second: RunEntry, living: RunEntry) -> None:
         """What quanta it has is not known then: it may have any."""
         RunDir(Path(living.run_dir)).plan_file.unlink()

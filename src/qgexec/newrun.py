@@ -154,7 +154,7 @@ def entry_of(context: RunContext, model: str, began_at: float) -> RunEntry:
     """
     registry, root = repository_identity(context.repository) if context.repository else ("", "")
     return RunEntry(
-        run_dir=context.run_dir,
+        run_dir=str(Path(context.run_dir).resolve()),
         output_run=context.output_run,
         repository=context.repository,
         registry=registry,

@@ -95,7 +95,7 @@ def other_runs(runs: RunList, entry: RunEntry, plan: Plan | None) -> Iterator[Ot
     """
     for other in runs.entries():
         is_later = entry.written_ns and other.written_ns > entry.written_ns
-        if other.run_dir == entry.run_dir or is_later or not entry.writes_the_same(other):
+        if is_later or not entry.writes_the_same(other) or _is_one_place(other.run_dir, entry.run_dir):
             continue
         if (state := goes_on(other)) is not False:
             yield OtherRun(other, state, plan is None or _shares_quanta(other, plan))
@@ -135,6 +135,13 @@ def list_run(
         words = other.words()
         _logger.warning("%s.", words[0].upper() + words[1:])
     runs.prune(lambda each: goes_on(each) is not False)
+
+
+def _is_one_place(one: str, other: str) -> bool:
+    try:
+        return one == other or Path(one).samefile(other)
+    except OSError:
+        return False
 
 
 def _shares_quanta(other: RunEntry, plan: Plan) -> bool:

@@ -282,7 +282,6 @@ class TestBrokenRuns:
         assert again.code == 0, again.err
         assert datasets(repository, "calibrated") == DETECTORS
 
-
     @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
     def test_no_room_for_the_graph(
         self, repository: MockRepository, folder: Path, small_disk: Callable[[int], Path]

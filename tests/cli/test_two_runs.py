@@ -77,7 +77,8 @@ def test_resume_of_an_earlier_run(given: list[object], moods: Moods, start: Star
     assert [path.name for path in (folder / "first/journal").iterdir()] == ["0001.jsonl"]
     moods.let_go()
     assert second.finish().code == 0
-    assert call("resume", "first").code == 0
+    (folder / "link").symlink_to("first")
+    assert call("resume", "link").code == 0  # it is not in its own way
 
 
 @pytest.mark.parametrize("state", ["/dev/null/x", "missing/folder"])

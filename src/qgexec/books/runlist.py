@@ -61,7 +61,7 @@ class RunEntry:
     """A run on the list."""
 
     run_dir: str
-    """Run directory; absolute."""
+    """Run directory; absolute, without symbolic links."""
 
     output_run: str
     """RUN collection that it writes."""

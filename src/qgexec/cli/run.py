@@ -297,11 +297,13 @@ def _execute(graph: _Graph, given: dict[str, Any]) -> int:
 @contextmanager
 def _keeping(graph: _Graph) -> Iterator[None]:
     """Save a graph that was built, if no run directory has it afterwards: the run did not begin."""
-    yield
-    if not isinstance(graph, str) and graph.components is not None:
-        from qgexec.rubin.build import save_graph
+    try:
+        yield
+    finally:
+        if not isinstance(graph, str) and graph.components is not None:
+            from qgexec.rubin.build import save_graph
 
-        say_saved(save_graph(graph.components))
+            say_saved(save_graph(graph.components))
 
 
 def _rehearse(graph: _Graph, given: dict[str, Any]) -> None:
