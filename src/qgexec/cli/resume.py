@@ -59,8 +59,7 @@ def _without_defaults(command: click.Command) -> click.Command:
 @click.option(
     "--force",
     is_flag=True,
-    help="Take over although an earlier driver elsewhere may still run, or another run that goes on writes "
-    "the same output RUN.",
+    help="Although an earlier driver elsewhere may still run, or another run writes the same output RUN.",
 )
 @click.option("--no-wait", is_flag=True, help="Leave it to the batch system, as `qgexec submit` does.")
 def resume(*, run_dir: Path, force: bool, no_wait: bool, summary: str | None, **given: Any) -> None:
