@@ -144,8 +144,8 @@ def test_a_run_directory_that_moved(repository: MockRepository, moods: Moods, bo
 def test_a_graph_that_is_gone(repository: MockRepository, books: Path) -> None:
     """Without the graph there is nothing to go on with: one message, and nothing changed."""
     assert _run(repository).code == 0
-    repository.graph.unlink()
-    one_message(call("resume", books), "is not there any more", str(repository.graph))
+    (books / "graph.qg").unlink()
+    one_message(call("resume", books), "is not there any more", str(books / "graph.qg"))
     assert not journal_file(books / "journal", 2).exists()
 
 
