@@ -38,7 +38,7 @@ def _begin(folder: Path, writer: Writer | None = None) -> tuple[RunEntry, Journa
     run_dir = RunDir.create(folder)
     run_dir.save_plan(PLAN)
     entry = RunEntry(
-        str(folder), "u/me/run", registry="sqlite:////repo/gen3.sqlite3", root="/repo", began_at=1.0
+        str(folder), "u/me/run", registry="sqlite:////repo/gen3.sqlite3", root="/repo", began_at=1.0, pid=1
     )
     return entry, Journal.create(run_dir.journal, writer=writer or this_process())
 
@@ -178,6 +178,11 @@ class TestList:
     def test_going_on_with_it(self, runs: RunList, living: RunEntry) -> None:
         """A run is not in its own way."""
         list_run(runs, replace(living, driver_began_at=living.driver_began_at + 1), PLAN)
+
+    def test_after_one_that_broke_off(self, runs: RunList, living: RunEntry, second: RunEntry) -> None:
+        """One process drives one run at a time: another run of its own is over, whatever its journal says."""
+        runs.add(replace(living, pid=os.getpid()))
+        list_run(runs, second, PLAN)
 
     def test_going_on_with_it_elsewhere(self, runs: RunList, living: RunEntry, tmp_path: Path) -> None:
         """Nor where its run directory is found in another way, as by another mount."""

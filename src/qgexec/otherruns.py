@@ -97,6 +97,8 @@ def other_runs(runs: RunList, entry: RunEntry, plan: Plan | None) -> Iterator[Ot
         is_later = entry.written_ns and other.written_ns > entry.written_ns
         if is_later or not entry.writes_the_same(other) or _is_one_place(other.run_dir, entry.run_dir):
             continue
+        if other.is_of_this_process:  # which drives one run at a time: that one broke off
+            continue
         if (state := goes_on(other)) is not False:
             yield OtherRun(other, state, plan is None or _shares_quanta(other, plan))
 

@@ -111,6 +111,12 @@ class RunEntry:
         here = socket.gethostname(), _read_pid_namespace()
         return (self.host, self.pid_namespace) == here
 
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether its driver is, or was, this process."""
+        here = (_read_boot_id(), os.getpid())
+        return self.is_of_here and (self.boot_id, self.pid) == here
+
     def to_json(self) -> dict[str, Any]:
         """Return what an entry's file holds."""
         values = asdict(self)
