@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from qgexec.quantum import Outcome
 
@@ -21,6 +22,7 @@ __all__ = [
     "AttemptStarted",
     "AttemptSucceeded",
     "AttemptTimedOut",
+    "Birth",
     "EndReason",
     "Event",
     "FailureEvent",
@@ -68,6 +70,17 @@ COLLECTING = "collect"
 """What stands for the model where a driver only takes in what others have executed."""
 
 
+class Birth(NamedTuple):
+    """What the kernel says of the beginning of a process; no clock is in it that anybody could set."""
+
+    boot_id: str
+    """Of the kernel that it runs under: another one after each start of the machine."""
+    namespaces: str
+    """Of process IDs and of time: in another one its number is another's, and its ticks are others."""
+    start_ticks: int
+    """From the kernel's start to its own (proc_pid_stat(5), field 22)."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunStarted:
     """A driver took the run in hand."""
@@ -76,10 +89,12 @@ class RunStarted:
     host: str
     pid: int
     pid_started_at: float
-    """When that process started, UNIX seconds: with host and pid it names one process for good."""
+    """When that process started, UNIX seconds, by a clock that may have been set since."""
     model: str
     """Name of the execution model, or `COLLECTING`."""
     n_quanta: int
+    birth: Birth | None = None
+    """`None` in what older versions wrote, and where the kernel does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +132,8 @@ class WorkerStarted:
     host: str
     pid: int
     pid_started_at: float
+    birth: Birth | None = None
+    """Of the process; without one, and where it cannot be seen, its end is taken on trust."""
 
 
 @dataclass(frozen=True, slots=True)

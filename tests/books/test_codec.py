@@ -56,6 +56,7 @@ def _events(event_type: type[ev.Event]) -> st.SearchStrategy[ev.Event]:
         "int | None": st.none() | st.integers(-99, 2**31),
         "bool": st.booleans(),
         "str": _TEXT,
+        "Birth | None": st.none() | st.builds(ev.Birth, _TEXT, _TEXT, _WHOLE),
         "tuple[int, ...]": st.lists(_WHOLE, max_size=5).map(tuple),
         "EndReason": st.sampled_from(ev.EndReason),
         "StopReason": st.sampled_from(ev.StopReason),

@@ -65,6 +65,11 @@ def _optional(convert: Callable[[Any], _Value]) -> Callable[[Any], _Value | None
     return lambda value: None if value is None else convert(value)
 
 
+def _birth(value: Any) -> ev.Birth:
+    boot_id, namespaces, start_ticks = value
+    return ev.Birth(_text(boot_id), _text(namespaces), as_index(start_ticks))
+
+
 _Field = tuple[str, str, Callable[[Any], Any]]
 """Key in the file, name of the attribute, conversion and check of what was read."""
 
@@ -72,6 +77,7 @@ _AT: _Field = ("t", "at", _number)
 _ATTEMPT: tuple[_Field, ...] = (_AT, ("i", "index", as_index), ("a", "attempt", as_index))
 _HOST: _Field = ("h", "host", _text)
 _PROCESS: tuple[_Field, ...] = (_HOST, ("p", "pid", as_index), ("b", "pid_started_at", _number))
+_BIRTH: _Field = ("o", "birth", _optional(_birth))
 _WORKER: _Field = ("w", "worker", as_index)
 _PERHAPS_WORKER: _Field = ("w", "worker", _optional(as_index))
 _EXIT_CODE: _Field = ("x", "exit_code", _optional(as_index))
@@ -79,11 +85,11 @@ _USED: _Field = ("u", "used_bytes", _optional(as_index))
 _RETRIED: _Field = ("y", "retried", _flag)
 
 _PLAIN: Mapping[type[Any], tuple[str, tuple[_Field, ...]]] = {
-    ev.RunStarted: ("run", (_AT, *_PROCESS, ("m", "model", _text), ("n", "n_quanta", as_index))),
+    ev.RunStarted: ("run", (_AT, *_PROCESS, ("m", "model", _text), ("n", "n_quanta", as_index), _BIRTH)),
     ev.RunReopened: ("again", (_AT, ("i", "revoked", _indices))),
     ev.RunEnded: ("end", (_AT, ("r", "reason", ev.EndReason))),
     ev.StopRequested: ("stop", (_AT, ("r", "reason", ev.StopReason))),
-    ev.WorkerStarted: ("hired", (_AT, _WORKER, *_PROCESS)),
+    ev.WorkerStarted: ("hired", (_AT, _WORKER, *_PROCESS, _BIRTH)),
     ev.WorkerEnded: ("gone", (_AT, _WORKER, _EXIT_CODE)),
     ev.AttemptStarted: ("start", _ATTEMPT),
     ev.AttemptLost: (

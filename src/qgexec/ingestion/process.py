@@ -19,6 +19,7 @@ from pathlib import Path
 from qgexec.errors import IngestError
 from qgexec.events import Event, OutputsIngested, WorkerEnded, WorkerStarted
 from qgexec.ingestion.batches import MAX_QUANTA, Batches, Batching, Ingester, IngesterOpener, as_ingest_error
+from qgexec.processes.births import KERNEL
 from qgexec.processes.forked import Channel, Message, Process, describe_exit, start_process
 from qgexec.quantum import SegmentRef
 
@@ -288,8 +289,9 @@ class IngestionProcess:
         process, now = self.process, time.time()
         if process.pid is not None and self._announced is not process:
             self._announced = process
-            started_at = process.started_at or now
-            events.append(WorkerStarted(now, _INGESTER, socket.gethostname(), process.pid, started_at))
+            pid, started_at = process.pid, process.started_at or now
+            host, birth = socket.gethostname(), KERNEL.birth(process.pid)
+            events.append(WorkerStarted(now, _INGESTER, host, pid, started_at, birth))
         if (process.ended or self._closed) and self._announced is process and self._mourned is not process:
             self._mourned = process
             events.append(WorkerEnded(now, _INGESTER, process.exit_code))

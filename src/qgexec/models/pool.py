@@ -35,6 +35,7 @@ from qgexec.models.worker import (
     work,
 )
 from qgexec.models.workers import NEVER, OverTime, Unresponsive, Worker
+from qgexec.processes.births import KERNEL
 from qgexec.processes.forked import Message, start_process, warm_up
 from qgexec.processes.machine import find_memory_group, machine_memory_bytes
 from qgexec.processes.proctree import find_strays, kill
@@ -366,8 +367,9 @@ class Pool:
         process, known = worker.process, worker.process.pid is not None
         process.refresh()
         if not known and process.pid is not None and process.started_at is not None:
+            pid, started_at = process.pid, process.started_at
             self._events.append(
-                WorkerStarted(time.time(), worker.number, self._host, process.pid, process.started_at)
+                WorkerStarted(time.time(), worker.number, self._host, pid, started_at, KERNEL.birth(pid))
             )
             self._unannounced.append(worker)
         if process.ended:
