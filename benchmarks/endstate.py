@@ -162,7 +162,7 @@ def read_work(run_dir: Path) -> Work:
     """Count what was done in a run, by all its drivers."""
     attempts: Counter[int] = Counter()
     done: Counter[int] = Counter()
-    for event in read_events(run_dir / "journal"):
+    for event in read_events(run_dir / "journal", damaged=[]):
         match event:
             case AttemptStarted(index=index):
                 attempts[index] += 1

@@ -15,11 +15,12 @@ from lsst.utils.packages import Packages
 from qgexec.api import GraphExecutor
 from qgexec.batch.rounds import last_round
 from qgexec.batch.system import JobEnd, JobState, JobStatus
+from qgexec.books.journal import read_events
 from qgexec.clustering.rules import ClusterRules, NamedCluster
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.logoptions import LogOptions
 from qgexec.config.runconfig import RunConfig
-from qgexec.events import AttemptLost
+from qgexec.events import AttemptEvent, AttemptLost, AttemptStarted, AttemptSucceeded
 from qgexec.rubin.preexec import Preparation
 from tests.kit.batch.handsystem import Hand, HandSystem, hand_system
 from tests.kit.batch.submitted import Submitted, half_written, hidden, submit, wait_until
@@ -31,6 +32,7 @@ from tests.kit.butler.repos import (
     task_config,
 )
 from tests.kit.checkout import PYTHONPATH
+from tests.kit.runs.damage import flip_digit
 from tests.kit.tasks.moods import MoodyTask
 from tests.kit.tasks.tellingtask import TOLD, TellingTask
 
@@ -299,6 +301,31 @@ def test_job_without_work_leaves_no_segment(submitted: Submit) -> None:
     assert run.run(0).returncode == run.run(0).returncode == 0
     assert len([*run.run_dir.segments.iterdir()]) == 1
     assert run.kinds(0) == ["AttemptStarted", "AttemptSucceeded"]
+
+
+def test_a_journal_that_is_not_what_was_written(submitted: Submit) -> None:
+    """A success whose line was damaged is done again; a late line of an earlier try is nothing."""
+    run = submitted()
+    assert run.run(0).returncode == 0
+    folder = run.batch_round.journal(0)
+    first = folder / "0001.jsonl"
+    whole = first.read_bytes()
+    flip_digit(
+        first, 1 + next(n for n, line in enumerate(whole.splitlines()) if line.startswith(b'{"e":"ok"'))
+    )
+    again = run.run(0)
+    assert again.returncode == 0, again.stderr
+    assert "damaged line" in again.stderr + again.stdout
+    with first.open("ab") as file:
+        file.writelines(whole.splitlines(keepends=True)[1:])
+    assert run.run(0).returncode == 0
+    events = [event for event in read_events(folder, damaged=[]) if isinstance(event, AttemptEvent)]
+    assert [(type(event), event.attempt) for event in events] == [
+        (AttemptStarted, 1),
+        (AttemptLost, 1),
+        (AttemptStarted, 2),
+        (AttemptSucceeded, 2),
+    ]
 
 
 @pytest.mark.every(2)

@@ -13,6 +13,7 @@ from tests.kit.crash.cases import (
     BEFORE,
     CASES,
     CONFIG,
+    DAMAGES,
     EXTENDED,
     INGESTER,
     KINDS,
@@ -190,4 +191,11 @@ def test_resume_killed_twice(verdicts: dict[str, str], name: str) -> None:
 @pytest.mark.parametrize("name", POWER_CUTS)
 def test_power_cut(verdicts: dict[str, str], name: str) -> None:
     """What a power cut has taken is found by its size, or by its detail, and run again."""
+    assert not verdicts[name], verdicts[name]
+
+
+@pytest.mark.every(3)
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_journal(verdicts: dict[str, str], name: str) -> None:
+    """What a changed line spoke of is looked up in the outputs; late lines are no part of the run."""
     assert not verdicts[name], verdicts[name]

@@ -47,6 +47,7 @@ from tests.kit.processes.forks import (
     start_fork,
 )
 from tests.kit.processes.postgres import PostgresServer
+from tests.kit.runs.damage import move_away
 
 _DISK_BYTES = 24 << 20
 """Room on a disk of a test's own: several times what a run needs."""
@@ -400,7 +401,7 @@ def test_driver_on_another_host(site: Site, undisturbed: EndState) -> None:
     """Whether it is gone cannot be seen: it takes --force, and the message says who that driver is."""
     assert begin(site, fault=at_record(6, "after")) == KILLED
     journal = site.run_dir / "journal" / "0001.jsonl"
-    journal.write_text(journal.read_text().replace(f'"{socket.gethostname()}"', '"faraway"'))
+    move_away(journal, "faraway")
     before = books(site)
     assert resume(site) == 2
     assert "on faraway" in site.said

@@ -146,6 +146,8 @@ class OpenRun:
     """When the run was made, UNIX seconds."""
     serial_labels: frozenset[str] = field(default_factory=frozenset)
     """Labels of tasks of which only one quantum may run at a time."""
+    has_gaps: bool = False
+    """Its journal has damaged lines: there may have been attempts that nobody knows of."""
 
     def serial_on(self, model: Model) -> frozenset[str]:
         """Return these labels, if the model runs quanta side by side; otherwise none need be kept apart."""
@@ -346,7 +348,10 @@ def books_of(opened: OpenRun, options: RunOptions, epoch: int, *, own_process: b
 def workbench_opener(opened: OpenRun, options: RunOptions, books: Books) -> WorkbenchOpener:
     """Return the opener of benches that execute as upstream's own executor does."""
     bench_options = WorkbenchOptions.of_run(
-        options, run_is_new=opened.run_is_new, run_began_at=opened.began_at
+        options,
+        run_is_new=opened.run_is_new,
+        run_began_at=opened.began_at,
+        clears_first=opened.has_gaps,
     )
     return WorkbenchOpener(opened.context.repository, opened.context.graph_file, books, bench_options)
 

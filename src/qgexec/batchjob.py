@@ -29,7 +29,7 @@ from qgexec.batch.producers import Successes, earlier_successes, job_successes, 
 from qgexec.batch.rounds import Round, round_folder
 from qgexec.batch.system import JobEnd
 from qgexec.books.holder import await_end_of_workers, this_process
-from qgexec.books.journal import Journal, last_epoch, read_events
+from qgexec.books.journal import DamagedLine, Journal, Position, last_epoch, read_events, tell_of_damage
 from qgexec.books.rundir import RunDir, reopen, write_aside
 from qgexec.books.runsettings import RunSettings
 from qgexec.config.runoptions import RunOptions
@@ -67,6 +67,7 @@ from qgexec.rubin.opener import (
     WorkbenchOpener,
     WorkbenchOptions,
 )
+from qgexec.scheduling.gaps import FollowingScheduler
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import FINAL_STATES
@@ -126,13 +127,14 @@ def run_job(
     if cancel_file.exists():
         return True
     part = _Part.of(job)
-    scheduler = Scheduler(part.plan, policy=job.options.policy(job.plan, machine_memory_bytes=None))
+    scheduler = FollowingScheduler(part.plan, policy=job.options.policy(job.plan, machine_memory_bytes=None))
     folder = batch_round.journal(number)
     folder.mkdir(parents=True, exist_ok=True)
     epoch = last_epoch(folder)
-    in_the_air = _replay(folder, part, scheduler, batch_round)
+    read: dict[int, Position] = {}
+    in_the_air = _replay(folder, read, part, scheduler, batch_round)
     limits = _Limits.of(batch_round, number, os.environ)
-    journal = _JobJournal.create(folder, after=epoch, writer=this_process())
+    journal = _JobJournal.create(folder, after=epoch, read=read, writer=this_process())
     journal.numbers = part.numbers
     journal.sync_every_s = 0.0  # others wait for its words, and see on a network file system what is synced
     with journal:
@@ -186,7 +188,11 @@ class _Job:
         if (executor := ImportedExecutor.of_run(self.settings.options)) is not None:
             return ExecutorBenchOpener(executor, context.graph_file, books, self.options.implicit_threads)
         how = WorkbenchOptions.of_run(
-            self.options, run_is_new=self.settings.run_is_new, run_began_at=self.settings.created_at
+            self.options,
+            run_is_new=self.settings.run_is_new,
+            run_began_at=self.settings.created_at,
+            # A line about an earlier attempt may have been damaged.
+            clears_first=number > 1 or last_epoch(run_dir.journal) > 1,
         )
         return JobBenchOpener(
             WorkbenchOpener(context.repository, context.graph_file, books, how),
@@ -346,10 +352,17 @@ def _renumbered(event: Event, number_of: Callable[[int], int]) -> Event:
     return replace(event, index=number)
 
 
-def _replay(folder: Path, part: _Part, scheduler: Scheduler, batch_round: Round) -> list[int]:
+def _replay(
+    folder: Path,
+    read: dict[int, Position],
+    part: _Part,
+    scheduler: FollowingScheduler,
+    batch_round: Round,
+) -> list[int]:
     """Take up what is behind the quanta: before this round, and in earlier tries of the job.
 
     Where an earlier try was killed on this machine, its worker is waited for: it may be writing still.
+    ``read`` is told how far each file was read.
 
     Returns
     -------
@@ -362,17 +375,19 @@ def _replay(folder: Path, part: _Part, scheduler: Scheduler, batch_round: Round)
         if index in places:
             scheduler.take_up(places[index], past)
     began: dict[int, None] = {}
-    for event in read_events(folder):
+    damaged: list[DamagedLine] = []
+    for event in read_events(folder, read, damaged):
         if isinstance(event, AttemptEvent) and event.index in places:
             place = places[event.index]
             began.pop(place, None)
             if isinstance(event, AttemptStarted):
                 began[place] = None
-            scheduler.apply(_renumbered(event, places.__getitem__))
+            (scheduler.follow if damaged else scheduler.apply)(_renumbered(event, places.__getitem__))
         elif isinstance(event, WorkerStarted):
             workers[event.worker] = event
         elif isinstance(event, WorkerEnded):
             workers.pop(event.worker, None)
+    tell_of_damage(damaged)
     await_end_of_workers(workers.values())
     return list(began)
 

@@ -8,14 +8,13 @@ outputs go, or who watches.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from qgexec.books.holder import HEARTBEAT_S, Heartbeat
+from qgexec.books.heartbeat import HEARTBEAT_S
+from qgexec.books.holder import this_process
 from qgexec.books.journal import Journal
 from qgexec.errors import IngestError, JournalError, ModelError
 from qgexec.events import (
@@ -39,7 +38,6 @@ from qgexec.events import (
 from qgexec.ingestion.base import Ingestion
 from qgexec.interrupts import Interrupts
 from qgexec.models.base import ExecutionModel, Run
-from qgexec.processes.forked import process_started_at
 from qgexec.quantum import Attempt, Outcome, SegmentRef
 from qgexec.scheduling.scheduler import Scheduler
 
@@ -145,7 +143,7 @@ class Loop:
             self._open_again()
             for index, detail in self.offers.items():
                 self.ingestion.offer(index, detail)
-            with self.interrupts.watching(), Heartbeat(self.journal.path):
+            with self.interrupts.watching():
                 if not self.scheduler.finished:
                     self._run_model()
                 self._finish_ingestion()
@@ -381,12 +379,5 @@ class Loop:
 
 
 def _run_started(at: float, model_name: str, n_quanta: int) -> RunStarted:
-    pid = os.getpid()
-    return RunStarted(
-        at=at,
-        host=socket.gethostname(),
-        pid=pid,
-        pid_started_at=process_started_at(pid) or at,
-        model=model_name,
-        n_quanta=n_quanta,
-    )
+    me = this_process()
+    return RunStarted(at, me.host, me.pid, me.pid_started_at, model_name, n_quanta, me.birth)

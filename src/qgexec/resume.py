@@ -6,7 +6,8 @@ The order matters, and is that of ``docs/design/0003-crash-rule.md``:
 2. the journal gets a file of ours, which nobody else can get too, and the registry is made ready for the
    run, if a driver was killed before it had done that;
 3. attempts that were in the air are settled from what is on disk;
-4. quanta that had succeeded just before a power cut are looked at again;
+4. quanta that had succeeded just before a power cut, or where lines of the journal are damaged, are looked
+   at again;
 5. what had failed is opened again, and what is not in the registry is offered to it.
 """
 
@@ -33,7 +34,7 @@ from qgexec.assembly import (
 )
 from qgexec.batch.rounds import last_round
 from qgexec.books.history import History
-from qgexec.books.holder import has_restarted_since, require_free, this_process
+from qgexec.books.holder import has_restarted_since, read_when_free, this_process
 from qgexec.books.journal import Journal, read_detail
 from qgexec.books.rundir import RunDir
 from qgexec.books.runsettings import RunSettings
@@ -77,8 +78,8 @@ def take_over(
     client, options
         How to execute from now on.
     force
-        Believe that an earlier driver on another host is gone; execute also where another run that goes on
-        writes the same output RUN.
+        Believe that an earlier driver that cannot be seen from here is gone, if it gives no sign of life;
+        execute also where another run that goes on writes the same output RUN.
     strict_versions
         Refuse to go on with other package versions than before.
     closing
@@ -112,12 +113,17 @@ def take_over(
     if isinstance(model, BatchModel) and closing is None:
         model.system.check()  # before anything is changed
     policy = policy_of(options, plan, elsewhere=model.facts.orders_itself)
-    history = History.read(books.journal, plan, policy, opened.serial_on(model))
-    require_free(books.journal, history, force=force)
+    serial_labels = opened.serial_on(model)
+    history = read_when_free(
+        books.journal, lambda: History.read(books.journal, plan, policy, serial_labels), force=force
+    )
+    opened = replace(opened, has_gaps=bool(history.damaged))
     if strict_versions:
         _take_over_versions(client, context, strict=True)
     tell_beforehand(options, plan, model, policy)
-    journal = Journal.create(books.journal, after=history.epoch, writer=this_process())
+    journal = Journal.create(
+        books.journal, after=history.epoch, read=history.positions, writer=this_process()
+    )
     if closing is None:  # whose jobs stand on the list already
         _list_or_withdraw(opened, client, journal, force=force)
     try:
@@ -270,8 +276,9 @@ def settle_attempts(
 
 
 def _lost_successes(opener: WorkbenchOpener, segments: Path, history: History) -> tuple[int, ...]:
-    """Return the quanta whose outputs did not survive a power cut."""
-    if history.driver is None or not history.is_open or not has_restarted_since(history.driver):
+    """Return the quanta whose outputs did not survive what damaged the journal, or a power cut."""
+    may_be_lost = history.driver is None or (history.is_open and has_restarted_since(history.driver))
+    if not (history.damaged or may_be_lost):
         return ()
     details, lost = {}, []
     for index, ref in history.recent_successes():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qgexec.books.codec import decode, encode
 from qgexec.books.history import History
-from qgexec.books.holder import require_free, this_process
+from qgexec.books.holder import read_when_free, this_process
 from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir
 from qgexec.errors import RunDirError, UsageError
@@ -121,7 +121,8 @@ def collect(
         Records what jobs of a batch system did, and what became of attempts whose driver died; returns
         whether none of the jobs is left.
     force
-        Believe that a driver on another host, which has not closed its books, is gone.
+        Believe that a driver that has not closed its books, and cannot be seen from here, is gone, if it
+        gives no sign of life.
 
     Returns
     -------
@@ -133,17 +134,19 @@ def collect(
     qgexec.errors.RunHeldError
         A driver has the run in hand, or may have.
     """
-    history = History.read(run_dir.journal, plan, policy or Policy())
-    require_free(run_dir.journal, history, force=force)
+    history = read_when_free(
+        run_dir.journal, lambda: History.read(run_dir.journal, plan, policy or Policy()), force=force
+    )
     me = this_process()
-    with Journal.create(run_dir.journal, after=history.epoch, writer=me) as journal:
+    with Journal.create(run_dir.journal, after=history.epoch, read=history.positions, writer=me) as journal:
 
         def record(event: Event) -> None:
             history.scheduler.check(event)
             journal.append(event)
             history.apply(event)
 
-        record(RunStarted(time.time(), me.host, me.pid, me.pid_started_at, COLLECTING, len(plan)))
+        now = time.time()
+        record(RunStarted(now, me.host, me.pid, me.pid_started_at, COLLECTING, len(plan), me.birth))
         try:
             for event in _new_events(run_dir.path / _FOLDER, history.scheduler):
                 record(event)

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from qgexec.batch.journals import JobJournals
 from qgexec.batch.planning import make_jobs
+from qgexec.batch.producers import job_successes
 from qgexec.batch.rounds import Round
 from qgexec.clustering.clusters import Clusters
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import JournalError
-from qgexec.events import AttemptEvent, Event
+from qgexec.events import AttemptEvent, AttemptSucceeded, Event
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler
+from qgexec.scheduling.states import State
 from qgexec.testing import plan_of
 from tests.kit.batch.roundwork import (
     BEGAN,
@@ -35,6 +37,7 @@ from tests.kit.batch.roundwork import (
     succeeded,
     write,
 )
+from tests.kit.runs.damage import flip_digit
 
 # Jobs: 0 has isr 1 and 2, 1 has isr 3, 2 has coadd (index 3), 3 has stack (index 4).
 
@@ -203,14 +206,78 @@ def test_whether_anything_has_moved(desk: Desk) -> None:
 
 
 def test_damage_is_named(desk: Desk) -> None:
-    """File and line; what came before it is not lost, and there once the file is whole again."""
+    """What is no line of a journal: file and line; all is there once the file is whole again."""
     path = write(desk.round, 1, [BEGAN, started(2), succeeded(2)])
     whole = path.read_bytes()
-    path.write_bytes(whole.replace(b'"e":"start"', b'"e":"st'))
-    with pytest.raises(JournalError, match=r"0001\.jsonl:3: damaged line"):
+    path.write_bytes(whole + b"rubbish\n")
+    with pytest.raises(JournalError, match=r"0001\.jsonl:5: damaged line"):
         desk.read()
     path.write_bytes(whole)
     assert desk.read() == [started(2), succeeded(2)]
+
+
+OWN = [
+    BEGAN,
+    started(0),
+    failed(0, retried=True),
+    started(0, 2),
+    succeeded(0, 2),
+    started(1),
+    succeeded(1),
+    ENDED,
+]
+"""What the first job says of its two quanta."""
+
+
+@pytest.mark.parametrize("number", range(1, len(OWN) + 2))
+def test_a_damaged_line_is_named_and_passed_over(
+    desk: Desk, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    """Whichever it is, what else the job says is passed on, and is legal; no success is made up."""
+    path = write(desk.round, 0, OWN)
+    flip_digit(path, number)
+    news = desk.read()
+    assert f"{path}:{number}: damaged line" in caplog.text
+    assert {repr(event) for event in news if isinstance(event, AttemptSucceeded)} <= set(map(repr, OWN))
+    assert desk.scheduler.state(0) is (State.RUNNING if number == 6 else State.SUCCEEDED)
+    assert desk.scheduler.state(1) is (State.RUNNING if number == 8 else State.SUCCEEDED)
+    assert desk.scheduler.attempts(0) == 2
+    assert desk.journals.are_over is False
+    assert desk.read() == []
+
+
+def test_what_follows_from_a_damaged_line(tmp_path: Path) -> None:
+    """In one job it is dropped; what the next try says of the quantum that the line was about is not."""
+    plan = plan_of(["a:1", "b:1"], [(0, 1)])
+    clusters = Clusters.of(plan, np.arange(2), np.zeros(2, dtype=int), ["a"], np.zeros(1, dtype=int))
+    jobs = make_jobs(clusters, [attempt(plan, index) for index in range(2)], BatchSettings())
+    desk = Desk(round_of(tmp_path / "run", jobs), plan)
+    flip_digit(write(desk.round, 0, [BEGAN, started(0), succeeded(0), started(1), succeeded(1)]), 4)
+    write(desk.round, 0, [lost(0), BEGAN, started(0, 2), succeeded(0, 2), ENDED], after=1)
+    assert desk.read() == [started(0), lost(0), started(0, 2), succeeded(0, 2)]
+    assert desk.scheduler.state(1) is State.READY
+
+
+def test_what_has_only_seemed_to_be_damaged(desk: Desk) -> None:
+    """Network file systems show holes where lines are that another machine has just written."""
+    path = write(desk.round, 1, [BEGAN, started(2)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30] + b"\0" * 5 + whole[-25:])
+    assert desk.read() == []
+    later = write(desk.round, 3, [succeeded(2)]).read_bytes().splitlines(keepends=True)[1]
+    path.write_bytes(whole + later)
+    assert desk.read() == [started(2), succeeded(2)]
+
+
+def test_late_lines_of_an_earlier_try(desk: Desk) -> None:
+    """What it wrote after the next one had read its journal is no part of the run, and ruins nothing."""
+    first = write(desk.round, 1, [BEGAN, started(2)])
+    write(desk.round, 1, [lost(2), BEGAN, started(2, 2), failed(2, 2), ENDED], after=1)
+    late = write(desk.round, 3, [succeeded(2), ENDED]).read_bytes().splitlines(keepends=True)[1:]
+    with first.open("ab") as file:
+        file.writelines(late)
+    assert desk.read() == [started(2), lost(2), started(2, 2), failed(2, 2)]
+    assert job_successes(desk.round, 1) == {}
 
 
 def test_strange_folders_are_no_jobs(desk: Desk) -> None:

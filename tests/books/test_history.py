@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from qgexec.books.codec import encode
 from qgexec.books.history import History, writer_of
 from qgexec.books.journal import Journal, Writer, journal_file
 from qgexec.errors import JournalError, RunHeldError
@@ -14,6 +16,7 @@ from qgexec.events import (
     AttemptReturned,
     AttemptStarted,
     AttemptSucceeded,
+    Birth,
     EndReason,
     Event,
     OutputsIngested,
@@ -27,6 +30,7 @@ from qgexec.quantum import Outcome, OutcomeStatus, SegmentRef
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import State
 from qgexec.testing import make_plan
+from tests.kit.runs.damage import flip_digit
 
 _DRIVER = RunStarted(1.0, "host", 10, 0.5, "pool", 3)
 
@@ -198,3 +202,79 @@ def test_two_readings_of_one_start(tmp_path: Path) -> None:
     header = Writer(_DRIVER.host, _DRIVER.pid, _DRIVER.pid_started_at + 1.0)
     journal = _written(tmp_path, (header, [_DRIVER, RunEnded(2.0, EndReason.STOPPED)]))
     assert not History.read(journal, make_plan("a b c"), Policy()).is_open
+
+
+# --- damaged lines --------------------------------------------------------------------------------------
+
+
+def _two_drivers(folder: Path) -> tuple[Path, list[Event]]:
+    """Write a run that was interrupted, and gone on with; return its journal and what is in it."""
+    born = Birth("boot", "pid:[1]", 7)
+    first: list[Event] = [
+        replace(_DRIVER, birth=born),
+        WorkerStarted(1.0, 1, "host", 12, 0.75, born),
+        *(AttemptStarted(1.5, index, 1) for index in range(3)),
+        _ok(0, 2.0, detail=_ref(1)),
+        _bad(1, 2.0, retried=True),
+        AttemptStarted(2.5, 1, 2),
+        _bad(2, 3.0),
+        AttemptReturned(3.5, 1, 2),
+        OutputsIngested(3.75, (0,), 1),
+        RunEnded(4.0, EndReason.STOPPED),
+    ]
+    second: list[Event] = [
+        RunStarted(5.0, "host", 20, 4.5, "pool", 3, born),
+        RunReopened(5.0),
+        AttemptStarted(5.5, 1, 3),
+        AttemptStarted(5.5, 2, 2),
+        _ok(2, 6.0, attempt=2, detail=_ref(3)),
+        _ok(1, 6.0, attempt=3, detail=_ref(2)),
+        AttemptStarted(7.0, 3, 1),
+        _ok(3, 8.0, detail=_ref(4)),
+        RunEnded(9.0, EndReason.COMPLETED),
+    ]
+    writers = (Writer("host", 10, 0.5, born), Writer("host", 20, 4.5, born))
+    journal = _written(folder, *zip(writers, (first, second), strict=True))
+    return journal, [*first, *second]
+
+
+@pytest.mark.parametrize(
+    ("file", "number"), [(1, number) for number in range(1, 14)] + [(2, number) for number in range(1, 11)]
+)
+def test_whichever_line_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: int, number: int
+) -> None:
+    """It is named, the run can be read, and no more is in doubt than the quantum that it was about."""
+    journal, events = _two_drivers(tmp_path)
+    path = journal_file(journal, file)
+    flip_digit(path, number)
+    history = History.read(journal, make_plan("a b c -> d"), Policy())
+    assert f"{path}:{number}: damaged line" in caplog.text
+    gone = None if number == 1 else events[number - 2 + (12 if file == 2 else 0)]
+    in_doubt = {gone.index} if isinstance(gone, AttemptSucceeded) else set()
+    assert history.in_the_air.keys() == in_doubt
+    states = [history.scheduler.state(index) for index in range(4)]
+    assert states == [State.RUNNING if index in in_doubt else State.SUCCEEDED for index in range(4)]
+    assert history.awaiting_ingest.keys() >= {1, 2, 3} - in_doubt
+    assert history.is_open == ((file, number) in {(2, 2), (2, 10)})
+
+
+def test_a_worker_whose_line_is_damaged(tmp_path: Path) -> None:
+    """It is waited for as far as the line can be read: if that is wrong, there is no such process."""
+    born = Birth("boot", "pid:[1]", 7)
+    journal = _written(tmp_path, (None, [_DRIVER, WorkerStarted(1.0, 1, "host", 12, 0.75, born)]))
+    path = journal_file(journal, 1)
+    path.write_bytes(path.read_bytes().replace(b'"w":1', b'"w":3'))
+    history = History.read(journal, make_plan("a b c"), Policy())
+    assert [worker.pid for worker in history.workers.values()] == [12]
+
+
+def test_how_far_it_was_read(tmp_path: Path) -> None:
+    """The next writer's file says so, and later lines are nothing."""
+    journal, _ = _two_drivers(tmp_path)
+    history = History.read(journal, make_plan("a b c -> d"), Policy())
+    Journal.create(journal, after=2, read=history.positions).close()
+    with journal_file(journal, 2).open("ab") as file:
+        file.write(encode(RunReopened(10.0, (0, 1, 2, 3))))
+    again = History.read(journal, make_plan("a b c -> d"), Policy())
+    assert again.scheduler.counts() == history.scheduler.counts()

@@ -6,28 +6,37 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
+import threading
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qgexec.books.codec import JOURNAL_VERSION
+from qgexec.books.codec import JOURNAL_VERSION, decode, encode
 from qgexec.books.journal import (
+    DamagedLine,
     Journal,
     Position,
     SegmentWriter,
     Writer,
+    counted_bytes_of,
+    has_ended,
     last_epoch,
     read_detail,
     read_events,
     read_writer,
     segment_path,
 )
+from qgexec.books.linefile import LineFile, with_checksum
 from qgexec.errors import IllegalEventError, JournalError, RunHeldError
-from qgexec.events import AttemptStarted, EndReason, Event, RunEnded, RunStarted
+from qgexec.events import AttemptStarted, Birth, EndReason, Event, RunEnded, RunStarted, WorkerStarted
 from qgexec.quantum import SegmentRef
+from tests.kit.runs.damage import flip_digit
 
 RoomFor = Callable[[int], AbstractContextManager[None]]
 
@@ -441,3 +450,181 @@ def test_a_segment_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"format":"qgexec-segment","version":2}\n{}\n')
     with pytest.raises(JournalError, match="qgexec-segment version 2"):
         read_detail(tmp_path, SegmentRef("x.jsonl", 40, 3))
+
+
+# --- who comes late -------------------------------------------------------------------------------------
+
+
+def test_late_lines_are_no_part_of_the_journal(tmp_path: Path) -> None:
+    """What a writer adds after the next one has read its file is ignored, a line that was torn then, too."""
+    first = Journal.create(tmp_path)
+    for event in EVENTS[:2]:
+        first.append(event)
+    positions: dict[int, Position] = {}
+    known = list(read_events(tmp_path, positions))
+    first.append(EVENTS[2])  # after it was read, and before the other begins
+    with Journal.create(tmp_path, after=1, read=positions) as second:
+        second.append(EVENTS[3])
+        first.append(EVENTS[2])
+        first.close()
+    assert known == EVENTS[:2]
+    assert list(read_events(tmp_path)) == [*EVENTS[:2], EVENTS[3]]
+    assert counted_bytes_of(tmp_path) == {1: positions[1].offset}
+
+
+def test_a_torn_line_that_is_completed_late(tmp_path: Path) -> None:
+    """It was none when the next writer read it, and is none later."""
+    path = write(tmp_path, EVENTS[:2])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    positions: dict[int, Position] = {}
+    list(read_events(tmp_path, positions))
+    Journal.create(tmp_path, after=1, read=positions).close()
+    path.write_bytes(whole)
+    assert list(read_events(tmp_path)) == EVENTS[:1]
+
+
+def test_a_header_that_comes_late(tmp_path: Path) -> None:
+    """A writer that had not even said who it is is nobody."""
+    path = write(tmp_path, EVENTS[:2])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20])
+    Journal.create(tmp_path, after=1).close()
+    path.write_bytes(whole)
+    assert list(read_events(tmp_path)) == []
+
+
+def test_every_later_writer_says_what_counts(tmp_path: Path) -> None:
+    """Of all files before its own: one that was killed before it had said so is no hole."""
+    first = write(tmp_path, EVENTS[:1])
+    (tmp_path / "0002.jsonl").write_bytes(b'{"format":"qgexec-jo')
+    size = first.stat().st_size
+    third = write(tmp_path, EVENTS[3:])
+    with first.open("ab") as file:
+        file.write(with_checksum(encode(EVENTS[1])))
+    write(tmp_path, [])
+    assert list(read_events(tmp_path)) == [EVENTS[0], EVENTS[3]]
+    assert counted_bytes_of(tmp_path) == {1: size, 2: 20, 3: third.stat().st_size}
+
+
+def test_what_was_read_beyond_stays_read(tmp_path: Path) -> None:
+    """Whoever goes on reading gets nothing twice, and no late line."""
+    first = Journal.create(tmp_path)
+    first.append(EVENTS[0])
+    before: dict[int, Position] = {}
+    list(read_events(tmp_path, before))
+    first.append(EVENTS[1])
+    positions: dict[int, Position] = {}
+    list(read_events(tmp_path, positions))
+    with Journal.create(tmp_path, after=1, read=before) as second:
+        first.append(EVENTS[2])
+        second.append(EVENTS[3])
+    first.close()
+    assert list(read_events(tmp_path, positions)) == [EVENTS[3]]
+    assert list(read_events(tmp_path, positions)) == []
+
+
+def test_files_of_older_versions_count_whole(tmp_path: Path) -> None:
+    """They say nothing of those before them, and their lines have no checksums."""
+    for epoch, event in ((1, EVENTS[0]), (2, EVENTS[3])):
+        header = {"format": "qgexec-journal", "version": 2, "epoch": epoch, "writer": ["node1", 42, 0.5]}
+        path = tmp_path / f"000{epoch}.jsonl"
+        path.write_bytes(json.dumps(header).encode() + b"\n" + encode(event))
+    assert list(read_events(tmp_path)) == [EVENTS[0], EVENTS[3]]
+    assert read_writer(tmp_path, 2) == (Writer("node1", 42, 0.5), True)
+    assert counted_bytes_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize("withdraws", [False, True])
+def test_a_writer_gives_signs_of_life_until_it_is_closed(tmp_path: Path, withdraws: bool) -> None:
+    """Whatever it does meanwhile: settle an earlier run, make a registry ready, wait for a batch system."""
+    before = threading.active_count()
+    journal = Journal.create(tmp_path, writer=Writer("node1", 42, 0.5))
+    assert threading.active_count() == before + 1
+    journal.withdraw() if withdraws else journal.close()
+    journal.close()
+    assert threading.active_count() == before
+
+
+# --- checksums ------------------------------------------------------------------------------------------
+
+
+def _flips(path: Path) -> list[tuple[int, bytes]]:
+    """Return for each place in a file, newlines aside, its line, and the file with one bit changed there."""
+    whole = path.read_bytes()
+    found = []
+    for place, byte in enumerate(whole):
+        changed = byte ^ 1
+        if byte != 0x0A and changed != 0x0A:
+            number = whole.count(b"\n", 0, place) + 1
+            found.append((number, whole[:place] + bytes([changed]) + whole[place + 1 :]))
+    return found
+
+
+def test_no_changed_bit_is_believed(tmp_path: Path) -> None:
+    """Wherever in a file it is: the line is named, all other events are read, and none that never was."""
+    path = write(tmp_path, EVENTS, Writer("node1", 42, 0.5, Birth("boot", "pid:[1]", 7)))
+    n_unharmed = 0
+    for number, content in _flips(path):
+        path.write_bytes(content)
+        damaged: list[DamagedLine] = []
+        events = list(read_events(tmp_path, damaged=damaged))
+        if not damaged:  # in the checksum's own key: what it is about is known to be right
+            assert events == EVENTS
+            n_unharmed += 1
+            continue
+        assert list(map(str, damaged)) == [f"{path}:{number}"]
+        assert events == [event for line, event in enumerate(EVENTS, start=2) if line != number]
+        with pytest.raises(JournalError, match=rf"0001\.jsonl:{number}: damaged line: its checksum is wrong"):
+            list(read_events(tmp_path))
+    assert n_unharmed == 8 * (len(EVENTS) + 1)
+
+
+def test_a_damaged_header_says_nothing(tmp_path: Path) -> None:
+    """Neither who writes the file nor what counts of others is taken from it."""
+    path = write(tmp_path, EVENTS[:2], Writer("node1", 42, 0.5))
+    second = write(tmp_path, EVENTS[2:], Writer("node1", 43, 0.5))
+    flip_digit(second, 1)
+    assert read_writer(tmp_path, 2) == (None, True)
+    assert counted_bytes_of(tmp_path) == {}
+    assert has_ended(tmp_path, 2)
+    flip_digit(second, len(EVENTS[2:]) + 1)
+    assert not has_ended(tmp_path, 2)
+    assert read_writer(tmp_path, 1) == (Writer("node1", 42, 0.5), True)
+    assert path.exists()
+
+
+def test_a_hole_of_zeros_is_one_damaged_line(tmp_path: Path) -> None:
+    """A power cut can leave one; what comes before it and after it is read."""
+    path = write(tmp_path, EVENTS)
+    whole = bytearray(path.read_bytes())
+    ends = [place for place, byte in enumerate(whole) if byte == 0x0A]
+    whole[ends[1] - 20 : ends[2] + 20] = b"\0" * (ends[2] + 20 - ends[1] + 20)
+    path.write_bytes(whole)
+    damaged: list[DamagedLine] = []
+    assert list(read_events(tmp_path, damaged=damaged)) == EVENTS[3:]
+    assert list(map(str, damaged)) == [f"{path}:2"]
+
+
+def test_a_failed_sync_takes_the_checksum_back_too(tmp_path: Path) -> None:
+    """The file ends where it did before."""
+    file = LineFile(tmp_path / "x", {"format": "test"}, checked=True)
+    before = (tmp_path / "x").read_bytes()
+    file.write(b'{"a":1}\n')
+    assert (tmp_path / "x").read_bytes() == before + b'{"a":1,"z":"%08x"}\n' % zlib.crc32(b'{"a":1')
+    file.take_back(b'{"a":1}\n')
+    assert (tmp_path / "x").read_bytes() == before
+    file.close()
+
+
+def test_what_was_written_since_there_are_checksums_is_still_read(tmp_path: Path) -> None:
+    """The fixture has every kind of event, and is never rewritten; but for births it is that of version 2."""
+    data = Path(__file__).parents[1] / "data"
+    shutil.copy(data / "journal-v2-checked.jsonl", tmp_path / "0001.jsonl")
+    birth = Birth("0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0", "pid:[4026531836] time:[4026531834]", 123456)
+    assert read_writer(tmp_path, 1) == (Writer("node1", 4242, 1790000000.25, birth), True)
+    plain = [decode(line) for line in (data / "journal-v2.jsonl").read_bytes().splitlines(keepends=True)[1:]]
+    assert list(read_events(tmp_path)) == [
+        replace(event, birth=birth) if isinstance(event, RunStarted | WorkerStarted) else event
+        for event in plain
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from qgexec.books.journal import journal_file
 from qgexec.errors import UsageError
 from tests.kit.butler.repos import N_QUANTA, MockRepository
 from tests.kit.commands.qgexec import Command, Moods, Result, call, datasets, one_message, report_of
+from tests.kit.runs.damage import move_away
 
 Start = Callable[..., Command]
 
@@ -117,12 +119,12 @@ def test_a_run_that_goes_on_is_left_alone(
 def test_a_driver_on_another_host(repository: MockRepository, books: Path) -> None:
     """A run whose driver was elsewhere is taken over only by force."""
     assert _run(repository).code == 0
-    file = journal_file(books / "journal", 1)
-    lines = file.read_text().splitlines()
-    header = json.loads(lines[0])
-    header["writer"][0] = "another-host"
     # As if it had been killed: its last word is missing.
-    file.write_text("\n".join([json.dumps(header), *lines[1:-1]]).replace('"h":"', '"h":"another-') + "\n")
+    file = journal_file(books / "journal", 1)
+    move_away(file, "another-host", n_lines=-1)
+    os.utime(file)
+    one_message(call("resume", books, "--force"), "on another-host", "gave a sign of life")
+    os.utime(file, (1e9, 1e9))
     refused = call("resume", books)
     one_message(refused, "on another-host", "--force")
     assert not journal_file(books / "journal", 2).exists()

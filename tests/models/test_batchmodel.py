@@ -344,7 +344,7 @@ def test_a_driver_without_room_leaves_the_jobs_alone(
             place.run()
     assert place.hand.cancelled == []
     place.work_off()
-    monkeypatch.setattr("qgexec.books.holder.process_started_at", lambda _pid: None)  # it is gone
+    monkeypatch.setattr("qgexec.books.holder.lives", lambda *_: False)  # it is gone
     assert place.resume() == 0
     assert len(place.hand.submitted) == 1
     assert place.attempts() == {"isr": [1, 1], "calibrate": [1, 1], "summary": [1], "final": [1]}

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qgexec.books.codec import encode
 from qgexec.books.journal import Journal, Position, read_events
 from qgexec.errors import JournalError
 from qgexec.events import AttemptStarted, EndReason, Event, RunEnded, StopReason, StopRequested
 from qgexec.reports import snapshot
 from qgexec.reports.fold import Fold
-from qgexec.reports.snapshot import read_fold
+from qgexec.reports.snapshot import SnapshotReader, read_fold
 from qgexec.testing import make_plan
 from tests.kit.runs.handbooks import BEGAN, PLAN, HandBooks, started, succeeded, write_mixed
 
@@ -228,14 +229,42 @@ def test_a_line_taken_back(books: HandBooks, n_read: list[Event]) -> None:
 
 
 def test_an_earlier_file_that_has_grown(books: HandBooks, n_read: list[Event]) -> None:
-    """Its events come before those of the later file that the snapshot covers, too: all is read again."""
-    with Journal.create(books.run_dir.journal, after=1) as journal:
-        journal.append(BEGAN)
+    """Written by an older version it comes before what the snapshot covers, too: all is read again."""
+    old = {"format": "qgexec-journal", "version": 2, "epoch": 2}
+    later = books.run_dir.journal / "0002.jsonl"
+    later.write_bytes(json.dumps(old).encode() + b"\n" + encode(BEGAN))
     read(books)
     n_read.clear()
     books.write(StopRequested(BEGAN.at + 10, StopReason.INTERRUPTED))
     assert_same(books, read(books))
     assert len(n_read) > 10
+
+
+def test_late_lines_of_an_earlier_writer(books: HandBooks, n_read: list[Event]) -> None:
+    """Behind what a later writer has read they are no part of the run, with a snapshot or without."""
+    before = read(books).tasks()
+    with Journal.create(books.run_dir.journal, after=1) as journal:
+        journal.append(BEGAN)
+    read(books)
+    n_read.clear()
+    books.write(*started(5), succeeded(5))
+    assert read(books).tasks() == before
+    assert n_read == []
+    books.run_dir.snapshot_file.unlink()
+    assert read(books).tasks() == before
+
+
+def test_what_was_read_before_it_turned_out_to_be_late(books: HandBooks, n_read: list[Event]) -> None:
+    """All is read once more: a reader may see a line before it sees that it does not count."""
+    reader = SnapshotReader(books.run_dir.journal, PLAN, books.run_dir.snapshot_file)
+    positions: dict[int, Position] = {}
+    list(read_events(books.run_dir.journal, positions))
+    books.write(*started(5))
+    reader.read_on()
+    assert reader.fold.running().keys() == {5}
+    Journal.create(books.run_dir.journal, after=1, read=positions).close()
+    reader.read_on()
+    assert not reader.fold.running()
 
 
 def test_another_plan_is_an_error_with_or_without(books: HandBooks) -> None:

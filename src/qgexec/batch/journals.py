@@ -3,7 +3,8 @@
 Each job keeps a journal of its own, a file for each try (`qgexec.batch.rounds.Round.journal`). Nobody
 promises when a file that one machine wrote is seen on another, so that the journal of a job may be
 seen before those of its parents, and that of a try before the end of the one before it: what would come
-too early waits until the next look.
+too early waits until the next look. Where lines are damaged, what follows from them never comes: it is
+dropped, and its quanta are executed again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qgexec.batch.rounds import Round
-from qgexec.books.journal import Position, read_events
+from qgexec.books.journal import DamagedLine, Position, read_events, tell_of_damage
 from qgexec.errors import JournalError
 from qgexec.events import (
     AttemptEvent,
@@ -39,6 +40,10 @@ class _JobNews:
     positions: dict[int, Position] = field(default_factory=dict)
     held_back: deque[AttemptEvent] = field(default_factory=deque)
     """Read, and not passed on: what they follow from has not been seen yet."""
+    damaged: list[DamagedLine] = field(default_factory=list)
+    """Lines that were passed over."""
+    n_told: int = 0
+    """How many of them were told of."""
     is_over: bool = False
     """Its last try has closed its books."""
     sizes: tuple[int, ...] = ()
@@ -111,7 +116,7 @@ class JobJournals:
         for job in self._begun():
             known = self._jobs.setdefault(job, _JobNews())
             self._read_job(job, known)
-            while known.held_back and self._takes(known.held_back[0], news):
+            while known.held_back and self._takes(known.held_back[0], news, job, known):
                 known.held_back.popleft()
         return news
 
@@ -133,13 +138,15 @@ class JobJournals:
         if sizes == known.sizes:
             return
         n_earlier = max(0, len(known.sizes) - 1)
-        if sizes[:n_earlier] != known.sizes[:n_earlier]:
-            # The end of an earlier try is seen only now: once more, in order; what is known is dropped again.
+        if sizes[:n_earlier] != known.sizes[:n_earlier] or known.damaged:
+            # The end of an earlier try is seen only now, or perhaps what has only seemed to be damaged, as on
+            # network file systems: once more, in order; what is known is dropped again.
             known.positions.clear()
             known.held_back.clear()
+            known.damaged.clear()
         was_over = known.is_over
         try:
-            for event in read_events(folder, known.positions):
+            for event in read_events(folder, known.positions, known.damaged):
                 if isinstance(event, AttemptEvent):
                     known.held_back.append(event)
                 elif isinstance(event, RunStarted | RunEnded):
@@ -151,10 +158,16 @@ class JobJournals:
         finally:
             self._n_over += known.is_over - was_over
         known.sizes = sizes
+        tell_of_damage(known.damaged[known.n_told :])
+        known.n_told = max(known.n_told, len(known.damaged))
 
-    def _takes(self, event: AttemptEvent, news: list[Event]) -> bool:
+    def _takes(self, event: AttemptEvent, news: list[Event], job: int, known: _JobNews) -> bool:
         """Add an event to the news, or drop it if it is none; return `False` if it comes too early."""
         index, number = event.index, event.attempt
+        if known.damaged and number >= self.attempts(index) and not self._done[index]:
+            if self._is_cut_off(index, job):
+                return True
+            self._bridge(event, news)
         n_attempts = self._attempts.get(index, 0)
         if isinstance(event, AttemptStarted):
             if number <= n_attempts or self._done[index]:  # a try may not have seen what the one before did
@@ -175,6 +188,26 @@ class JobJournals:
             self._done[index] = isinstance(event, AttemptSucceeded | AttemptSkipped)
         news.append(event)
         return True
+
+    def _is_cut_off(self, index: int, job: int) -> bool:
+        """Return whether a quantum began after the end of another one of its job which nobody knows of."""
+        own = self._round.jobs.quanta(job)
+        return any(not self._done[other] and other in own for other in self._plan.prerequisites(index))
+
+    def _bridge(self, event: AttemptEvent, news: list[Event]) -> None:
+        """Add what must have come between what was read of a quantum and an event, but for how it ended."""
+        if not self._may_begin(event.index):
+            return
+        starts = isinstance(event, AttemptStarted)
+        while (known := self.attempts(event.index)) < event.attempt:
+            if event.index in self._running:
+                news.append(AttemptReturned(event.at, event.index, known))
+                del self._running[event.index]
+            if starts and known + 1 == event.attempt:
+                return
+            news.append(AttemptStarted(event.at, event.index, known + 1))
+            self._attempts[event.index] = known + 1
+            self._running[event.index] = None
 
     def _may_begin(self, index: int) -> bool:
         return all(self._done[prerequisite] for prerequisite in self._plan.prerequisites(index))

@@ -7,7 +7,15 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
-from qgexec.books.journal import Writer, last_epoch, read_events, read_writer
+from qgexec.books.journal import (
+    DamagedLine,
+    Position,
+    Writer,
+    last_epoch,
+    read_events,
+    read_writer,
+    tell_of_damage,
+)
 from qgexec.errors import IllegalEventError, JournalError
 from qgexec.events import (
     AttemptEvent,
@@ -24,9 +32,10 @@ from qgexec.events import (
     WorkerStarted,
 )
 from qgexec.quantum import Outcome, SegmentRef
+from qgexec.scheduling.gaps import FollowingScheduler
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
-from qgexec.scheduling.scheduler import Scheduler, State
+from qgexec.scheduling.scheduler import State
 
 __all__ = ["History", "writer_of"]
 
@@ -36,11 +45,13 @@ _RECENT_S = 300.0
 
 def writer_of(driver: RunStarted) -> Writer:
     """Return the process that a driver is."""
-    return Writer(driver.host, driver.pid, driver.pid_started_at)
+    return Writer(driver.host, driver.pid, driver.pid_started_at, driver.birth)
 
 
 def _is_same(writer: Writer | None, driver: Writer) -> bool:
-    """Return whether these may be one process; two readings of its start agree within 2 s."""
+    """Return whether these may be one process; without births, two readings of its start agree within 2 s."""
+    if writer is not None and writer.birth is not None and driver.birth is not None:
+        return (writer.pid, writer.birth) == (driver.pid, driver.birth)
     return writer is None or (
         (writer.host, writer.pid) == (driver.host, driver.pid)
         and abs(writer.pid_started_at - driver.pid_started_at) <= 2.0
@@ -61,10 +72,14 @@ class History:
     """
 
     def __init__(self, plan: Plan, policy: Policy, serial_labels: Collection[str] = ()) -> None:
-        self.scheduler = Scheduler(plan, policy=policy, serial_labels=serial_labels)
+        self.scheduler = FollowingScheduler(plan, policy=policy, serial_labels=serial_labels)
         """The states of all quanta."""
         self.epoch = 0
         """Number of the journal's last file."""
+        self.positions: dict[int, Position] = {}
+        """How far each of its files was read."""
+        self.damaged: list[DamagedLine] = []
+        """Lines that were passed over. An event need not follow from those before as soon as there is one."""
         self.driver: RunStarted | None = None
         """The last driver."""
         self.writer: Writer | None = None
@@ -95,13 +110,19 @@ class History:
         history = cls(plan, policy, serial_labels)
         history.epoch = last_epoch(journal)
         try:
-            for event in read_events(journal):
+            for event in read_events(journal, history.positions, history.damaged):
                 history.apply(event)
         except IllegalEventError as err:
             raise JournalError(
                 f"the journal in {journal.parent} does not fit its plan: {err.message}",
                 hint="Bring journal/ and plan.npz back from the same copy.",
             ) from err
+        tell_of_damage(history.damaged)
+        for line in history.damaged:
+            if isinstance(
+                line.event, WorkerStarted
+            ):  # if it is not the one that it seems to be, it is not found
+                history.workers[-line.number] = line.event
         if history.epoch:
             history.writer, is_whole = read_writer(journal, history.epoch)
             driver = history.driver
@@ -118,7 +139,10 @@ class History:
         qgexec.errors.IllegalEventError
             It does not follow from those before.
         """
-        self.scheduler.apply(event)
+        if self.damaged:
+            self.scheduler.follow(event)
+        else:
+            self.scheduler.apply(event)
         self.last_event_at = event.at
         if isinstance(event, AttemptEvent):
             self._apply_to_attempt(event)

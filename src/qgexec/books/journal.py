@@ -14,15 +14,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from qgexec.books.codec import JOURNAL_VERSION, decode, encode
-from qgexec.books.linefile import LineFile, check_header, file_error, json_line
+from qgexec.books.codec import decode, encode
+from qgexec.books.headers import DamagedHeaderError, Header, Writer, counted_bytes, read_header
+from qgexec.books.heartbeat import Heartbeat
+from qgexec.books.journalfile import DamagedLine, FileReader, Position, tell_of_damage
+from qgexec.books.linefile import LineFile, check_header, file_error, json_line, without_checksum
 from qgexec.errors import JournalError, RunHeldError
 from qgexec.events import Event, RunEnded
 from qgexec.quantum import SegmentRef
@@ -30,10 +33,12 @@ from qgexec.quantum import SegmentRef
 __all__ = [
     "FSYNC_EVERY_S",
     "SEGMENT_VERSION",
+    "DamagedLine",
     "Journal",
     "Position",
     "SegmentWriter",
     "Writer",
+    "counted_bytes_of",
     "has_ended",
     "journal_file",
     "last_epoch",
@@ -41,6 +46,7 @@ __all__ = [
     "read_events",
     "read_writer",
     "segment_path",
+    "tell_of_damage",
 ]
 
 FSYNC_EVERY_S = 0.25
@@ -49,7 +55,6 @@ FSYNC_EVERY_S = 0.25
 SEGMENT_VERSION = 1
 """Version of the segments' lines. 1: the first."""
 
-_JOURNAL_FORMAT = "qgexec-journal"
 _SEGMENT_FORMAT = "qgexec-segment"
 _HEADER_BYTES = 256
 _FILE_NAME = re.compile(r"(\d{4,})\.jsonl")
@@ -94,16 +99,6 @@ def _come_too_late(folder: Path, epoch: int) -> RunHeldError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """The process that writes a file of a journal."""
-
-    host: str
-    pid: int
-    pid_started_at: float
-    """When that process started, UNIX seconds: with host and pid it names one process for good."""
-
-
 def read_writer(folder: Path, epoch: int) -> tuple[Writer | None, bool]:
     """Return who writes a journal's file, where its header says so, and whether it has a whole header.
 
@@ -112,16 +107,22 @@ def read_writer(folder: Path, epoch: int) -> tuple[Writer | None, bool]:
     qgexec.errors.JournalError
         The file cannot be read, or is no journal's.
     """
-    path = journal_file(folder, epoch)
     try:
-        with path.open("rb") as file:
-            line = file.readline()
-    except OSError as err:
-        raise file_error("read", path, err, JournalError) from err
-    if not line.endswith(b"\n"):
-        return None, False
-    writer = check_header(line, _JOURNAL_FORMAT, JOURNAL_VERSION, path).get("writer")
-    return Writer(*writer) if writer is not None else None, True
+        header = read_header(journal_file(folder, epoch), epoch)
+    except DamagedHeaderError:
+        return None, True
+    return (None, False) if header is None else (header.writer, True)
+
+
+def counted_bytes_of(folder: Path) -> dict[int, int]:
+    """Return by epoch up to which byte a journal's files count, where a later writer has said so.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        The journal cannot be read.
+    """
+    return counted_bytes(_journal_files(folder))
 
 
 def has_ended(folder: Path, epoch: int) -> bool:
@@ -140,16 +141,19 @@ def has_ended(folder: Path, epoch: int) -> bool:
     except OSError as err:
         raise file_error("read", path, err, JournalError) from err
     try:
-        return len(lines) > 1 and isinstance(decode(lines[-2] + b"\n"), RunEnded)
-    except ValueError:  # a longer line, cut: none that this asks for
+        return len(lines) > 1 and isinstance(decode(without_checksum(lines[-2] + b"\n")), RunEnded)
+    except ValueError:  # a longer line, cut: none that this asks for; or one that is damaged
         return False
 
 
 class Journal:
     """One writer's file of a run's journal; made by `create`, for one thread."""
 
-    def __init__(self, file: LineFile, epoch: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, file: LineFile, epoch: int, clock: Callable[[], float], heart: Heartbeat | None = None
+    ) -> None:
         self._file = file
+        self._heart = heart
         self._clock = clock
         self._synced_at = clock()
         self.sync_every_s = FSYNC_EVERY_S
@@ -163,6 +167,7 @@ class Journal:
         folder: Path,
         *,
         after: int = 0,
+        read: Mapping[int, Position] | None = None,
         writer: Writer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Self:
@@ -175,8 +180,11 @@ class Journal:
         after
             The last epoch that the caller knows, all that it decided having been decided from the
             journal up to it; 0 for a journal without any.
+        read
+            How far it has read each file (see `read_events`): what is written behind that later on, by a
+            writer that was believed gone, no reader takes for a part of the run. By default all there is now.
         writer
-            Who has the run in hand as soon as the file is there.
+            Who has the run in hand as soon as the file is there, and gives signs of life until it is closed.
         clock
             Seconds; decides when to fsync.
 
@@ -188,17 +196,17 @@ class Journal:
             The file cannot be created; nothing is left of it.
         """
         epoch = after + 1
-        if last_epoch(folder) != after:
+        files = _journal_files(folder)
+        if len(files) != after:
             raise _come_too_late(folder, epoch)
-        header: dict[str, object] = {"format": _JOURNAL_FORMAT, "version": JOURNAL_VERSION, "epoch": epoch}
-        if writer is not None:
-            header["writer"] = [writer.host, writer.pid, writer.pid_started_at]
+        header = Header(epoch, writer, _counted(files, read))
         try:
-            return cls(LineFile(journal_file(folder, epoch), header), epoch, clock)
+            file = LineFile(journal_file(folder, epoch), header.to_json(), checked=True)
         except JournalError as err:
             if isinstance(err.__cause__, FileExistsError):
                 raise _come_too_late(folder, epoch) from err
             raise
+        return cls(file, epoch, clock, None if writer is None else Heartbeat(file.path))
 
     @property
     def path(self) -> Path:
@@ -249,6 +257,7 @@ class Journal:
         qgexec.errors.JournalError
             The disk refused; the file is closed all the same.
         """
+        self._stop_heart()
         self._file.close()
 
     def withdraw(self) -> None:
@@ -259,7 +268,12 @@ class Journal:
         qgexec.errors.JournalError
             It cannot be removed.
         """
+        self._stop_heart()
         self._file.discard()
+
+    def _stop_heart(self) -> None:
+        if self._heart is not None:
+            self._heart.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -268,18 +282,21 @@ class Journal:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """How far a file of a journal was read: up to the end of a whole line."""
-
-    offset: int = 0
-    """Bytes."""
-    lines: int = 0
-    """Whole lines, the header included."""
+def _counted(files: Iterable[tuple[int, Path]], read: Mapping[int, Position] | None) -> tuple[int, ...]:
+    if read is not None:
+        return tuple(read.get(epoch, Position()).offset for epoch, _ in files)
+    counted = counted_bytes(files)
+    return tuple(min(path.stat().st_size, counted.get(epoch, sys.maxsize)) for epoch, path in files)
 
 
-def read_events(folder: Path, positions: MutableMapping[int, Position] | None = None) -> Iterator[Event]:
+def read_events(
+    folder: Path,
+    positions: MutableMapping[int, Position] | None = None,
+    damaged: list[DamagedLine] | None = None,
+) -> Iterator[Event]:
     """Yield the events of a journal in order, also while it is written; constant memory, about 5 us an event.
+
+    What a file got after a later writer had taken over is not read.
 
     Parameters
     ----------
@@ -288,6 +305,9 @@ def read_events(folder: Path, positions: MutableMapping[int, Position] | None = 
     positions
         Where to begin in the file of each epoch, instead of at its first line. As soon as the last event
         of a file has been taken, it says how far that was read.
+    damaged
+        Gets the lines whose checksums are wrong, each before the next event is yielded: they are passed over.
+        Without it such a line is an error.
 
     Raises
     ------
@@ -296,40 +316,14 @@ def read_events(folder: Path, positions: MutableMapping[int, Position] | None = 
         and line. A torn last line of a file is no damage.
     """
     positions = {} if positions is None else positions
-    for epoch, path in _journal_files(folder):
-        begin = positions.get(epoch, Position())
+    files = _journal_files(folder)
+    counted = counted_bytes(files)
+    for epoch, path in files:
+        reader = FileReader(path, epoch, counted.get(epoch, sys.maxsize), damaged)
         try:
-            with path.open("rb") as file:
-                file.seek(begin.offset)
-                positions[epoch] = yield from _read_file(file, epoch, path, begin)
+            positions[epoch] = yield from reader.read(positions.get(epoch, Position()))
         except OSError as err:
             raise file_error("read", path, err, JournalError) from err
-
-
-def _read_file(
-    file: Iterable[bytes], epoch: int, path: Path, begin: Position
-) -> Generator[Event, None, Position]:
-    offset, number = begin.offset, begin.lines
-    for line in file:
-        if line[-1] != 0x0A:
-            break  # going on would read the rest of a line that is being written right now as one of its own
-        offset += len(line)
-        number += 1
-        if number == 1:
-            header = check_header(line, _JOURNAL_FORMAT, JOURNAL_VERSION, path)
-            if header.get("epoch") != epoch:
-                raise JournalError(f"{path}:1: the header is that of epoch {header.get('epoch')}")
-            continue
-        try:
-            event = decode(line)
-        except ValueError as err:
-            raise JournalError(
-                f"{path}:{number}: damaged line: {err}",
-                hint="Bring the file back from a copy. Without one, run the graph again with --extend-run "
-                "--clobber-outputs: the outputs themselves are not affected, and what is done is skipped.",
-            ) from err
-        yield event
-    return Position(offset, number)
 
 
 def segment_path(folder: Path, epoch: int, writer: str) -> Path:

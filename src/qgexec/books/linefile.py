@@ -3,6 +3,7 @@
 1. A file has one writer, who created it exclusively, and only ever grows by whole lines.
 2. A line without its newline was never written: readers stop before it, a writer that survives cuts it off.
 3. Its first line is a JSON object that names the format and its version.
+4. Where the file is *checked*, each line ends with a key ``z``: the crc32 of what stands before it, in hex.
 """
 
 from __future__ import annotations
@@ -15,12 +16,26 @@ from collections.abc import Mapping
 from operator import index as as_index
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from zlib import crc32
 
 from qgexec.errors import JournalError, RunDirError
 
-__all__ = ["LineFile", "check_header", "file_error", "json_line", "sync_folder"]
+__all__ = [
+    "LineFile",
+    "check_header",
+    "file_error",
+    "json_line",
+    "sync_folder",
+    "with_checksum",
+    "without_checksum",
+]
 
 _BLOCK = 65536
+
+_CHECKSUM = b',"z":"%08x"}\n'
+_CHECKSUM_BYTES = len(_CHECKSUM % 0)
+_CHECKSUM_KEY = _CHECKSUM.partition(b"%")[0]
+_DIGITS = slice(-11, -3)
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -29,6 +44,28 @@ def json_line(values: Mapping[str, object]) -> bytes:
     """Return an object as a line of compact JSON, newline included; TypeError or ValueError if it is none."""
     # In ASCII: no separator is left that some reader could take for the end of a line.
     return (_to_json(values) + "\n").encode("ascii")
+
+
+def with_checksum(line: bytes) -> bytes:
+    """Return a line of `json_line`, of an object that is not empty, with its checksum as one more key."""
+    content = line[:-2]
+    return content + _CHECKSUM % crc32(content)
+
+
+def without_checksum(line: bytes) -> bytes:
+    """Return the whole line that `with_checksum` was given; a line that has no checksum as it is.
+
+    Raises
+    ------
+    ValueError
+        The checksum is not that of the line: one of them is damaged.
+    """
+    content = line[:-_CHECKSUM_BYTES]
+    if line[_DIGITS] == b"%08x" % crc32(content):  # also where the key before it is damaged
+        return content + b"}\n"
+    if line.startswith(_CHECKSUM_KEY, len(content)):
+        raise ValueError("its checksum is wrong")
+    return line
 
 
 _Error = TypeVar("_Error", bound=RunDirError)
@@ -51,10 +88,21 @@ def file_error(what: str, path: Path, err: OSError, error: type[_Error]) -> _Err
 
 
 class LineFile:
-    """A file of whole lines that this object created and alone writes; for one thread."""
+    """A file of whole lines that this object created and alone writes; for one thread.
 
-    def __init__(self, path: Path, header: Mapping[str, object]) -> None:
+    Parameters
+    ----------
+    path
+        The file, which must not exist.
+    header
+        Its first line.
+    checked
+        Whether lines get checksums.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, object], *, checked: bool = False) -> None:
         self.path = path
+        self._checked = checked
         self._torn = False
         self._broken = False
         try:
@@ -76,6 +124,8 @@ class LineFile:
 
     def write(self, line: bytes) -> None:
         """Append a whole line, or nothing; ``line`` holds one newline, at its end."""
+        if self._checked:
+            line = with_checksum(line)
         fd = self._open_fd()
         if self._torn:
             self._heal(fd)
@@ -92,8 +142,9 @@ class LineFile:
     def take_back(self, line: bytes) -> None:
         """Cut off the line that was written last, where that can be done."""
         if self._fd is not None:
+            n_bytes = len(with_checksum(line) if self._checked else line)
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(line))
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - n_bytes)
 
     def _heal(self, fd: int) -> None:
         """Cut off the torn line; found by reading, so that no count of ours need be right."""

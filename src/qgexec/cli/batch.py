@@ -75,7 +75,7 @@ def worker(*, run_dir: Path, indices: tuple[int, ...], job: int | None, round_nu
 
 @click.command(epilog="Example:  qgexec collect qgexec-runs/u/me/test")
 @RUN_DIR
-@click.option("--force", is_flag=True, help="Take over although an earlier driver elsewhere may still run.")
+@click.option("--force", is_flag=True, help="Take over from a silent driver that cannot be seen from here.")
 @click.option(
     "--round",
     "round_number",

@@ -59,7 +59,7 @@ def _without_defaults(command: click.Command) -> click.Command:
 @click.option(
     "--force",
     is_flag=True,
-    help="Although an earlier driver elsewhere may still run, or another run writes the same output RUN.",
+    help="Although a silent driver out of sight may still run, or another run writes the same output RUN.",
 )
 @click.option("--no-wait", is_flag=True, help="Leave it to the batch system, as `qgexec submit` does.")
 def resume(*, run_dir: Path, force: bool, no_wait: bool, summary: str | None, **given: Any) -> None:
@@ -84,7 +84,7 @@ def go_on(run_dir: Path, given: dict[str, Any], *, force: bool, leave: bool, sum
     given
         Options of this command, by their names in Python; those that were typed hold from now on.
     force
-        Take over although an earlier driver elsewhere may still run, or another run writes the same RUN.
+        Take over from a silent driver that cannot be seen; also where another run writes the same RUN.
     leave
         Leave it to a batch system, and do not wait.
     summary

@@ -156,6 +156,7 @@ class Fold:
         n_labels = len(plan.labels)
         self._plan = plan
         self.scheduler = RestorableScheduler(plan)
+        self._follow = self.scheduler.apply
         self.driver: RunStarted | None = None
         self.end: EndReason | None = None
         self.stop_reason: StopReason | None = None
@@ -185,6 +186,10 @@ class Fold:
             StopRequested: self._note_stop,
         }
 
+    def expect_gaps(self) -> None:
+        """Take in events from now on also where they do not follow from those before: lines were damaged."""
+        self._follow = self.scheduler.follow
+
     def apply(self, event: Event) -> None:
         """Take in the next event; about 5 us.
 
@@ -196,7 +201,7 @@ class Fold:
         if isinstance(event, FailureEvent):
             self._apply_failure(event)
         else:
-            self.scheduler.apply(event)
+            self._follow(event)
             if (note := self._notes.get(type(event))) is not None:
                 note(event)
         self.last_event_at = event.at
@@ -213,7 +218,7 @@ class Fold:
 
     def _apply_failure(self, event: FailureEvent) -> None:
         blocked_before = self.scheduler.counts()[State.BLOCKED]
-        self.scheduler.apply(event)
+        self._follow(event)
         if n_blocked := self.scheduler.counts()[State.BLOCKED] - blocked_before:
             self._blocked[event.index] = n_blocked
         self._endings.setdefault(event.index, []).append(event)
@@ -224,7 +229,8 @@ class Fold:
             return
         if not isinstance(event, AttemptTimedOut) and event.used_bytes is not None:
             self._add_peak(event.index, event.used_bytes)
-        self._wasted_unmeasured_s[code] += max(0.0, event.at - self._started_at[event.index])
+        if started_at := self._started_at[event.index]:  # else the line that said it was damaged
+            self._wasted_unmeasured_s[code] += max(0.0, event.at - started_at)
 
     def _note_started(self, event: AttemptStarted) -> None:
         self._started_at[event.index] = event.at

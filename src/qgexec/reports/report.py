@@ -61,10 +61,10 @@ class RunState(Enum):
     """No driver has taken it in hand."""
 
     RUNNING = "running"
-    """Its driver is alive on this host."""
+    """Its driver is alive, and can be seen from here."""
 
     PERHAPS_RUNNING = "perhaps running"
-    """Its driver is on another host and has not closed its books: it runs, or it is gone."""
+    """Its driver cannot be seen from here and has not closed its books: it runs, or it is gone."""
 
     DRIVER_GONE = "driver gone"
     """Its driver died without closing its books."""
@@ -215,7 +215,7 @@ class RunReport:
             "all_succeeded": self.all_succeeded,
             "last_event_at": self.last_event_at,
             "wall_s": self.wall_s,
-            "driver": self.driver and asdict(self.driver),
+            "driver": self.driver and {k: v for k, v in asdict(self.driver).items() if k != "birth"},
             "submitted": self.submitted and asdict(self.submitted),
             "tasks": [asdict(task) for task in self.tasks],
             "total": asdict(self.total),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -21,7 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qgexec.books.codec import JOURNAL_VERSION, decode, encode
-from qgexec.books.journal import Position, journal_file, last_epoch, read_events
+from qgexec.books.journal import (
+    DamagedLine,
+    Position,
+    counted_bytes_of,
+    journal_file,
+    last_epoch,
+    read_events,
+    tell_of_damage,
+)
 from qgexec.errors import IllegalEventError, JournalError
 from qgexec.events import EndReason, RunStarted, StopReason
 from qgexec.reports.failures import Ending
@@ -74,6 +83,7 @@ def read_fold(journal: Path, plan: Plan, snapshot: Path, *, worth_keeping: int =
     """
     reader = SnapshotReader(journal, plan, snapshot, worth_keeping=worth_keeping)
     reader.read_on()
+    tell_of_damage(reader.damaged)
     return reader.fold
 
 
@@ -92,6 +102,8 @@ class SnapshotReader:
         self._worth_keeping = worth_keeping
         self.fold, self._positions = _read_snapshot(snapshot, journal, plan)
         """What was read up to now."""
+        self.damaged: list[DamagedLine] = []
+        """Lines that were passed over."""
         self._kept = _n_lines(self._positions)
 
     def read_on(self) -> None:
@@ -103,16 +115,20 @@ class SnapshotReader:
             As `read_fold`.
         """
         known = _n_lines(self._positions)
+        # On network file systems a line that is being written may seem to be damaged.
+        if known and (self.damaged or _counts_less(self._journal, self._positions)):
+            self._begin_anew()
         try:
-            _read_on(self._journal, self.fold, self._positions)
+            self._read_on()
         except JournalError:
             if not known:
                 raise
             # Before the journal is found wanting, what the snapshot says is doubted.
-            self.fold, self._positions, self._kept = Fold(self._plan), {}, 0
-            _read_on(self._journal, self.fold, self._positions)
+            self._begin_anew()
+            self._read_on()
         n_lines = _n_lines(self._positions)
-        if n_lines - self._kept >= self._worth_keeping:
+        # A snapshot would hide which lines are damaged.
+        if n_lines - self._kept >= self._worth_keeping and not self.damaged:
             # Read-only file systems, full disks, other people's runs: the next reader takes as long as we.
             with contextlib.suppress(OSError):
                 state = self.fold.state()
@@ -120,20 +136,31 @@ class SnapshotReader:
                 _write_snapshot(self._snapshot, state, header)
                 self._kept = n_lines
 
+    def _begin_anew(self) -> None:
+        self.fold, self._positions, self._kept = Fold(self._plan), {}, 0
+        self.damaged.clear()
+
+    def _read_on(self) -> None:
+        try:
+            for event in read_events(self._journal, self._positions, self.damaged):
+                if self.damaged:
+                    self.fold.expect_gaps()
+                self.fold.apply(event)
+        except IllegalEventError as err:
+            raise JournalError(
+                f"the journal in {self._journal.parent} does not fit its plan: {err.message}",
+                hint="Bring journal/ and plan.npz back from the same copy.",
+            ) from err
+
+
+def _counts_less(journal: Path, positions: Mapping[int, Position]) -> bool:
+    """Return whether more was read than counts: a later writer has taken over, and did not see all of it."""
+    counted = counted_bytes_of(journal)
+    return any(position.offset > counted.get(epoch, position.offset) for epoch, position in positions.items())
+
 
 def _n_lines(positions: Mapping[int, Position]) -> int:
     return sum(position.lines for position in positions.values())
-
-
-def _read_on(journal: Path, fold: Fold, positions: dict[int, Position]) -> None:
-    try:
-        for event in read_events(journal, positions):
-            fold.apply(event)
-    except IllegalEventError as err:
-        raise JournalError(
-            f"the journal in {journal.parent} does not fit its plan: {err.message}",
-            hint="Bring journal/ and plan.npz back from the same copy.",
-        ) from err
 
 
 def _read_snapshot(snapshot: Path, journal: Path, plan: Plan) -> tuple[Fold, dict[int, Position]]:
@@ -210,20 +237,23 @@ def _checked_positions(header: Mapping[str, Any], journal: Path, plan: Plan) -> 
     if not epochs or epochs != list(range(1, len(epochs) + 1)) or len(epochs) > last_epoch(journal):
         raise _UnfitError
     positions = {}
+    counted = counted_bytes_of(journal)
     for epoch, offset, lines, fingerprint in files:
         path = journal_file(journal, epoch)
-        if path.stat().st_size < offset or _fingerprint(path, offset) != fingerprint:
+        n_bytes = counted.get(epoch, sys.maxsize)
+        if not offset <= min(path.stat().st_size, n_bytes) or _fingerprint(path, offset) != fingerprint:
             raise _UnfitError
-        if epoch < len(files) and _has_more_lines(path, offset):
+        if epoch < len(files) and _has_more_lines(path, offset, n_bytes):
             raise _UnfitError
         positions[epoch] = Position(offset, lines)
     return positions
 
 
-def _has_more_lines(path: Path, offset: int) -> bool:
+def _has_more_lines(path: Path, offset: int, counted_bytes: int) -> bool:
     with path.open("rb") as file:
         file.seek(offset)
-        return file.readline().endswith(b"\n")
+        line = file.readline()
+        return line.endswith(b"\n") and offset + len(line) <= counted_bytes
 
 
 def _state(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> FoldState:

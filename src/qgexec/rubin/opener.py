@@ -71,6 +71,9 @@ class WorkbenchOptions:
     earlier attempts of this run: an attempt that is not the first removes it whatever the next two
     say, which are about what is older. By default nothing was."""
 
+    clears_first: bool = False
+    """A first attempt, too, removes what was left since then: there may have been one before it."""
+
     skip_existing: bool = False
     """Do not execute quanta whose metadata exists."""
 
@@ -87,11 +90,14 @@ class WorkbenchOptions:
     """Import ``debug.py`` before each quantum."""
 
     @classmethod
-    def of_run(cls, options: RunOptions, *, run_is_new: bool, run_began_at: float) -> Self:
+    def of_run(
+        cls, options: RunOptions, *, run_is_new: bool, run_began_at: float, clears_first: bool = False
+    ) -> Self:
         """Return what a run was told."""
         return cls(
             run_is_new=run_is_new,
             run_began_at=run_began_at,
+            clears_first=clears_first,
             skip_existing=options.skip_existing,
             clobber_outputs=options.clobber_outputs,
             raise_on_partial_outputs=options.raise_on_partial_outputs,

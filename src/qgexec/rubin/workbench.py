@@ -131,6 +131,11 @@ class _Sitting:
     def __enter__(self) -> _Sitting:
         return self
 
+    @property
+    def _is_first(self) -> bool:
+        """Whether there was no attempt before."""
+        return self._attempt.number == 1 and not self._options.clears_first
+
     def execute(self) -> QuantumExecutionResult:
         """Read and execute the quantum."""
         task_node = self._source.task_node(self._attempt.task_label)
@@ -140,7 +145,7 @@ class _Sitting:
             self._supply.datastore.import_records(quantum.datastore_records)
         self._butler = butler = self._supply.butler(quantum)
         options = self._options
-        replaces_log = self._attempt.number > 1 and self._clear_remains(task_node, quantum, butler)
+        replaces_log = not self._is_first and self._clear_remains(task_node, quantum, butler)
         executor = QuantumExecutor(
             butler=None,
             limited_butler_factory=lambda _: butler,
@@ -182,7 +187,7 @@ class _Sitting:
         put = {ref.id: ref for ref in put_refs(self._butler)}
         records = dict(self._supply.datastore.export_records(put.values())) if put else {}
         detail: Detail = {}
-        if self._options.run_is_new and self._attempt.number == 1:
+        if self._options.run_is_new and self._is_first:
             existing = list(put.values())
         else:
             predicted = {ref.id: ref for ref in chain.from_iterable(self._quantum.outputs.values())}

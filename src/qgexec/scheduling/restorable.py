@@ -11,9 +11,9 @@ from array import array
 import numpy as np
 import numpy.typing as npt
 
+from qgexec.scheduling.gaps import FollowingScheduler
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
-from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import State
 from qgexec.scheduling.topology import int_array
 
@@ -26,7 +26,7 @@ _WAITING, _READY, _RUNNING = map(STATE_CODES.index, (State.WAITING, State.READY,
 _DONE = [STATE_CODES.index(state) for state in (State.SUCCEEDED, State.SKIPPED)]
 
 
-class RestorableScheduler(Scheduler):
+class RestorableScheduler(FollowingScheduler):
     """Follows the events of a run, without any policy.
 
     Parameters
@@ -78,6 +78,9 @@ class RestorableScheduler(Scheduler):
         self._n_ready = counts[State.READY]
 
     def _make_ready(self, index: int) -> None:
+        if self._missing[index]:  # after a gap
+            self._move(index, _WAITING)
+            return
         self._move(index, _READY)
         self._n_ready += 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 from collections.abc import Callable
@@ -13,13 +12,12 @@ from typing import Any
 from lsst.resources.file import FileResourcePath
 from lsst.utils.packages import Packages
 
-import qgexec.books.holder
 import qgexec.resume
 import qgexec.rubin.discard
 import qgexec.rubin.ingest
 import qgexec.rubin.settle
 from benchmarks.endstate import read_work
-from qgexec.books.journal import Journal, SegmentWriter
+from qgexec.books.journal import DamagedLine, Journal, SegmentWriter, read_events
 from qgexec.books.rundir import RunDir
 from qgexec.config.runconfig import RunConfig, TaskSettings
 from qgexec.events import (
@@ -64,6 +62,7 @@ from tests.kit.crash.sites import (
 )
 from tests.kit.processes.forks import KILLED, replace
 from tests.kit.processes.kills import die, die_in_put
+from tests.kit.runs.damage import flip_digit
 
 N_RECORDS = 16
 """Records in the journal of a troubled run in process."""
@@ -432,7 +431,7 @@ def power_cut(harm: Callable[[Site], None]) -> Case:
     def play(site: Site) -> None:
         assert begin(site, fault=at_record(12, "after")) == KILLED
         harm(site)
-        came_back = partial(replace, qgexec.books.holder, "booted_at", lambda: math.inf)
+        came_back = partial(replace, qgexec.resume, "has_restarted_since", lambda _driver: True)
         assert resume(site, fault=came_back) == 0
 
     return play
@@ -451,6 +450,61 @@ POWER_CUTS = {
     }.items()
 }
 
+# --- a journal that is not what was written -------------------------------------------------------------
+
+
+def damaged(harm: Callable[[Path], None]) -> Case:
+    """A journal is changed after its driver was killed: the run goes on, and nothing is done twice."""
+
+    def play(site: Site) -> None:
+        assert begin(site, fault=at_record(12, "after")) == KILLED
+        harm(site.run_dir / "journal" / "0001.jsonl")
+        lines: list[DamagedLine] = []
+        for _ in read_events(site.run_dir / "journal", damaged=lines):
+            pass
+        assert len(lines) == 1
+        assert resume(site) == 0
+        assert resume(site) == 0
+
+    return play
+
+
+def line_of(journal: Path, tag: str) -> int:
+    """Return the number of the first line about a kind of event."""
+    lines = journal.read_bytes().splitlines()
+    return next(n for n, line in enumerate(lines, start=1) if line.startswith(b'{"e":"%b"' % tag.encode()))
+
+
+def make_hole(journal: Path) -> None:
+    """Put zeros over the end of a success, all of the next line, and the beginning of what follows."""
+    whole = journal.read_bytes()
+    begin = whole.index(b'{"e":"ok"') + 40
+    end = whole.index(b"\n", whole.index(b"\n", begin) + 1) + 10
+    journal.write_bytes(whole[:begin] + bytes(end - begin) + whole[end:])
+
+
+def late_lines(site: Site) -> None:
+    """A driver that was believed gone wakes up when another has taken over, and writes what it still has."""
+    assert begin(site, fault=at_record(12, "after")) == KILLED
+    first = site.run_dir / "journal" / "0001.jsonl"
+    late = first.read_bytes().splitlines(keepends=True)[1:]
+    assert resume(site) == 0
+    with first.open("ab") as file:
+        file.writelines(late)
+    assert resume(site) == 0
+
+
+DAMAGES: dict[str, Case] = {
+    f"damage: {what}": damaged(harm)
+    for what, harm in {
+        "a success": lambda journal: flip_digit(journal, line_of(journal, "ok")),
+        "the start of an attempt": lambda journal: flip_digit(journal, line_of(journal, "start")),
+        "the driver": lambda journal: flip_digit(journal, line_of(journal, "run")),
+        "the header": lambda journal: flip_digit(journal, 1),
+        "a hole": make_hole,
+    }.items()
+} | {"late lines": late_lines}
+
 CASES: dict[str, Case] = (
     RECORDS
     | KINDS
@@ -459,6 +513,7 @@ CASES: dict[str, Case] = (
     | RESUMED
     | VERSIONS
     | POWER_CUTS
+    | DAMAGES
     | {"before the first record": before_the_first_record}
 )
 
