@@ -38,6 +38,7 @@ __all__ = [
     "RepositoryError",
     "RunDirError",
     "RunHeldError",
+    "RunInterrupted",
     "UnknownQuantumError",
     "UsageError",
     "WorkerStartError",
@@ -128,6 +129,13 @@ class WorkerStartError(ModelError):
 
 class IngestError(QgexecError):
     """Outputs could not be taken into the registry."""
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Raised into a quantum that runs in this process, where the user ends the run.
+
+    Any other `KeyboardInterrupt` that comes out of a quantum is the task's own doing, and its failure.
+    """
 
 
 class QuantumTimeUp(BaseException):

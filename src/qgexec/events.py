@@ -144,6 +144,10 @@ class WorkerEnded:
     worker: int
     exit_code: int | None
     """Exit status; minus the signal's number where a signal ended it; `None` where unknown."""
+    task_label: str | None = None
+    """Label of the task whose quantum has left something in it that cost the worker."""
+    left: str | None = None
+    """What that was, in words that follow "leaves"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,8 @@ class AttemptStarted:
     at: float
     index: int
     attempt: int
+    seed: int | None = None
+    """What its random generators begin with, 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from qgexec.errors import RunInterrupted
+
 __all__ = ["Interrupts"]
 
 
@@ -60,7 +62,7 @@ class Interrupts:
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Raise `KeyboardInterrupt` at a second signal while the block runs.
+        """Raise `qgexec.errors.RunInterrupted` at a second signal while the block runs.
 
         Quanta run in this thread then, and only an exception ends one. Nowhere else may one come out of a
         signal handler: between the journal and the scheduler it would make them disagree.
@@ -81,4 +83,4 @@ class Interrupts:
             self._first_at = time.monotonic()
         self._notice(self.count)
         if self.count > 1 and self._may_raise:
-            raise KeyboardInterrupt
+            raise RunInterrupted

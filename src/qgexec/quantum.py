@@ -175,6 +175,15 @@ class Attempt:
     memory_limit_bytes: int | None = None
     """Resident memory, children included, over which the attempt is to be ended; `None` for no limit."""
 
+    seed: int | None = None
+    """What the random generators begin with, 32 bits; `None` where the worker is to draw it."""
+
+    isolated: bool = False
+    """It is executed in a process of its own."""
+
+    keeps_processes: bool = False
+    """Processes that it leaves behind are wanted: they go on until the end of the run."""
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentRef:

@@ -90,7 +90,10 @@ _PLAIN: Mapping[type[Any], tuple[str, tuple[_Field, ...]]] = {
     ev.RunEnded: ("end", (_AT, ("r", "reason", ev.EndReason))),
     ev.StopRequested: ("stop", (_AT, ("r", "reason", ev.StopReason))),
     ev.WorkerStarted: ("hired", (_AT, _WORKER, *_PROCESS, _BIRTH)),
-    ev.WorkerEnded: ("gone", (_AT, _WORKER, _EXIT_CODE)),
+    ev.WorkerEnded: (
+        "gone",
+        (_AT, _WORKER, _EXIT_CODE, ("l", "task_label", _optional(_text)), ("r", "left", _optional(_text))),
+    ),
     ev.AttemptStarted: ("start", _ATTEMPT),
     ev.AttemptLost: (
         "lost",
@@ -151,7 +154,8 @@ def encode(event: Event) -> bytes:
 
 def _encode_started(event: ev.AttemptStarted) -> bytes:
     # By hand, here and for outcomes: every quantum has one of each, and json alone takes twice as long.
-    return b'{"e":"start","t":%a,"i":%d,"a":%d}\n' % (_plain(event.at), event.index, event.attempt)
+    seed = b"" if event.seed is None else b',"s":%d' % event.seed
+    return b'{"e":"start","t":%a,"i":%d,"a":%d%b}\n' % (_plain(event.at), event.index, event.attempt, seed)
 
 
 def _plain(number: float) -> float:
@@ -198,7 +202,13 @@ def decode(line: bytes) -> Event:
             raise ValueError("more or less than one JSON object and a newline")
         tag = values["e"]
         if tag == "start":
-            return ev.AttemptStarted(_number(values["t"]), as_index(values["i"]), as_index(values["a"]))
+            seed = values.get("s")
+            return ev.AttemptStarted(
+                _number(values["t"]),
+                as_index(values["i"]),
+                as_index(values["a"]),
+                None if seed is None else as_index(seed),
+            )
         if tag in _ENDED_BY_TAG:
             return _decode_ended(tag, values)
         if tag not in _PLAIN_BY_TAG:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 
 from qgexec.models.worker import encode_attempt
 from qgexec.models.workers import Worker
@@ -75,6 +76,8 @@ class Dispatch:
         self.durations = Durations()
         self.dedicated: dict[str, Worker] = {}
         self.serial_backlog: dict[str, deque[Attempt]] = {label: deque() for label in serial_labels}
+        self.isolated: set[str] = set()
+        """Labels of tasks whose quanta are executed in processes of their own."""
         self.memory_bytes = 0
         """Sum of what all attempts here asked for: those that run, were sent beforehand, or wait."""
         self._cores = cores
@@ -224,6 +227,8 @@ class Dispatch:
         worker.held.append(attempt)
         worker.expected.append(expected)
         worker.expected_s += expected
+        if attempt.task_label in self.isolated:
+            attempt = replace(attempt, isolated=True)
         worker.process.channel.send(encode_attempt(attempt))
         if len(worker.held) == 1:
             self._begin(worker)

@@ -10,6 +10,7 @@ from pathlib import Path
 from qgexec.errors import ModelError, QgexecError, QuantumTimeUp, UsageError
 from qgexec.events import AttemptFailed, AttemptReturned, AttemptTimedOut, Event
 from qgexec.models.base import Bench, ModelFacts, Run
+from qgexec.models.guard import CallerGuard
 from qgexec.models.timelimit import TimeLimit, may_limit
 from qgexec.models.worker import as_outcome_event
 from qgexec.quantum import Attempt, Resources
@@ -42,6 +43,7 @@ class InProcess:
         self.facts = ModelFacts(enforces_timeout=may_limit())
         self._grace_s = grace_s
         self._logs = Path()
+        self._guard = CallerGuard()
         self._bench: Bench | None = None
         self._started: deque[Attempt] = deque()
 
@@ -81,7 +83,7 @@ class InProcess:
             return ()
         attempt = self._started[0]
         try:
-            event = self._execute(self._bench, attempt)
+            event = self._guard.run(attempt, self._execute)
         except QgexecError:
             raise
         except Exception as err:
@@ -93,9 +95,10 @@ class InProcess:
         self._started.popleft()
         return (event,)
 
-    def _execute(self, bench: Bench, attempt: Attempt) -> Event:
+    def _execute(self, attempt: Attempt) -> Event:
         """Execute an attempt, within its time limit if it has one."""
-        timeout_s = attempt.timeout_s
+        bench, timeout_s = self._bench, attempt.timeout_s
+        assert bench is not None
         if timeout_s is None or not may_limit():
             return as_outcome_event(bench.execute(attempt), attempt)
         stack_file = self._logs / f"{attempt.index}.{attempt.number}.stack"

@@ -7,12 +7,14 @@ uses too much or is silent, in `qgexec.models.watch`; what is said of the dead, 
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import select
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -29,6 +31,7 @@ from qgexec.models.worker import (
     ENDED_LAST,
     RAISED,
     STACKS_SIGNAL,
+    Said,
     WorkRules,
     decode_event,
     with_peak,
@@ -42,6 +45,8 @@ from qgexec.processes.proctree import find_strays, kill
 from qgexec.quantum import Attempt, Resources
 
 __all__ = ["Pool", "PoolSettings"]
+
+_logger = logging.getLogger(__name__)
 
 _GATHER_S = 0.1
 """Longest time that news waits for more news, seconds."""
@@ -63,6 +68,9 @@ _KILL_S = 10.0
 
 _GONE_S = 60.0
 """The same while the run goes on: then the worker is given up, as if it were gone, seconds."""
+
+_MOST_COSTS = 5
+"""A task that has cost so many workers by what it leaves behind is isolated."""
 
 _ENDED = (ENDED, ENDED_LAST)
 
@@ -130,6 +138,7 @@ class Pool:
         self._by_fd: dict[int, Worker] = {}
         self._unannounced: list[Worker] = []
         self._last_number = 0
+        self._costs: Counter[str] = Counter()
         self._failed_starts = 0
         self._alarms = Alarms(self._workers)
         self._watch = Watch(self.settings)
@@ -301,8 +310,7 @@ class Pool:
             self._woken = bool(self._wake_end.recv(4096))
 
     def _heed_messages(self, worker: Worker) -> None:
-        while (message := worker.process.channel.try_receive()) is not None:
-            self._heed(worker, message)
+        while self._heed_next(worker):
             if not worker.held:
                 break  # it has nothing more to tell: spares a system call
         if worker.process.channel.at_end:
@@ -310,26 +318,22 @@ class Pool:
             self._epoll.unregister(worker.process.channel)
             self._end(worker, signal.SIGKILL)
 
+    def _heed_next(self, worker: Worker) -> bool:
+        """Take in the next message of a worker, if there is one; a worker that says nonsense is ended."""
+        try:
+            message = worker.process.channel.try_receive()
+            if message is None:
+                return False
+            self._heed(worker, message)
+        except (ValueError, TypeError, LookupError, EOFError) as error:
+            if worker.sentence is None:
+                worker.sentence = Unresponsive(f"said what makes no sense ({type(error).__name__}: {error})")
+            self._kill(worker)
+        return True
+
     def _heed(self, worker: Worker, message: Message) -> None:
         if message[0] in _ENDED:
-            event: Event
-            event, took_s = decode_event(message)
-            attempt = self._dispatch.withdraw(worker)
-            self._dispatch.durations.add(attempt.task_label, took_s)
-            worker.took_any = True
-            self._failed_starts = 0
-            if worker.peak_bytes:
-                event = with_peak(event, worker.peak_bytes)
-                worker.peak_bytes = 0
-            if not isinstance(event, AttemptLost):
-                self._watch.heed_end(attempt, event.outcome)
-            if worker.sentence is not None and isinstance(event, AttemptFailed):
-                # SIGTERM had it raise, by a handler of its own or through its child: that is not the cause.
-                event = epitaph(worker, attempt, Surroundings())
-                keep_papers(self._opened().logs, worker, attempt)
-            self._events.append(event)
-            if message[0] == ENDED_LAST:
-                self._let_go(worker)
+            self._heed_outcome(worker, decode_event(message), is_last=message[0] == ENDED_LAST)
         elif message[0] == RAISED:
             worker.doomed = True
             self._fail(worker, *message[1:])
@@ -339,8 +343,35 @@ class Pool:
             self._dispatch.file(worker)
             self._fill()
 
+    def _heed_outcome(self, worker: Worker, said: Said, *, is_last: bool) -> None:
+        event, held = said.event, worker.held[0]
+        if (said.event.index, said.event.attempt) != (held.index, held.number):
+            raise ValueError(f"it has no attempt {said.event.attempt} at quantum {said.event.index}")
+        attempt = self._dispatch.withdraw(worker)
+        self._dispatch.durations.add(attempt.task_label, said.took_s)
+        worker.took_any = True
+        self._failed_starts = 0
+        if worker.peak_bytes:
+            event = with_peak(event, worker.peak_bytes)
+            worker.peak_bytes = 0
+        if not isinstance(event, AttemptLost):
+            self._watch.heed_end(attempt, event.outcome)
+        if worker.sentence is not None and isinstance(event, AttemptFailed):
+            # SIGTERM had it raise, by a handler of its own or through its child: that is not the cause.
+            self._events.append(epitaph(worker, attempt, Surroundings()))
+            keep_papers(self._opened().logs, worker, attempt)
+        else:
+            self._events.append(event)
+        if said.kept != worker.kept:
+            worker.kept = said.kept
+            worker.process.keep(said.kept)
+        if is_last:
+            worker.left = said.left
+            worker.left_by = attempt.task_label if said.left else ""
+            self._let_go(worker)
+
     def _let_go(self, worker: Worker) -> None:
-        """Let a worker end that has said it will, for its memory has grown; others do what it was sent."""
+        """Let a worker end that has said it will, for it was left unfit; others do what it was sent."""
         worker.doomed = True
         self._dispatch.file(worker)
         self._dispatch.requeue(self._take_all_back(worker))
@@ -431,8 +462,8 @@ class Pool:
     def _bury(self, worker: Worker) -> None:
         """Say what became of all that a dead worker held, and replace it."""
         process = worker.process
-        while (message := process.channel.try_receive()) is not None:
-            self._heed(worker, message)
+        while self._heed_next(worker):
+            pass
         # Not before: a quantum whose child is killed fails by that, and the cause would be hidden.
         kill(worker.strays)
         behind = self._take_all_back(worker)
@@ -448,12 +479,29 @@ class Pool:
                 failed = attempt
         keep_papers(self._opened().logs, worker, failed)
         if process.pid is not None and process.ended:  # one that is only given up may still come back to life
-            self._events.append(WorkerEnded(time.time(), worker.number, process.exit_code))
+            left, left_by = worker.left or None, worker.left_by or None
+            self._events.append(WorkerEnded(time.time(), worker.number, process.exit_code, left_by, left))
+            if worker.left:
+                self._count_cost(worker)
         if not (worker.took_any or self._closing) and (worker.sentence is not None or not worker.doomed):
             self._count_failed_start(worker)
         self._remove(worker)
         self._dispatch.requeue(behind)
         self._fill()
+
+    def _count_cost(self, worker: Worker) -> None:
+        """Note that a quantum has cost a worker; a task that has cost many is isolated."""
+        label = worker.left_by
+        self._costs[label] += 1
+        if self._costs[label] == 1:
+            _logger.warning("%s leaves %s: a new worker takes the place of this one.", label, worker.left)
+        if self._costs[label] == _MOST_COSTS:
+            _logger.warning(
+                "%s has cost %d workers: each of its quanta is executed in a process of its own from now on.",
+                label,
+                _MOST_COSTS,
+            )
+            self._dispatch.isolated.add(label)
 
     def _remove(self, worker: Worker) -> None:
         worker.doomed = True

@@ -73,7 +73,7 @@ class Watch:
         for worker in workers:
             attempt = self._watched(worker, now, forget=was_absent)
             pid = worker.process.pid
-            if attempt is None or pid is None or (sight := look_at(pid, self._proc)) is None:
+            if attempt is None or pid is None or (sight := look_at(pid, self._proc, worker.kept)) is None:
                 continue
             settle(worker)
             if worker.held and worker.held[0] is attempt and not worker.doomed:

@@ -14,14 +14,16 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 from uuid import UUID
 
 from qgexec.errors import ModelError
 from qgexec.events import AttemptFailed, AttemptLost, AttemptSkipped, AttemptSucceeded, Event
+from qgexec.models.guard import WorkerGuard
 from qgexec.processes.forked import Channel, Message
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus, Resources, SegmentRef
 
@@ -32,6 +34,7 @@ __all__ = [
     "READY",
     "STACKS_SIGNAL",
     "OutcomeEvent",
+    "Said",
     "WorkRules",
     "as_outcome_event",
     "decode_attempt",
@@ -110,26 +113,35 @@ def work(
     qgexec.errors.ModelError
         The bench said something that is no outcome, or raised: its contract forbids both.
     """
+    pid = os.getpid()
     bench = open_bench(name)
     try:
-        if rules.stack_file:
-            _keep_stacks(rules.stack_file)
-        _work_at(bench, channel, rules.growth_bytes)
+        stacks = _Stacks(rules.stack_file)
+        stacks.keep()
+        _work_at(bench, channel, rules.growth_bytes, WorkerGuard(stacks.keep))
     finally:
+        if os.getpid() != pid:  # a child that a quantum has forked, and that came back
+            os._exit(1)
         bench.close()
 
 
-def _work_at(bench: _Bench, channel: Channel, growth_bytes: int | None) -> None:
+def _work_at(bench: _Bench, channel: Channel, growth_bytes: int | None, guard: WorkerGuard) -> None:
+    pid = os.getpid()
     with Path("/proc/self/statm").open("rb", buffering=0) as statm:
         bound = None if growth_bytes is None else _resident_bytes(statm) + growth_bytes
         channel.send((READY,))
         while (message := channel.receive()) is not None:
             attempt = decode_attempt(message)
             began = time.perf_counter()
-            event = as_outcome_event(bench.execute(attempt), attempt)
+            said, left = guard.run(attempt, bench.execute)
+            if os.getpid() != pid:
+                os._exit(1)
+            event = as_outcome_event(said, attempt)
             took_s = time.perf_counter() - began
-            is_last = bound is not None and _resident_bytes(statm) > bound
-            channel.send(encode_event(event, took_s, is_last=is_last))
+            is_last = bool(left) or (bound is not None and _resident_bytes(statm) > bound)
+            if is_last:
+                guard.end_processes()
+            channel.send(encode_event(event, took_s, is_last=is_last, left=left, kept=guard.kept))
             if is_last:
                 return
 
@@ -139,24 +151,40 @@ def _resident_bytes(statm: IO[bytes]) -> int:
     return int(os.pread(statm.fileno(), 100, 0).split()[1]) * _PAGE_BYTES
 
 
-def _keep_stacks(path: str) -> None:
-    """Have the stacks of all threads written to a file when this process crashes or is ended by SIGTERM."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
-    except OSError:  # a disk that is full stops what needs it, and nothing does need this
-        return
-    # Handlers in C: they work in the middle of a long call, too. Then the signal does what it always does.
-    faulthandler.enable(descriptor)
-    faulthandler.register(signal.SIGTERM, descriptor, chain=True)
-    faulthandler.register(STACKS_SIGNAL, descriptor)
-    # A child that a quantum forks is sent the same signals, and would write between the lines.
-    os.register_at_fork(after_in_child=_leave_stacks_alone)
+class _Stacks:
+    """Has the stacks of all threads written to a file when this process crashes or is ended by SIGTERM.
 
+    Parameters
+    ----------
+    path
+        The file; empty for nowhere.
+    """
 
-def _leave_stacks_alone() -> None:
-    for number in (signal.SIGTERM, STACKS_SIGNAL):
-        faulthandler.unregister(number)
-    faulthandler.disable()
+    def __init__(self, path: str) -> None:
+        self._descriptor: int | None = None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        with suppress(OSError):  # a disk that is full stops what needs it, and nothing does need this
+            self._descriptor = os.open(path, flags, 0o666) if path else None
+        # A child that a quantum forks is sent the same signals, and would write between the lines.
+        os.register_at_fork(after_in_child=self._leave_alone)
+
+    def keep(self) -> None:
+        """Begin, or begin anew where a quantum has put other handlers in the place of these."""
+        if self._descriptor is None:
+            return
+        self._leave_alone()
+        # Handlers in C work in the middle of a long call, too. Then the signal does what it always does.
+        for number in (signal.SIGTERM, STACKS_SIGNAL):
+            signal.signal(number, signal.SIG_DFL)
+        faulthandler.enable(self._descriptor)
+        faulthandler.register(signal.SIGTERM, self._descriptor, chain=True)
+        faulthandler.register(STACKS_SIGNAL, self._descriptor)
+
+    def _leave_alone(self) -> None:
+        if self._descriptor is not None:
+            for number in (signal.SIGTERM, STACKS_SIGNAL):
+                faulthandler.unregister(number)
+            faulthandler.disable()
 
 
 def as_outcome_event(event: object, attempt: Attempt) -> OutcomeEvent:
@@ -191,17 +219,26 @@ def encode_attempt(attempt: Attempt) -> Message:
         attempt.resources.memory_bytes,
         attempt.timeout_s,
         attempt.memory_limit_bytes,
+        attempt.seed,
+        attempt.isolated,
+        attempt.keeps_processes,
     )
 
 
 def decode_attempt(message: Message) -> Attempt:
     """Return the attempt of a message."""
-    index, number, quantum_id, task_label, cores, memory_bytes, timeout_s, limit_bytes = message
-    resources = Resources(cores, memory_bytes)
-    return Attempt(index, number, UUID(bytes=quantum_id), task_label, resources, timeout_s, limit_bytes)
+    index, number, quantum_id, task_label, cores, memory_bytes, *others = message
+    return Attempt(index, number, UUID(bytes=quantum_id), task_label, Resources(cores, memory_bytes), *others)
 
 
-def encode_event(event: OutcomeEvent, took_s: float, *, is_last: bool = False) -> Message:
+def encode_event(
+    event: OutcomeEvent,
+    took_s: float,
+    *,
+    is_last: bool = False,
+    left: str = "",
+    kept: Collection[int] = (),
+) -> Message:
     """Return an event as a message.
 
     Parameters
@@ -212,16 +249,20 @@ def encode_event(event: OutcomeEvent, took_s: float, *, is_last: bool = False) -
         How long the bench was busy with it, seconds.
     is_last
         The worker takes no more.
+    left
+        What the quantum has left that nothing can put back, in words.
+    kept
+        Process IDs of what quanta have started that may stay.
     """
     kind = ENDED_LAST if is_last else ENDED
+    head = (kind, took_s, left, tuple(kept))
     if isinstance(event, AttemptLost):
-        return (kind, took_s, _LOST, float(event.at), event.index, event.attempt, str(event.reason)[:2000])
+        return (*head, _LOST, float(event.at), event.index, event.attempt, str(event.reason)[:2000])
     outcome = event.outcome
     exception, detail = outcome.exception, outcome.detail
     # The conversions matter: marshal writes numpy's numbers as raw bytes, and refuses subclasses of str.
     return (
-        kind,
-        took_s,
+        *head,
         _KINDS.index(type(event)),
         float(event.at),
         outcome.index,
@@ -245,12 +286,37 @@ def _encode_exception(exception: ExceptionSummary) -> Message:
     return (*texts, None if exception.exit_code is None else int(exception.exit_code))
 
 
-def decode_event(message: Message) -> tuple[OutcomeEvent, float]:
-    """Return the event of a message, and how long the bench was busy with it, seconds."""
-    if message[2] == _LOST:
-        _, took_s, _, at, index, attempt, reason = message
-        return AttemptLost(at, index, attempt, reason), took_s
-    _, took_s, kind, at, index, attempt, status, *figures, exception, detail = message
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a worker says of an attempt that came to its own end."""
+
+    event: OutcomeEvent
+    """What the bench said."""
+    took_s: float
+    """How long the bench was busy with it, seconds."""
+    left: str
+    """What the quantum has left that costs the worker, in words."""
+    kept: frozenset[int]
+    """Process IDs of what quanta have started that may stay."""
+
+
+def decode_event(message: Message) -> Said:
+    """Return what a message says.
+
+    Raises
+    ------
+    ValueError, TypeError, LookupError
+        It is no message that `encode_event` makes.
+    """
+    _, took_s, left, kept, *event = message
+    return Said(_decode_event(event), float(took_s), str(left), frozenset(map(int, kept)))
+
+
+def _decode_event(message: Sequence[Any]) -> OutcomeEvent:
+    if message[0] == _LOST:
+        _, at, index, attempt, reason = message
+        return AttemptLost(at, index, attempt, reason)
+    kind, at, index, attempt, status, *figures, exception, detail = message
     started_at, ended_at, cpu_s, peak_rss_bytes, host, pid, caveats = figures
     outcome = Outcome(
         index,
@@ -266,7 +332,7 @@ def decode_event(message: Message) -> tuple[OutcomeEvent, float]:
         None if exception is None else ExceptionSummary(*exception),
         None if detail is None else SegmentRef(*detail),
     )
-    return _KINDS[kind](at, outcome), took_s
+    return _KINDS[kind](at, outcome)
 
 
 def with_peak(event: OutcomeEvent, seen_bytes: int) -> OutcomeEvent:

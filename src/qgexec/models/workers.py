@@ -67,6 +67,12 @@ class Worker:
     """It was sent SIGKILL."""
     strays: list[int] = field(default_factory=list)
     """Pidfds of what it has started and a signal to its group does not reach."""
+    kept: frozenset[int] = frozenset()
+    """Process IDs of what its quanta have started that may stay; not charged to any quantum."""
+    left: str = ""
+    """What a quantum has left in it that nothing can put back, in words."""
+    left_by: str = ""
+    """Label of that quantum's task."""
     sentence: Sentence | None = None
     """Why it was, where that is said of its attempt."""
     deadline: float = NEVER

@@ -32,7 +32,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class Process:
     """
 
     __slots__ = (
-        "_describe_server",
+        "_server",
         "_status",
         "_unread",
         "channel",
@@ -133,7 +133,7 @@ class Process:
         status: socket.socket,
         channel: Channel,
         unread: Channel,
-        describe_server: Callable[[], str],
+        server: _Server,
     ) -> None:
         self.name = name
         """What it was started as."""
@@ -151,7 +151,7 @@ class Process:
         """Why there is no exit status, where it ended without one."""
         self._status = status
         self._unread = unread
-        self._describe_server = describe_server
+        self._server = server
 
     def fileno(self) -> int:
         """Return a file descriptor that is readable when `refresh` has news: it was forked, or has ended."""
@@ -176,7 +176,7 @@ class Process:
                 _, self.exit_code = GONE.unpack(news)
                 self.ended = True
             case kind:
-                self.failure = news[1:].decode() if kind == UNBORN else self._describe_server()
+                self.failure = news[1:].decode() if kind == UNBORN else self._server.describe()
                 self.ended = True
 
     def signal(self, number: int) -> None:
@@ -207,6 +207,10 @@ class Process:
     def next_unread(self) -> Message | None:
         """Return what `take_back` would, and leave it to the process."""
         return self._unread.peek()
+
+    def keep(self, pids: Collection[int]) -> None:
+        """Let processes that it has started go on when it has ended, as long as there is its server."""
+        self._server.keep(pids)
 
     def close(self) -> None:
         """Let go: the process is killed if it still lives. May be called twice."""
@@ -242,6 +246,10 @@ class _Server:
         if missing := [module for module in modules if module not in self._preloaded]:
             self._control.send(preload_request(missing))
             self._preloaded.update(missing)
+
+    def keep(self, pids: Collection[int]) -> None:
+        with suppress(OSError):
+            self._control.send(json.dumps({"keep": [*pids]}).encode())
 
     def fork(self, descriptors: Sequence[int]) -> None:
         socket.send_fds(self._control, [FORK], descriptors)
@@ -405,7 +413,7 @@ def _request(payload: bytes, name: str, preload: Sequence[str], *, implicit_thre
             server = _warm_server(preload, implicit_threads=implicit_threads)
             with suppress(ConnectionError):  # then the process's status is at its end, which says it better
                 server.fork(descriptors)
-    return Process(name, status, Channel(ours), Channel(theirs), server.describe)
+    return Process(name, status, Channel(ours), Channel(theirs), server)
 
 
 def shut_down() -> None:

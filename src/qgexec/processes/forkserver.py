@@ -35,6 +35,7 @@ from typing import IO, Any, NoReturn
 
 from qgexec.errors import QgexecError, WorkerStartError
 from qgexec.processes.machine import offer_to_oom_killer
+from qgexec.processes.proctree import adopt_orphans, children_of
 
 __all__ = ["Channel", "MainModule", "Message", "StartOrder", "importing_main", "process_started_at", "serve"]
 
@@ -246,6 +247,7 @@ class _Server:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._children: dict[int, socket.socket] = {}
+        self._kept: set[int] = set()
         self._selector = selectors.DefaultSelector()
         self._wakeup, self._signalled = socket.socketpair()
         self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -285,6 +287,9 @@ class _Server:
             self._fork(*descriptors)
             return
         order = json.loads(request)
+        if "keep" in order:
+            self._kept.update(order["keep"])
+            return
         sys.path[:] = order["sys_path"]
         gc.disable()  # imports make many objects and no garbage: collecting takes a fifth of their time
         for module in order["preload"]:
@@ -355,8 +360,15 @@ class _Server:
                 return
             # Until it is waited for, its number is that of no other process or group.
             _signal_group(found.si_pid, signal.SIGKILL)
+            self._end_orphans()
             _, status = os.waitpid(found.si_pid, 0)
             self._forget(found.si_pid, os.waitstatus_to_exitcode(status))
+
+    def _end_orphans(self) -> None:
+        """End what dead children have started, also where it has left their process group: it is ours now."""
+        for pid in children_of(os.getpid()) - self._children.keys() - self._kept:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)  # a child of ours: its number is its own until we wait for it
 
     def _forget(self, pid: int, exit_code: int) -> None:
         end = self._children.pop(pid, None)
@@ -374,6 +386,8 @@ class _Server:
         for pid in self._children:
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        self._kept.clear()
+        self._end_orphans()
         os._exit(0)
 
 
@@ -406,6 +420,7 @@ def serve(control_fd: int) -> NoReturn:
     control_fd
         The server's end of the control socket.
     """
+    adopt_orphans()
     # What a preloaded module prints must not end up in the output of the driver's command.
     os.dup2(2, 1)
     _Server(socket.socket(fileno=control_fd)).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.resources import ResourcePath
 
 from qgexec.errors import UsageError
+from qgexec.rubin.taskguard import end_if_child, guard_task
 
 __all__ = [
     "QuantumExecutor",
@@ -238,8 +240,13 @@ class _TaskFactory(TaskFactory):
     error: BaseException | None = None
 
     def makeTask(self, *arguments: Any) -> PipelineTask:  # noqa: N802 - upstream's name
+        pid = os.getpid()
         try:
-            return super().makeTask(*arguments)
+            task = super().makeTask(*arguments)
         except BaseException as error:
+            end_if_child(pid, error)
             self.error = error
             raise
+        end_if_child(pid)
+        guard_task(task)
+        return task

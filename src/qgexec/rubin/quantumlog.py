@@ -20,6 +20,7 @@ from lsst.daf.butler.logging import ButlerLogRecord
 
 from qgexec.books.linefile import file_error
 from qgexec.errors import RunDirError
+from qgexec.rubin.taskguard import encodable
 
 __all__ = ["QuantumLogRecords", "StreamedLog", "pipetask_logging"]
 
@@ -38,7 +39,18 @@ class QuantumLogRecords(ButlerLogRecords):
     def append(self, value: logging.LogRecord | ButlerLogRecord) -> None:
         """Add a record. `StreamedLog` says on stderr what is wrong with one that cannot be added."""
         with contextlib.suppress(Exception):
-            super().append(value)
+            super().append(_encodable(value) if isinstance(value, logging.LogRecord) else value)
+
+
+def _encodable(record: logging.LogRecord) -> logging.LogRecord:
+    """Return a record whose text can be stored: undecodable file names in it are escaped."""
+    text = record.getMessage()
+    try:
+        (text + (record.exc_text or "")).encode()
+    except UnicodeEncodeError:
+        escaped = {"msg": encodable(text), "args": None, "exc_text": encodable(record.exc_text or "") or None}
+        return logging.makeLogRecord(vars(record) | escaped)
+    return record
 
 
 class StreamedLog(logging.Handler):
@@ -63,7 +75,6 @@ class StreamedLog(logging.Handler):
         super().__init__()
         self._path = path
         self._fd: int | None = self._create()
-        self._is_closed = False
         self._written = False
         self._second = -1
         self._second_text = ""
@@ -76,8 +87,6 @@ class StreamedLog(logging.Handler):
         qgexec.errors.RunDirError
             It cannot be written.
         """
-        if self._is_closed:
-            return
         try:
             if self._fd is None:
                 self._fd = self._create()
@@ -115,7 +124,6 @@ class StreamedLog(logging.Handler):
     def close(self) -> None:
         """Close the file; may be called twice."""
         super().close()
-        self._is_closed = True
         self._let_go()
 
     def discard(self) -> None:

@@ -9,7 +9,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,14 +19,17 @@ from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
 from lsst.utils.introspection import get_full_type_name
 
 from qgexec.books.journal import SegmentWriter, segment_path
-from qgexec.errors import QuantumTimeUp, RunDirError
-from qgexec.events import AttemptFailed, AttemptSkipped, AttemptSucceeded, Event
+from qgexec.errors import QuantumTimeUp, RunDirError, RunInterrupted
+from qgexec.events import AttemptFailed, AttemptLost, AttemptSkipped, AttemptSucceeded, Event
+from qgexec.processes.apart import Answer, do_apart
+from qgexec.processes.forked import describe_exit
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus
 from qgexec.rubin.detail import Detail
 from qgexec.rubin.logsetup import given_logging
-from qgexec.rubin.meter import Meter
+from qgexec.rubin.meter import Meter, Usage
 from qgexec.rubin.opener import Books
 from qgexec.rubin.quantumlog import StreamedLog, pipetask_logging
+from qgexec.rubin.taskguard import encodable, end_if_child
 
 __all__ = ["MESSAGE_LENGTH", "Recorder", "summarise"]
 
@@ -119,16 +122,15 @@ class Recorder:
         attempt
             What is executed.
         execute
-            Executes it. Whatever it raises, other than `KeyboardInterrupt` and
+            Executes it. Whatever it raises, other than `qgexec.errors.RunInterrupted` and
             `qgexec.errors.QuantumTimeUp`, is the quantum's failure.
         outputs
             Tells afterwards what it left; a failure where this fails.
 
         Raises
         ------
-        KeyboardInterrupt
-            Ctrl-C came while the quantum ran in a process that does not
-            handle the signal; nothing is recorded.
+        qgexec.errors.RunInterrupted
+            The user has ended the run, in whose own process the quantum ran; nothing is recorded.
         qgexec.errors.QuantumTimeUp
             The quantum's time was up; its log is kept, nothing else recorded.
         qgexec.errors.RunDirError
@@ -151,16 +153,14 @@ class Recorder:
     ) -> Event:
         self._log.restart(f"{attempt.task_label} quantum {attempt.quantum_id} attempt {attempt.number}")
         self._meter.start()
-        ending = _end(execute, keep_error=self._debugger is not None)
-        usage = self._meter.read()
-        if self._debugger is not None and ending.error is not None:
-            importlib.import_module(self._debugger).post_mortem(ending.error.__traceback__)
-        detail: Detail = {"traceback": ending.traceback} if ending.traceback else {}
-        try:
-            detail |= outputs(ending.status)
-        except Exception as error:  # noqa: BLE001  a quantum whose outputs cannot be listed has not succeeded
-            ending = _failure(error)
-            detail = {"traceback": ending.traceback}
+        if attempt.isolated and self._debugger is None:
+            answer = do_apart(lambda: _to_json(*self._carry_out(execute, outputs)[:2]))
+            usage = replace(self._meter.read(), peak_rss_bytes=answer.peak_rss_bytes)
+            if answer.value is None:
+                return self._lost(attempt, usage, answer)
+            ending, detail = _from_json(*answer.value)
+        else:
+            ending, detail, usage = self._carry_out(execute, outputs)
         if ending.status is OutcomeStatus.FAILED:
             self._keep_log(attempt)
         outcome = Outcome(
@@ -179,20 +179,58 @@ class Recorder:
         )
         return _EVENTS[ending.status](usage.ended_at, outcome)
 
+    def _carry_out(
+        self, execute: Callable[[], QuantumExecutionResult | None], outputs: Callable[[OutcomeStatus], Detail]
+    ) -> tuple[_Ending, Detail, Usage]:
+        """Execute, and look at what is there afterwards."""
+        ending = _end(execute, keep_error=self._debugger is not None)
+        usage = self._meter.read()
+        if self._debugger is not None and ending.error is not None:
+            importlib.import_module(self._debugger).post_mortem(ending.error.__traceback__)
+        detail: Detail = {"traceback": ending.traceback} if ending.traceback else {}
+        try:
+            detail |= outputs(ending.status)
+        except Exception as error:  # noqa: BLE001  a quantum whose outputs cannot be listed has not succeeded
+            ending = _failure(error)
+            detail = {"traceback": ending.traceback}
+        return ending, detail, usage
+
+    def _lost(self, attempt: Attempt, usage: Usage, answer: Answer) -> AttemptLost:
+        """Return the end of an attempt whose own process has died."""
+        self._keep_log(attempt)
+        reason = f"its process {describe_exit(answer.exit_code)}"
+        return AttemptLost(usage.ended_at, attempt.index, attempt.number, reason, answer.exit_code)
+
     def _keep_log(self, attempt: Attempt) -> None:
         self._log.keep(self._logs / f"{attempt.index}.{attempt.number}.log")
 
 
 def _end(execute: Callable[[], QuantumExecutionResult | None], *, keep_error: bool) -> _Ending:
+    pid = os.getpid()
     try:
         result = execute()
-    except (KeyboardInterrupt, QuantumTimeUp):
+    except (RunInterrupted, QuantumTimeUp):
+        end_if_child(pid)
         raise
     except BaseException as error:  # noqa: BLE001  a task's sys.exit, or NoWorkFound where upstream does not expect it
+        end_if_child(pid, error)
         return replace(_failure(error), error=error if keep_error else None)
+    end_if_child(pid)
     if result is not None and getattr(result, "skipped_existing", None):
         return _Ending(OutcomeStatus.SKIPPED)
     return _Ending(OutcomeStatus.SUCCEEDED, caveats=_caveats(result))
+
+
+def _to_json(ending: _Ending, detail: Detail) -> list[Any]:
+    exception = None if ending.exception is None else astuple(ending.exception)
+    return [ending.status.value, ending.caveats, exception, detail]
+
+
+def _from_json(
+    status: str, caveats: int, exception: list[Any] | None, detail: Detail
+) -> tuple[_Ending, Detail]:
+    summary = None if exception is None else ExceptionSummary(*exception)
+    return _Ending(OutcomeStatus(status), caveats, summary), detail
 
 
 def _caveats(result: Any) -> int:
@@ -210,7 +248,7 @@ def _failure(error: BaseException) -> _Ending:
         text = "".join(traceback.format_exception(error))
     except Exception:  # noqa: BLE001  formatting runs the exception's own code
         text = "".join(traceback.format_tb(error.__traceback__)) + get_full_type_name(error) + "\n"
-    return _Ending(OutcomeStatus.FAILED, exception=summarise(error), traceback=text)
+    return _Ending(OutcomeStatus.FAILED, exception=summarise(error), traceback=encodable(text))
 
 
 def summarise(error: BaseException) -> ExceptionSummary:
@@ -218,7 +256,7 @@ def summarise(error: BaseException) -> ExceptionSummary:
     exit_code = getattr(error, "EXIT_CODE", None)
     return ExceptionSummary(
         type=get_full_type_name(error),
-        message=_message(error)[:MESSAGE_LENGTH],
+        message=encodable(_message(error))[:MESSAGE_LENGTH],
         where=_where(error.__traceback__),
         exit_code=exit_code if isinstance(exit_code, int) else None,
     )

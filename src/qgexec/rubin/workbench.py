@@ -60,8 +60,8 @@ class Workbench:
 
         Raises
         ------
-        KeyboardInterrupt
-            Ctrl-C, where this process does not handle the signal.
+        qgexec.errors.RunInterrupted
+            The user has ended the run, in whose own process the quantum ran.
         qgexec.errors.JournalError
             The detail cannot be written.
         """

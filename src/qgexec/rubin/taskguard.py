@@ -1,0 +1,72 @@
+"""Stands between a task and its executor: ends children that come back, makes error texts encodable."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from lsst.pipe.base import PipelineTask
+
+__all__ = ["encodable", "end_if_child", "guard_task"]
+
+
+def guard_task(task: PipelineTask) -> None:
+    """Have ``task.runQuantum`` return, and raise, in the process that has called it, and in no other.
+
+    A child of `os.fork` that comes back, for it raised or forgot `os._exit`, would write log and metadata of
+    its parent's quantum, and then go on as a second worker.
+    """
+    run_quantum = task.runQuantum
+
+    def run_here(*arguments: Any, **options: Any) -> None:
+        pid = os.getpid()
+        try:
+            run_quantum(*arguments, **options)
+        except BaseException as error:
+            end_if_child(pid, error)
+            _make_encodable(error)
+            raise
+        end_if_child(pid)
+
+    task.runQuantum = run_here  # type: ignore[method-assign]
+
+
+def end_if_child(pid: int, error: BaseException | None = None) -> None:
+    """End this process, without exit handlers, where it is not the one with this process ID."""
+    if os.getpid() != pid:
+        _end_child(error)
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    status = 1 if error is not None else 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        with suppress(BaseException):  # whatever formatting an exception may do
+            os.write(2, encodable("".join(traceback.format_exception(error))).encode())
+    os._exit(status & 0xFF)
+
+
+def encodable(text: str) -> str:
+    """Return a text with what UTF-8 cannot hold, the bytes of undecodable file names, as escape sequences."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _make_encodable(error: BaseException) -> None:
+    """Have an exception's message be one that upstream can store; it is kept in log datasets."""
+    with suppress(Exception):  # of a class with other ideas of its attributes
+        if not _is_encodable(str(error)):
+            error.args = tuple(encodable(each) if isinstance(each, str) else each for each in error.args)
+            for name in ("filename", "filename2"):  # an OSError's message is made of these
+                if isinstance(getattr(error, name, None), str):
+                    setattr(error, name, encodable(getattr(error, name)))
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
