@@ -104,6 +104,8 @@ class GraphExecutor(QuantumGraphExecutor):
         something, ``retries``, ``timeout_s`` and ``resources`` replace what it says for all tasks.
     grace_s
         Seconds that running quanta have to finish after an interrupt; `None` for as long as they take.
+    seed
+        Quanta draw the same random numbers in each run with the same seed, 32 bits; `None`: never the same.
     execution_graph_fixup
         Adds ordering to the graph; or the full name of a class or function that makes such an object.
     part
@@ -167,6 +169,7 @@ class GraphExecutor(QuantumGraphExecutor):
         retries: int | None = None,
         config: RunConfig | None = None,
         grace_s: float | None = None,
+        seed: int | None = None,
         execution_graph_fixup: ExecutionGraphFixup | str | None = None,
         part: Part | None = None,
         skip_existing: bool = False,
@@ -211,6 +214,7 @@ class GraphExecutor(QuantumGraphExecutor):
             log_level=log_level,
             logging=logging,
             grace_s=grace_s,
+            seed=seed,
             config=(config or RunConfig()).updated(
                 RunConfig.for_all({"timeout_s": timeout_s, "n_retries": retries, **_requests(resources)})
             ),

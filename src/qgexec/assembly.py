@@ -293,6 +293,7 @@ def make_loop(
         tell=client.tell,
         cancelled=opened.run_dir.cancel_file.exists,
         leaves=client.leaves,
+        seed=options.seed,
     )
 
 

@@ -469,6 +469,7 @@ def _execute(
         interrupts=interrupts,
         cancelled=run_dir.cancel_file.exists,
         hands_back=True,
+        seed=job.options.seed,
         until=None if limit_s is None else time.time() + (1 - margins.last_part) * limit_s,
     ).execute()
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from qgexec.books.heartbeat import HEARTBEAT_S
@@ -38,6 +39,7 @@ from qgexec.events import (
 from qgexec.ingestion.base import Ingestion
 from qgexec.interrupts import Interrupts
 from qgexec.models.base import ExecutionModel, Run
+from qgexec.processes.randomness import draw_seed
 from qgexec.quantum import Attempt, Outcome, SegmentRef
 from qgexec.scheduling.scheduler import Scheduler
 
@@ -89,6 +91,8 @@ class Loop:
         Go away as soon as the model has all that is left in hand, if that goes on without a driver.
     hands_back
         Leave what does not fit this machine to another try elsewhere, rather than break off.
+    seed
+        Quanta draw the same random numbers in each run with the same seed; `None`: others in each attempt.
     until
         When to start nothing more, UNIX seconds; `None` for never.
     clock
@@ -112,6 +116,7 @@ class Loop:
     cancelled: Callable[[], bool] = lambda: False
     leaves: bool = False
     hands_back: bool = False
+    seed: int | None = None
     until: float | None = None
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
@@ -238,8 +243,15 @@ class Loop:
     def _start(self, attempts: Sequence[Attempt]) -> None:
         if not self.model.facts.orders_itself:
             now = self.clock()
-            self._record_all([AttemptStarted(now, each.index, each.number) for each in attempts])
+            attempts = [replace(each, seed=self._seed(each)) for each in attempts]
+            self._record_all([AttemptStarted(now, each.index, each.number, each.seed) for each in attempts])
         self.model.start(attempts)
+
+    def _seed(self, attempt: Attempt) -> int:
+        """Return what an attempt's random generators begin with, 32 bits."""
+        if self.seed is None:
+            return draw_seed()
+        return zlib.crc32(attempt.quantum_id.bytes, self.seed & 0xFFFFFFFF)
 
     def _goes_on_alone(self) -> bool:
         """Return whether the model has something in hand that needs no driver."""

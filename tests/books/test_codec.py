@@ -57,6 +57,7 @@ def _events(event_type: type[ev.Event]) -> st.SearchStrategy[ev.Event]:
         "bool": st.booleans(),
         "str": _TEXT,
         "Birth | None": st.none() | st.builds(ev.Birth, _TEXT, _TEXT, _WHOLE),
+        "str | None": st.none() | _TEXT,
         "tuple[int, ...]": st.lists(_WHOLE, max_size=5).map(tuple),
         "EndReason": st.sampled_from(ev.EndReason),
         "StopReason": st.sampled_from(ev.StopReason),

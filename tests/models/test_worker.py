@@ -15,6 +15,7 @@ from qgexec.models.worker import (
     ENDED,
     ENDED_LAST,
     OutcomeEvent,
+    Said,
     WorkRules,
     as_outcome_event,
     decode_attempt,
@@ -79,8 +80,9 @@ FULL = Outcome(
     ],
 )
 def test_event_comes_back(event: OutcomeEvent) -> None:
-    """An event is the same on the other side, and how long it took is with it."""
-    assert decode_event(through(encode_event(event, 0.125))) == (event, 0.125)
+    """An event is the same on the other side, with how long it took and what the quantum has left."""
+    sent = encode_event(event, 0.125, left="a thread 'poller'", kept=[17])
+    assert decode_event(through(sent)) == Said(event, 0.125, "a thread 'poller'", frozenset({17}))
 
 
 def test_peak_that_was_seen() -> None:
@@ -99,7 +101,7 @@ def test_numbers_of_numpy() -> None:
     outcome = Outcome(
         1, 1, OutcomeStatus.SUCCEEDED, np.float64(1.5), 2.0, np.float64(0.5), peak_rss_bytes=int(np.int64(5))
     )
-    event, _ = decode_event(through(encode_event(AttemptSucceeded(np.float64(2.0), outcome), 0.0)))
+    event = decode_event(through(encode_event(AttemptSucceeded(np.float64(2.0), outcome), 0.0))).event
     assert event == AttemptSucceeded(2.0, outcome)
     assert isinstance(event, AttemptSucceeded)
     assert type(event.outcome.started_at) is float
@@ -109,7 +111,7 @@ def test_long_exception() -> None:
     """However long an exception's text, the message is whole."""
     summary = ExceptionSummary("x" * 9000, "ü" * 9000, "y" * 9000)
     outcome = Outcome(1, 1, OutcomeStatus.FAILED, 1.0, 2.0, exception=summary)
-    event, _ = decode_event(through(encode_event(AttemptFailed(2.0, outcome), 0.0)))
+    event = decode_event(through(encode_event(AttemptFailed(2.0, outcome), 0.0))).event
     assert isinstance(event, AttemptFailed)
     assert event.outcome.exception is not None
     assert event.outcome.exception.message == "ü" * 2000
@@ -124,7 +126,7 @@ def test_work(tmp_path: Path) -> None:
     work(theirs, Opener(tmp_path), "worker-0001")
     messages = [ours.receive() for _ in range(3)]
     assert [message[0] for message in messages if message] == ["ready", ENDED, ENDED]
-    assert [type(decode_event(message)[0]) for message in messages[1:] if message] == [
+    assert [type(decode_event(message).event) for message in messages[1:] if message] == [
         AttemptSucceeded,
         AttemptFailed,
     ]

@@ -20,7 +20,7 @@ def test_bad_log_call_costs_its_record_only() -> None:
 
 
 def test_stream_is_readable_at_once_and_begins_anew(tmp_path: Path) -> None:
-    """What was logged is in the file at once; a new title empties it, and a closed one stays quiet."""
+    """What was logged is in the file at once; a new title empties it, also where somebody has closed it."""
     path = tmp_path / "worker.log"
     path.write_text("of an earlier run\n")
     log = StreamedLog(path)
@@ -33,9 +33,10 @@ def test_stream_is_readable_at_once_and_begins_anew(tmp_path: Path) -> None:
     assert path.read_text() == "second\n"
     log.close()
     log.close()
-    log.restart("third")
     log.emit(logging.LogRecord("a", logging.INFO, __file__, 1, "late", (), None))
     assert path.read_text() == "second\n"
+    log.restart("third")
+    assert path.read_text() == "third\n"
 
 
 def test_kept(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from qgexec.cli.measuring import find_debugger
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
+    from qgexec.books.rundir import RunDir
     from qgexec.rubin.scratch import Scratch
 
 __all__ = ["debug", "log"]
@@ -123,6 +124,7 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
     from qgexec.assembly import policy_of
     from qgexec.config.runoptions import RunOptions
     from qgexec.events import FailureEvent
+    from qgexec.processes.randomness import seed_generators
     from qgexec.reports.snapshot import read_fold
     from qgexec.rubin.scratch import open_scratch
 
@@ -144,10 +146,24 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
             implicit_threads=options.implicit_threads,
         ) as scratch,
     ):
+        if (seed := _last_seed(books, index)) is not None:
+            seed_generators(seed)
         succeeded = _execute(scratch, module)
         _say_outputs(scratch, keep)
     if not succeeded:
         raise SystemExit(EXIT_FAILED)
+
+
+def _last_seed(books: RunDir, index: int) -> int | None:
+    """Return what the random generators of the last attempt at a quantum began with, if that is known."""
+    from qgexec.books.journal import read_events
+    from qgexec.events import AttemptStarted
+
+    seed = None
+    for event in read_events(books.journal):
+        if isinstance(event, AttemptStarted) and event.index == index:
+            seed = event.seed
+    return seed
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from qgexec.cli.commandclass import section, stack
 from qgexec.cli.values import filled
 from qgexec.config.batchsettings import BatchSettings
-from qgexec.config.runconfig import RunConfig
+from qgexec.config.runconfig import ISOLATIONS, RunConfig
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 
@@ -224,6 +224,11 @@ resources = section(
         help="Try a quantum that failed again, up to N times; default: 0.",
     ),
     click.option(
+        "--isolation",
+        type=click.Choice(ISOLATIONS),
+        help="process: execute each quantum in a process of its own; default: none, for it costs some 10 ms.",
+    ),
+    click.option(
         "--enforce-memory/--no-enforce-memory",
         default=None,
         help="End a quantum that uses more memory than it asks for; default: do not.",
@@ -246,6 +251,12 @@ resources = section(
         metavar="N|N%",
         type=_number_or_share,
         help="Start nothing more after N failed quanta, or N% of all.",
+    ),
+    click.option(
+        "--seed",
+        metavar="N",
+        type=click.IntRange(min=0, max=0xFFFFFFFF),
+        help="Seed random generators for each quantum as any run with this N does; default: never the same.",
     ),
     click.option(
         "--grace",
@@ -319,5 +330,6 @@ _SETTINGS = {
     "cores_per_quantum": "cores",
     "memory_per_quantum": "memory_bytes",
     "timeout_s": "timeout_s",
+    "isolation": "isolation",
 }
 """Options that hold for all tasks: their names in Python, and in `TaskSettings`."""

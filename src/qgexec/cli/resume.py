@@ -23,6 +23,7 @@ _OPTIONS = {
     "fail_fast": "fail_fast",
     "max_failures": "max_failures",
     "grace_s": "grace_s",
+    "seed": "seed",
     "skip_existing": "skip_existing",
     "clobber_outputs": "clobber_outputs",
     "raise_on_partial_outputs": "raise_on_partial_outputs",

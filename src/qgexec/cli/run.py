@@ -343,6 +343,7 @@ def executor_for(given: dict[str, Any]) -> Iterator[GraphExecutor]:
             max_failures=given["max_failures"],
             config=given["config"],
             grace_s=given["grace_s"],
+            seed=given["seed"],
             skip_existing=given["skip_existing"] or given["extend_run"],
             clobber_outputs=given["clobber_outputs"] and given["extend_run"],
             raise_on_partial_outputs=given["raise_on_partial_outputs"],

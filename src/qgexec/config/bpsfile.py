@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from qgexec.config.batchfile import CLUSTER_KEYS, JOB_KEYS, JOB_KEYS_OF_TASKS, read_batch
 from qgexec.config.bpskeys import BATCH_KEYS
-from qgexec.config.runconfig import RunConfig, TaskSettings
+from qgexec.config.runconfig import ISOLATIONS, RunConfig, TaskSettings
 from qgexec.config.values import Layers, Reader, Value, first, listed, mebibytes, one, seconds, section_of
 from qgexec.config.yamlfile import Node, Place, merged, read_yaml, resolve, variables_in
 from qgexec.errors import UsageError
@@ -89,6 +89,12 @@ def _yes_or_no(value: Value) -> bool:
     return answer
 
 
+def _isolation(value: Value) -> str:
+    if value.scalar not in ISOLATIONS:
+        raise value.refused(" or ".join(ISOLATIONS), "process")
+    return str(value.scalar)
+
+
 def _table(read_key: Callable[[str], str | int | None], expected: str) -> Reader:
     """Return the reader of a key with a table of retries."""
 
@@ -138,6 +144,8 @@ _READERS: dict[str, tuple[str, Reader]] = {
     "requestWalltime": ("timeout_s", one(seconds)),
     "numberOfRetries": ("n_retries", one(_times)),
     "retryUnlessExit": ("retry_unless_exit", _exit_codes),
+    "isolation": ("isolation", one(_isolation)),
+    "keepProcesses": ("keep_processes", one(_yes_or_no)),
 }
 """Keys that mean something here: their names in `TaskSettings`, and what reads them."""
 

@@ -16,7 +16,10 @@ from qgexec.plaintext import few
 from qgexec.quantum import Resources
 from qgexec.scheduling.policy import Policy, Retries, TaskRules
 
-__all__ = ["RunConfig", "TaskSettings", "make_policy", "remarks"]
+__all__ = ["ISOLATIONS", "RunConfig", "TaskSettings", "make_policy", "remarks"]
+
+ISOLATIONS = ("process", "none")
+"""What can be said about isolation."""
 
 _MEMORY_MULTIPLIER = 2.0
 """Growth of memory where nothing else is said: BPS's own default, on which production files rely."""
@@ -55,6 +58,12 @@ class TaskSettings(TypedDict, total=False):
     exceptions: dict[str, int] | None
     exit_codes: dict[int, int] | None
     signals: dict[int, int] | None
+    isolation: str | None
+    """``process``: each quantum is executed in a process of its own; ``none``: it is not."""
+
+    keep_processes: bool | None
+    """Processes that a quantum leaves behind go on until the end of the run."""
+
     other_options: str | None
     """Options for a task alone that a batch job would have been given, and that nothing here takes."""
 
@@ -280,6 +289,8 @@ def _rules(settings: TaskSettings, machine: _Machine) -> TaskRules:
         memory_max_bytes=_most_memory(settings, machine),
         timeout_s=settings.get("timeout_s"),
         retries=_retries(settings),
+        isolated=settings.get("isolation") == "process",
+        keeps_processes=settings.get("keep_processes") or False,
     )
 
 

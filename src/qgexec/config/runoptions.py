@@ -55,6 +55,9 @@ class RunOptions:
     logging: LogOptions | None = None
     """What is logged here, in workers and in batch jobs; `None` where nothing was said of it."""
 
+    seed: int | None = None
+    """Quanta draw the same random numbers in each run with the same seed, 32 bits; `None`: never the same."""
+
     grace_s: float | None = None
     """Time that running quanta have to finish after an interrupt, seconds; `None` for any."""
 

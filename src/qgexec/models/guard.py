@@ -69,8 +69,10 @@ class WorkerGuard:
         end_descendants(self._leftovers.spared)
 
     def close(self) -> None:
-        """Let go of what it keeps open."""
+        """Guard nothing any more."""
         self._state.close()
+        self._leftovers.close()
+        adopt_orphans(on=False)
 
 
 class CallerGuard:

@@ -115,13 +115,15 @@ def work(
     """
     pid = os.getpid()
     bench = open_bench(name)
+    stacks = _Stacks(rules.stack_file)
+    stacks.keep()
+    guard = WorkerGuard(stacks.keep)
     try:
-        stacks = _Stacks(rules.stack_file)
-        stacks.keep()
-        _work_at(bench, channel, rules.growth_bytes, WorkerGuard(stacks.keep))
+        _work_at(bench, channel, rules.growth_bytes, guard)
     finally:
         if os.getpid() != pid:  # a child that a quantum has forked, and that came back
             os._exit(1)
+        guard.close()
         bench.close()
 
 

@@ -53,8 +53,8 @@ class ProcessState:
     """What code may change in this process, as it is now.
 
     Making one takes about 0.2 ms, `restore` about 0.1 ms where nothing was changed. Signals and alarms are
-    those of the main thread; in another thread they are left alone. Handlers of `faulthandler`'s are not seen:
-    they are for whoever has registered them.
+    those of the main thread; in another thread they are left alone. Handlers of `faulthandler`'s are not
+    seen: who has registered them must look after them.
     """
 
     def __init__(self) -> None:

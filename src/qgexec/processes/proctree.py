@@ -127,9 +127,9 @@ def _is_over(pid: int) -> bool:
     return True
 
 
-def adopt_orphans() -> None:
+def adopt_orphans(*, on: bool = True) -> None:
     """Have descendants whose parent dies become children of this process, also daemons; see prctl(2)."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def end_descendants(spared: Collection[int] = (), *, term_s: float = 2.0, kill_s: float = 2.0) -> None:

@@ -182,6 +182,12 @@ class TaskRules:
 
     retries: Retries = field(default_factory=Retries)
 
+    isolated: bool = False
+    """Each quantum is executed in a process of its own."""
+
+    keeps_processes: bool = False
+    """Processes that a quantum leaves behind are wanted until the end of the run."""
+
     def __post_init__(self) -> None:
         memory = self.request.memory_bytes
         if self.request.cores < 1 or (memory or 0) < 0:

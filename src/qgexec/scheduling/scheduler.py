@@ -495,4 +495,6 @@ class Scheduler:
             request,
             rules.timeout_s,
             request.memory_bytes if rules.enforce_memory else None,
+            isolated=rules.isolated,
+            keeps_processes=rules.keeps_processes,
         )
