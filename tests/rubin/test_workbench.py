@@ -17,7 +17,7 @@ from lsst.pipe.base import InvalidQuantumError, NoWorkFound, QuantumSuccessCavea
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
 
 from qgexec.books.journal import segment_path
-from qgexec.errors import GraphError, QuantumTimeUp, RepositoryError, RunDirError
+from qgexec.errors import GraphError, QuantumTimeUp, RepositoryError, RunDirError, RunInterrupted
 from qgexec.quantum import OutcomeStatus
 from qgexec.rubin.graphfile import read_plan
 from qgexec.rubin.opener import ExecutorBenchOpener
@@ -141,7 +141,7 @@ def test_interrupt_is_not_the_quantums(site: Site, when: str) -> None:
     plan = read_plan(site.repository.graph)
     first, second = attempts(plan, ISR)[:2]
     with site.bench() as bench:
-        with mood(**{when: raising(KeyboardInterrupt)}), pytest.raises(KeyboardInterrupt):
+        with mood(**{when: raising(RunInterrupted)}), pytest.raises(RunInterrupted):
             bench.execute(first)
         assert remembered(bench) == []
         event = bench.execute(second)
@@ -243,7 +243,7 @@ def test_log_of_a_failure_is_kept(site: Site) -> None:
 
 def test_log_of_what_did_not_end_is_kept(site: Site) -> None:
     """A bench that closes in the middle of a quantum, by Ctrl-C, leaves its log."""
-    with site.bench() as bench, mood(before_put=raising(KeyboardInterrupt)), pytest.raises(KeyboardInterrupt):
+    with site.bench() as bench, mood(before_put=raising(RunInterrupted)), pytest.raises(RunInterrupted):
         bench.execute(attempts(read_plan(site.repository.graph), ISR)[0])
     assert logs_of(site) == {"driver.log"}
 

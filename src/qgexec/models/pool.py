@@ -321,11 +321,12 @@ class Pool:
     def _heed_next(self, worker: Worker) -> bool:
         """Take in the next message of a worker, if there is one; a worker that says nonsense is ended."""
         try:
-            message = worker.process.channel.try_receive()
+            message = None if worker.talks_nonsense else worker.process.channel.try_receive()
             if message is None:
                 return False
             self._heed(worker, message)
         except (ValueError, TypeError, LookupError, EOFError) as error:
+            worker.talks_nonsense = True
             if worker.sentence is None:
                 worker.sentence = Unresponsive(f"said what makes no sense ({type(error).__name__}: {error})")
             self._kill(worker)
@@ -515,6 +516,8 @@ class Pool:
             del self._by_fd[end.fileno()]
             with suppress(FileNotFoundError):  # the channel of a worker that had shut down its side
                 self._epoll.unregister(end)
+        if worker.kept and self._closing:
+            worker.process.end_kept(worker.kept)
         worker.process.close()
 
     def _surroundings(self, worker: Worker) -> Surroundings:

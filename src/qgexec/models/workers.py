@@ -67,6 +67,8 @@ class Worker:
     """It was sent SIGKILL."""
     strays: list[int] = field(default_factory=list)
     """Pidfds of what it has started and a signal to its group does not reach."""
+    talks_nonsense: bool = False
+    """It has sent what it could not mean: what it says is not heard any more."""
     kept: frozenset[int] = frozenset()
     """Process IDs of what its quanta have started that may stay; not charged to any quantum."""
     left: str = ""

@@ -209,8 +209,12 @@ class Process:
         return self._unread.peek()
 
     def keep(self, pids: Collection[int]) -> None:
-        """Let processes that it has started go on when it has ended, as long as there is its server."""
+        """Let processes that it has started go on when it has ended, until `end_kept`."""
         self._server.keep(pids)
+
+    def end_kept(self, pids: Collection[int]) -> None:
+        """End processes that were kept when it ended."""
+        self._server.end_kept(pids)
 
     def close(self) -> None:
         """Let go: the process is killed if it still lives. May be called twice."""
@@ -250,6 +254,10 @@ class _Server:
     def keep(self, pids: Collection[int]) -> None:
         with suppress(OSError):
             self._control.send(json.dumps({"keep": [*pids]}).encode())
+
+    def end_kept(self, pids: Collection[int]) -> None:
+        with suppress(OSError):
+            self._control.send(json.dumps({"end": [*pids]}).encode())
 
     def fork(self, descriptors: Sequence[int]) -> None:
         socket.send_fds(self._control, [FORK], descriptors)

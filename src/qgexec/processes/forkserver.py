@@ -287,8 +287,10 @@ class _Server:
             self._fork(*descriptors)
             return
         order = json.loads(request)
-        if "keep" in order:
-            self._kept.update(order["keep"])
+        if "preload" not in order:
+            self._kept.update(order.get("keep", ()))
+            self._kept.difference_update(order.get("end", ()))
+            self._end_orphans()
             return
         sys.path[:] = order["sys_path"]
         gc.disable()  # imports make many objects and no garbage: collecting takes a fifth of their time

@@ -94,28 +94,34 @@ class Leftovers:
 
 
 class _ExitHandlers:
-    """Counts exit handlers, those aside that modules register when they are imported."""
+    """Knows exit handlers as they are registered; those that modules register at import do not count."""
 
     def __init__(self) -> None:
-        self._register = atexit.register
-        self._n_expected = _n_exit_handlers()
-        vars(atexit)["register"] = self._note
+        self._register, self._unregister = atexit.register, atexit.unregister
+        self._n_before = _n_exit_handlers()
+        self._n_seen = 0
+        self._left: list[Callable[..., Any]] = []
+        vars(atexit).update(register=self._note, unregister=self._forget)
 
     def _note(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[..., Any]:
+        self._n_seen += 1
         package = (getattr(function, "__module__", None) or "").partition(".")[0]
-        if package in _LIBRARY_HANDLERS or _is_importing():
-            self._n_expected += 1
+        if package not in _LIBRARY_HANDLERS and not _is_importing():
+            self._left.append(function)
         return self._register(function, *arguments, **options)
 
+    def _forget(self, function: Callable[..., Any]) -> None:
+        self._left = [each for each in self._left if each != function]
+        self._unregister(function)
+
     def left(self) -> Iterable[str]:
-        n_left = _n_exit_handlers() - self._n_expected
-        if n_left > 0:
+        # Who has imported the function itself before is not seen, but its handler is counted.
+        n_left = len(self._left) + max(0, _n_exit_handlers() - self._n_before - self._n_seen)
+        if n_left:
             yield "an exit handler" if n_left == 1 else f"{n_left} exit handlers"
-        else:
-            self._n_expected += n_left  # one was taken back
 
     def close(self) -> None:
-        vars(atexit)["register"] = self._register
+        vars(atexit).update(register=self._register, unregister=self._unregister)
 
 
 def _is_importing() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any
@@ -23,7 +24,7 @@ class LoggingState:
         self._plain: list[tuple[int, bool, bool]] = []
         self._handlers: list[list[logging.Handler]] = []
         self._filters: list[list[Any]] = []
-        self._n_names = 0
+        self._named: list[object] = []
         self._take_in([logging.root, *_known_loggers()])
         self._handler_states = {
             handler: (handler.level, handler.formatter, [*handler.filters])
@@ -36,20 +37,20 @@ class LoggingState:
         self._plain += map(_plain, loggers)
         self._handlers += ([*logger.handlers] for logger in loggers)
         self._filters += ([*logger.filters] for logger in loggers)
-        self._n_names = len(logging.root.manager.loggerDict)
+        self._named = [*logging.root.manager.loggerDict.values()]
 
-    def restore(self, *, adopt: bool) -> None:
+    def restore(self, imported: Collection[str] = ()) -> None:
         """Put back what has been changed since.
 
         Parameters
         ----------
-        adopt
-            Modules have been imported meanwhile: loggers with their names stay as those have made them.
+        imported
+            Names of modules that have been imported meanwhile: loggers of theirs stay as they have made them.
         """
         if logging.root.manager.disable != self._disable:
             logging.disable(self._disable)
-        if len(logging.root.manager.loggerDict) != self._n_names:
-            self._heed_new(adopt=adopt)
+        if [*logging.root.manager.loggerDict.values()] != self._named:
+            self._heed_new(imported)
         if [*map(_plain, self._loggers)] != self._plain:
             for logger, (level, propagate, disabled) in zip(self._loggers, self._plain, strict=True):
                 if logger.level != level:
@@ -67,11 +68,11 @@ class LoggingState:
                 handler.filters[:] = handler_filters
             _open_again(handler)
 
-    def _heed_new(self, *, adopt: bool) -> None:
+    def _heed_new(self, imported: Collection[str]) -> None:
         known = {id(logger) for logger in self._loggers}
         new = [logger for logger in _known_loggers() if id(logger) not in known]
         for logger in new:
-            if not (adopt and logger.name.partition(".")[0] in sys.modules):
+            if logger.name not in imported and logger.name.partition(".")[0] not in imported:
                 logger.setLevel(logging.NOTSET)
                 logger.propagate, logger.disabled = True, False
                 logger.handlers.clear()

@@ -18,6 +18,7 @@ import threading
 import time
 import warnings
 from _signal import getsignal  # type: ignore[import-not-found]  # signal's own makes an enum of each answer: ten times slower
+from collections.abc import Collection
 from contextlib import suppress
 
 from qgexec.processes.loggingstate import LoggingState
@@ -78,15 +79,17 @@ class ProcessState:
         self._locale = locale.setlocale(locale.LC_ALL)
         self._numpy = _numpy_errors()
         self._logging = LoggingState()
-        self._n_modules = len(sys.modules)
+        self._modules = {*sys.modules}
 
     def restore(self) -> list[str]:
         """Put back what has been changed since; return what could not be, in words.
 
         A module that was imported meanwhile keeps the hooks, loggers and warning filters of its own.
         """
-        has_imported = len(sys.modules) != self._n_modules
-        self._n_modules = len(sys.modules)
+        imported: Collection[str] = ()
+        if len(sys.modules) != len(self._modules):
+            imported = sys.modules.keys() - self._modules
+            self._modules = {*sys.modules}
         left: list[str] = []
         if self._is_main_thread:
             self._restore_signals()
@@ -98,9 +101,9 @@ class ProcessState:
                 setattr(owner, name, saved)
         if sys.path != self._path:
             sys.path[:] = self._path
-        self._restore_warnings(adopt=has_imported)
+        self._restore_warnings(imported)
         self._restore_interpreter()
-        self._logging.restore(adopt=has_imported)
+        self._logging.restore(imported)
         return left
 
     def close(self) -> None:
@@ -157,15 +160,15 @@ class ProcessState:
                 except (OSError, ValueError):
                     left.append("a lowered resource limit")
 
-    def _restore_warnings(self, *, adopt: bool) -> None:
+    def _restore_warnings(self, imported: Collection[str]) -> None:
         if warnings.showwarning is not self._showwarning:
-            if adopt and _is_of_module(warnings.showwarning):
+            if warnings.showwarning.__module__ in imported:
                 self._showwarning = warnings.showwarning
             else:
                 warnings.showwarning = self._showwarning
         if warnings.filters == self._filters:
             return
-        if adopt:
+        if imported:
             new = [each for each in warnings.filters if each not in self._filters and _is_particular(each)]
             self._filters = [*new, *self._filters]
         warnings.resetwarnings()  # the interpreter remembers what it has filtered until it is told so
@@ -256,11 +259,6 @@ def _numpy_errors() -> tuple[dict[str, str], object] | None:
         return None
     found = (numpy.geterr(), numpy.geterrcall())
     return None if found == (_NUMPY_ERRORS, None) else found
-
-
-def _is_of_module(hook: object) -> bool:
-    """Tell whether a function is one of an imported module, which has put it there once and for all."""
-    return getattr(hook, "__module__", None) in sys.modules and not hasattr(hook, "__wrapped__")
 
 
 def _is_particular(warning_filter: tuple[object, ...]) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import marshal
 import mmap
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -235,8 +237,59 @@ class Bench:
     def _segfault(self, attempt: Attempt) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
+    def _poll(self, attempt: Attempt) -> None:
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True, name="poller").start()
+
+    def _daemon(self, attempt: Attempt) -> None:
+        # As daemons do: a session of its own, and a parent that has gone.
+        read_end, write_end = os.pipe()
+        if not (pid := os.fork()):
+            os.setsid()
+            if not (daemon := os.fork()):
+                os.close(write_end)
+                os.execvp("sleep", ["sleep", "1000"])
+            os.write(write_end, str(daemon).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        self.say(f"{attempt.index} {os.getpid()} {int(os.read(read_end, 20))}")
+        os.close(read_end)
+        os.close(write_end)
+
+    def _come_back(self, attempt: Attempt) -> None:
+        if pid := os.fork():
+            os.waitpid(pid, 0)
+
+    def _sys_exit(self, attempt: Attempt) -> None:
+        if pid := os.fork():
+            os.waitpid(pid, 0)
+        else:
+            sys.exit(0)
+
     def _pid(self, attempt: Attempt) -> None:
         self.say(f"{attempt.index} {os.getpid()}")
+
+
+class Babbler(Bench):
+    """Puts what is no message, or none of its own, into its channel to the driver."""
+
+    def execute(self, attempt: Attempt) -> Event:
+        """Do so, where the label says it."""
+        if attempt.task_label.startswith("babble"):
+            sockets = [
+                number
+                for number in map(int, os.listdir("/proc/self/fd"))  # noqa: PTH208
+                if number > 2
+                and os.path.exists(f"/proc/self/fd/{number}")  # noqa: PTH110
+                and stat.S_ISSOCK(os.fstat(number).st_mode)
+            ]
+            messages = {
+                "babble": b"\x00garbage",
+                "babble_number": marshal.dumps(7),
+                "babble_end": marshal.dumps(("ended", 1.0)),
+            }
+            for number in sockets:
+                os.write(number, messages[attempt.task_label])
+        return super().execute(attempt)
 
 
 class Liar(Bench):
@@ -264,6 +317,8 @@ class Opener:
                 os._exit(7)
             case "stops":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            case "babbles":
+                return Babbler(self.folder, name)
             case "lies":
                 return Liar(self.folder, name)
         return Bench(self.folder, name)
