@@ -100,7 +100,7 @@ def _hook(*_: object) -> None:
 
 
 def _hooks() -> None:
-    sys.excepthook = sys.unraisablehook = threading.excepthook = _hook  # type: ignore[assignment]
+    sys.excepthook = sys.unraisablehook = threading.excepthook = _hook
     warnings.showwarning = _hook  # type: ignore[assignment]
 
 
@@ -218,7 +218,7 @@ def test_what_a_module_sets_when_it_is_imported_stays(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         state.restore()
         assert logging.getLogger("lateguest").level == logging.ERROR
-        assert [each for each in warnings.filters if each[1] and each[1].pattern == "of lateguest"]  # type: ignore[union-attr]
+        assert [each for each in warnings.filters if each[1] and each[1].pattern == "of lateguest"]
         assert not [each for each in warnings.filters if (each[0], each[2]) == ("error", Warning)]
         return 0
 

@@ -43,8 +43,8 @@ class WorkerGuard:
         self._rearm = rearm
         adopt_orphans()
         seed_children()
-        self._leftovers = Leftovers()
         self._state = ProcessState()
+        self._leftovers = Leftovers()
 
     @property
     def kept(self) -> frozenset[int]:
@@ -84,7 +84,7 @@ class CallerGuard:
     def run(self, attempt: Attempt, execute: Callable[[Attempt], T]) -> T:
         """Execute an attempt; return what comes of it. What it leaves is a warning, once for each task."""
         states = generator_states()
-        leftovers, state = Leftovers(), ProcessState()
+        state, leftovers = ProcessState(), Leftovers()
         try:
             seed_generators(draw_seed() if attempt.seed is None else attempt.seed)
             return contextvars.copy_context().run(execute, attempt)

@@ -7,7 +7,7 @@ import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from lsst.pipe.base import PipelineTask
+from lsst.pipe.base import PipelineTask, TaskMetadata
 
 __all__ = ["encodable", "end_if_child", "guard_task"]
 
@@ -28,7 +28,11 @@ def guard_task(task: PipelineTask) -> None:
             end_if_child(pid, error)
             _make_encodable(error)
             raise
-        end_if_child(pid)
+        finally:
+            end_if_child(pid)
+            for each in task.getTaskDict().values():
+                if (part := each()) is not None:
+                    _escape_metadata(part.metadata)
 
     task.runQuantum = run_here  # type: ignore[method-assign]
 
@@ -52,6 +56,17 @@ def _end_child(error: BaseException | None) -> NoReturn:
 def encodable(text: str) -> str:
     """Return a text with what UTF-8 cannot hold, the bytes of undecodable file names, as escape sequences."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _escape_metadata(metadata: TaskMetadata) -> None:
+    """Have all texts in metadata be encodable; about 5 us for 20 of them."""
+    for name, value in metadata.scalars.items():
+        if isinstance(value, str) and not value.isascii():
+            metadata.scalars[name] = encodable(value)
+    for values in metadata.arrays.values():
+        values[:] = [encodable(value) if isinstance(value, str) else value for value in values]  # type: ignore[assignment]
+    for part in metadata.metadata.values():
+        _escape_metadata(part)
 
 
 def _make_encodable(error: BaseException) -> None:

@@ -99,7 +99,7 @@ class Site:
         finally:
             bench.close()
 
-    def run(self, labels: Collection[str] | None = None, **options: Any) -> Run:
+    def run(self, labels: Collection[str] | None = None, *, isolated: bool = False, **options: Any) -> Run:
         """Execute all quanta of these tasks whose prerequisites have not failed."""
         run = Run(read_plan(self.repository.graph))
         failed: set[int] = set()
@@ -108,7 +108,7 @@ class Site:
                 if failed.intersection(run.plan.prerequisites(attempt.index)):
                     failed.add(attempt.index)
                     continue
-                event = bench.execute(attempt)
+                event = bench.execute(replace(attempt, isolated=isolated))
                 assert isinstance(event, AttemptSucceeded | AttemptSkipped | AttemptFailed)
                 run.outcomes[attempt.index] = event.outcome
                 if event.outcome.status is OutcomeStatus.FAILED:
