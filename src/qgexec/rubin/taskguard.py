@@ -64,7 +64,8 @@ def _escape_metadata(metadata: TaskMetadata) -> None:
         if isinstance(value, str) and not value.isascii():
             metadata.scalars[name] = encodable(value)
     for values in metadata.arrays.values():
-        values[:] = [encodable(value) if isinstance(value, str) else value for value in values]  # type: ignore[assignment]
+        place: Any = values  # of one type each, as upstream sees it
+        place[:] = [encodable(value) if isinstance(value, str) else value for value in values]
     for part in metadata.metadata.values():
         _escape_metadata(part)
 
