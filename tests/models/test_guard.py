@@ -149,7 +149,7 @@ def test_seeds_differ_where_none_is_told() -> None:
 def test_what_stays_in_the_callers_process_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """Once for each task and kind; nothing of the caller's is ended."""
     guard = CallerGuard()
-    read_ends = []
+    read_ends: list[int] = []
 
     def act(_: Attempt) -> None:
         read_ends.extend(os.open("/dev/null", os.O_RDONLY) for _each in range(100))
