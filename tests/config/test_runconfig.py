@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qgexec.config.runconfig import RunConfig, TaskSettings, make_policy, remarks
+from qgexec.config.runconfig import ISOLATIONS, RunConfig, TaskSettings, make_policy, remarks
 from qgexec.events import AttemptFailed, AttemptLost, AttemptOutOfMemory, AttemptTimedOut, FailureEvent
 from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus, Resources
 from qgexec.scheduling.policy import Retries, TaskRules
@@ -36,6 +36,8 @@ _values: dict[str, st.SearchStrategy[Any]] = {
     "exceptions": st.none() | st.dictionaries(st.sampled_from(["OSError", "a.B"]), st.integers(0, 5)),
     "exit_codes": st.none() | _table,
     "signals": st.none() | _table,
+    "isolation": st.none() | st.sampled_from(ISOLATIONS),
+    "keep_processes": st.none() | st.booleans(),
     "other_options": st.none() | st.text(max_size=5),
 }
 _settings = st.fixed_dictionaries({}, optional=_values).map(lambda values: cast("TaskSettings", values))
