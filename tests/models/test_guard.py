@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from qgexec.events import AttemptLost, AttemptSucceeded, Event, WorkerEnded, WorkerStarted
 from qgexec.models.guard import CallerGuard
 from qgexec.models.pool import Pool
+from qgexec.processes import forked
 from qgexec.processes.proctree import descendants
 from qgexec.quantum import Attempt
 from tests.kit.runs.benches import Ears, attempts, endings, make_run, wait_gone, work_off
@@ -159,3 +162,32 @@ def test_what_stays_in_the_callers_process_is_told(caplog: pytest.LogCaptureFixt
     for each in read_ends:
         os.close(each)
     assert caplog.text.count("isr leaves 100 open files in this process") == 1
+
+
+@pytest.mark.parametrize("label", ["breed", "breed_away"])
+def test_a_server_that_is_killed(label: str, ears: Ears, tmp_path: Path) -> None:
+    """Its workers go with it, and what they had started too, before another attempt begins."""
+    pool = Pool(1)
+    pool.open(make_run(tmp_path))
+    pool.start(attempts(label))
+    events: list[Event] = []
+    heard: list[list[int]] = []
+
+    def listen() -> None:
+        heard.append(ears.hear())
+        pool.wake()
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    while not heard:
+        events += pool.wait(60.0)
+    thread.join()
+    (_, worker, child) = heard[0]
+    os.kill(forked.warm_up(), signal.SIGKILL)
+    while not endings(events):
+        events += pool.wait(60.0)
+    wait_gone(child)
+    wait_gone(worker)
+    pool.close(cancel=True)
+    (lost,) = endings(events)
+    assert isinstance(lost, AttemptLost)

@@ -24,6 +24,7 @@ from qgexec.errors import RunHeldError
 from qgexec.events import RunStarted, WorkerStarted
 from qgexec.processes.births import KERNEL, Kernel
 from qgexec.processes.forkserver import process_started_at
+from qgexec.processes.orphans import end_orphans, server_mark
 
 __all__ = [
     "YOUNG_S",
@@ -141,6 +142,17 @@ def require_free(journal: Path, history: History, *, force: bool = False) -> Non
     else:
         check_silent(file)
     await_end_of_workers(history.workers.values())
+    if history.driver is not None:
+        _end_what_workers_started(history.driver, history.workers.values())
+
+
+def _end_what_workers_started(driver: RunStarted, workers: Iterable[WorkerStarted]) -> None:
+    """End processes of workers that are gone: who was killed with its server has left them to nobody."""
+    birth, here = driver.birth, KERNEL.birth(os.getpid())
+    if birth is None or here is None or (birth.boot_id, birth.namespaces) != (here.boot_id, here.namespaces):
+        return
+    mark = server_mark(driver.pid, birth.start_ticks)
+    end_orphans({worker.pid for worker in workers}, mark, birth.start_ticks)
 
 
 def check_free(journal: Path, *, silence_is_death: bool = False) -> None:

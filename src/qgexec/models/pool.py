@@ -467,6 +467,7 @@ class Pool:
             pass
         # Not before: a quantum whose child is killed fails by that, and the cause would be hidden.
         kill(worker.strays)
+        process.end_orphans()
         behind = self._take_all_back(worker)
         failed = None
         # One at most is left: a worker takes a message when it has sent the outcome of the one before.

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from qgexec.errors import WorkerStartError
+from qgexec.processes.births import KERNEL
 from qgexec.processes.forkserver import (
     BORN,
     FORK,
@@ -51,6 +52,7 @@ from qgexec.processes.forkserver import (
     preload_request,
     process_started_at,
 )
+from qgexec.processes.orphans import MARK, end_orphans, server_mark
 
 __all__ = [
     "Channel",
@@ -216,6 +218,11 @@ class Process:
         """End processes that were kept when it ended."""
         self._server.end_kept(pids)
 
+    def end_orphans(self) -> None:
+        """Where its server was killed, and so could not do so: end what it has started."""
+        if self.pid is not None and self.ended and self.exit_code is None:
+            self._server.end_orphans(self.pid)
+
     def close(self) -> None:
         """Let go: the process is killed if it still lives. May be called twice."""
         self.channel.close()
@@ -226,7 +233,13 @@ class Process:
 class _Server:
     """The driver's side of one server process."""
 
+    _n_made = 0
+
     def __init__(self, *, implicit_threads: bool) -> None:
+        _Server._n_made += 1
+        birth = KERNEL.birth(os.getpid())
+        self._since_ticks = 0 if birth is None else birth.start_ticks
+        self._mark = f"{server_mark(os.getpid(), self._since_ticks)}{_Server._n_made}"
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._popen = start_interpreter(
@@ -234,7 +247,7 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
-                env=_environment(implicit_threads=implicit_threads),
+                env=_environment(implicit_threads=implicit_threads) | {MARK: self._mark},
             )
         self._preloaded: set[str] = set()
 
@@ -261,6 +274,10 @@ class _Server:
 
     def fork(self, descriptors: Sequence[int]) -> None:
         socket.send_fds(self._control, [FORK], descriptors)
+
+    def end_orphans(self, pid: int) -> None:
+        """End what a worker has started, where this server was killed and the worker with it."""
+        end_orphans({pid}, self._mark, self._since_ticks)
 
     def describe(self) -> str:
         """Say why nothing is known of a child."""

@@ -35,6 +35,7 @@ from typing import IO, Any, NoReturn
 
 from qgexec.errors import QgexecError, WorkerStartError
 from qgexec.processes.machine import offer_to_oom_killer
+from qgexec.processes.orphans import MARK
 from qgexec.processes.proctree import adopt_orphans, children_of
 
 __all__ = ["Channel", "MainModule", "Message", "StartOrder", "importing_main", "process_started_at", "serve"]
@@ -480,8 +481,11 @@ def _die_with(server: int) -> None:
 
 def _adopt(order: StartOrder) -> None:
     """Take over the driver's surroundings as they are now: the server's are older."""
+    mark = os.environ.get(MARK)
     os.environ.clear()
     os.environ.update(order.environment)
+    if mark is not None:
+        os.environ[MARK] = mark
     os.chdir(order.folder)
     sys.path[:] = order.sys_path
     if order.output:
