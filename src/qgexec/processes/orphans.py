@@ -1,7 +1,7 @@
 """Ends what workers have started, where those who would have ended it, worker and server, were killed.
 
-What a worker starts is in its session, unless it has made one of its own as daemons do. Then it has the mark of
-the server in its environment, if it was given one at all.
+What a worker starts is in its session, unless it has made one of its own as daemons do. Then it has the mark
+of the server in its environment, if it was given one at all.
 """
 
 from __future__ import annotations
