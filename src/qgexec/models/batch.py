@@ -8,7 +8,6 @@ the quanta stands in the jobs' journals; the batch system is asked seldom, and f
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from qgexec.events import (
 from qgexec.models.base import Ledger, ModelFacts, Run
 from qgexec.models.registry import find_model
 from qgexec.plaintext import printable
+from qgexec.processes.interpreter import module_command
 from qgexec.quantum import Attempt, Resources
 from qgexec.scheduling.states import State
 
@@ -264,7 +264,7 @@ class BatchModel:
             self.system.name,
             make_jobs(clusters, attempts, self.settings),
             self.settings,
-            (sys.executable, "-m", "qgexec"),
+            module_command("qgexec"),
             pasts,
         )
 

@@ -53,7 +53,7 @@ _lifelines: set[int] = set()
 
 
 class Popen(subprocess.Popen[Any]):
-    """`subprocess.Popen` of a command line ``[python, "-m" | "-c" | FILE, ...]``.
+    """`subprocess.Popen` of a command line ``[python, ["-P",] "-m" | "-c" | FILE, ...]``.
 
     Parameters
     ----------
@@ -223,10 +223,12 @@ def _interpret(words: Sequence[str]) -> int:
 
 
 def _execute(words: Sequence[str]) -> None:
-    first, *arguments = words
+    is_safe = words[0] == "-P"
+    first, *arguments = words[is_safe:]
     added = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     start = str(Path.cwd()) if first in {"-m", "-c"} else str(Path(first).resolve().parent)
-    sys.path[:] = [start, *added, *(path for path in sys.path if path not in {start, *added})]
+    others = [path for path in sys.path if path not in {start, *added}]
+    sys.path[:] = [*added, *others] if is_safe else [start, *added, *others]
     if first == "-m":
         name, *sys.argv[1:] = arguments
         sys.argv[0] = name
