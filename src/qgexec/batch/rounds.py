@@ -32,6 +32,7 @@ from qgexec.books.rundir import RunDir, write_aside
 from qgexec.books.runsettings import OptionValue
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError
+from qgexec.regularfile import open_regular, read_regular
 
 __all__ = ["ROUND_VERSION", "Round", "Ticket", "last_round", "round_folder", "rounds"]
 
@@ -105,7 +106,7 @@ class Round:
         """What the batch system calls it; `None` where that was never written down."""
         path = self.folder / "ticket.json"
         try:
-            ticket = json.loads(path.read_bytes())
+            ticket = json.loads(read_regular(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -160,7 +161,7 @@ class Round:
         """
         path = folder / "round.json"
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(read_regular(path))
             if values["format"] != _FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             if values["version"] > ROUND_VERSION:
@@ -185,7 +186,7 @@ class Round:
 
 def _read_jobs(path: Path) -> Jobs:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
             return Jobs.from_arrays(dict(arrays))
     except OSError as error:
         raise file_error("read", path, error, RunDirError) from error

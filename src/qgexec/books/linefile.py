@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 from zlib import crc32
 
 from qgexec.errors import JournalError, RunDirError
+from qgexec.regularfile import UnfitFileError
 
 __all__ = [
     "LineFile",
@@ -73,6 +74,8 @@ _Error = TypeVar("_Error", bound=RunDirError)
 
 def file_error(what: str, path: Path, err: OSError, error: type[_Error]) -> _Error:
     """Return the error for a file or folder that could not be made, written, read or synced, with advice."""
+    if isinstance(err, UnfitFileError):
+        return error(f"cannot {what} {path}: {err.strerror}", hint=f"See who put it there: ls -l {path}")
     match err.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             hint = "Free space on that file system (or raise the quota or file size limit), then start again."

@@ -30,6 +30,7 @@ import numpy as np
 from qgexec.books.linefile import file_error, sync_folder
 from qgexec.books.runsettings import RUN_FORMAT, RUN_VERSION, RunSettings, user_name
 from qgexec.errors import GraphError, RunDirError
+from qgexec.regularfile import open_regular, read_regular
 from qgexec.scheduling.plan import Plan
 
 __all__ = [
@@ -42,6 +43,9 @@ __all__ = [
 
 _BEFORE_SETTINGS = ("plan.npz", "graph.qg", "butler.yaml", "batch")
 """What may be there before ``run.json`` is; the last is that of a rehearsed submission."""
+
+_HEADER_BYTES = 65536
+"""Longest first line of a journal's file."""
 
 _ASIDE = (".run.json.*.tmp", ".plan.npz.*.tmp", ".*-graph.qg", ".again-*")
 """What is left of one of them whose writer was killed."""
@@ -121,8 +125,7 @@ class RunDir:
         for folder in (self.segments, self.logs):
             if _exists(folder) and any(folder.iterdir()):
                 return True
-        # A journal's file begins with a line that is no event.
-        return any(path.read_bytes().count(b"\n") > 1 for path in self.journal.iterdir())
+        return any(_has_second_line(path) for path in self.journal.iterdir())
 
     def make_ready_again(self) -> None:
         """Clear away what a start that was killed had written in part; only for whoever has it in hand.
@@ -248,7 +251,7 @@ class RunDir:
         """
         path = self.settings_file
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(read_regular(path))
             if values["format"] != RUN_FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             if values["version"] > RUN_VERSION:
@@ -301,7 +304,7 @@ class RunDir:
         path = self.plan_file
         try:
             # numpy's own: objects would be pickles, and a run directory may be another user's.
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
                 return Plan.from_arrays(dict(arrays))
         except OSError as err:
             raise file_error("read", path, err, RunDirError) from err
@@ -335,6 +338,12 @@ class RunDir:
                     shutil.rmtree(folder)
                 else:
                     folder.rmdir()
+
+
+def _has_second_line(path: Path) -> bool:
+    """Tell whether a journal's file says more than what it is, which its first line does."""
+    with open_regular(path) as file:
+        return file.readline(_HEADER_BYTES).endswith(b"\n") and bool(file.readline(1))
 
 
 def _remove(path: Path) -> None:

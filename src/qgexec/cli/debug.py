@@ -20,6 +20,8 @@ from qgexec.cli import EXIT_FAILED, logoptions
 from qgexec.cli.inspect import RUN_DIR
 from qgexec.cli.measuring import find_debugger
 from qgexec.errors import UsageError
+from qgexec.plaintext import printable
+from qgexec.regularfile import read_regular
 
 if TYPE_CHECKING:
     from qgexec.rubin.scratch import Scratch
@@ -29,6 +31,9 @@ __all__ = ["debug", "log"]
 _QUANTUM = click.argument("quantum")
 
 _SHOWN = 10
+
+_LOG_BYTES = 4 << 30
+"""Longest log that is printed."""
 
 
 @click.command(
@@ -49,7 +54,6 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
     it; keys that are not needed to tell it from the others may be left out.
     """
     from qgexec.books.rundir import RunDir
-    from qgexec.plaintext import printable
     from qgexec.reports.attemptlog import find_log
     from qgexec.reports.report import add_jobs
     from qgexec.reports.snapshot import read_fold
@@ -63,16 +67,25 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
     found = find_log(books, plan, fold, index, attempt)
     click.echo(f"Quantum {index}: {plan.describe(index)}, attempt {found.attempt}", err=True)
     if found.path is not None:
-        text = found.path.read_bytes().decode("utf-8", "backslashreplace")
+        text = _read(found.path)
     else:
         from qgexec.rubin.logdataset import read_log
 
         context = books.read_settings().context
         text = read_log(context.repository, context.graph_file, plan.label(index), plan.quantum_id(index))
     if found.stack is not None:
-        stack = found.stack.read_bytes().decode("utf-8", "backslashreplace")
-        text = f"{text.rstrip()}\n\nStacks when it was ended:\n{stack}"
+        text = f"{text.rstrip()}\n\nStacks when it was ended:\n{_read(found.stack)}"
     click.echo(printable(text.rstrip()))
+
+
+def _read(path: Path) -> str:
+    """Return what a log says."""
+    try:
+        return read_regular(path, _LOG_BYTES).decode("utf-8", "backslashreplace")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}.", hint="Check its permissions."
+        ) from error
 
 
 @click.command(
