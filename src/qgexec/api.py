@@ -244,6 +244,7 @@ class GraphExecutor(QuantumGraphExecutor):
         observe: Observe | None = None,
         interrupted: Callable[[int], None] = lambda _count: None,
         tell: Callable[[], None] = lambda: None,
+        trust_owner: bool = False,
         **changes: Any,
     ) -> Self:
         """Return an executor that can go on with a run: all is as it was, but for what is given here.
@@ -256,6 +257,8 @@ class GraphExecutor(QuantumGraphExecutor):
             As for the class. A run with an executor object of the client's own needs it again.
         config
             What is to hold besides, or instead of, what the run was told of resources and retries.
+        trust_owner
+            Go on with a run whose files belong to another user, or can be written by everybody.
         **changes
             Attributes of `qgexec.config.runoptions.RunOptions`.
 
@@ -263,10 +266,12 @@ class GraphExecutor(QuantumGraphExecutor):
         ------
         qgexec.errors.RunDirError
             It is no run directory.
+        qgexec.errors.UntrustedError
+            Others could have written what it says.
         qgexec.errors.UsageError
             There is no such option, or it makes no sense.
         """
-        books, settings = reopen(Path(run_dir))
+        books, settings = reopen(Path(run_dir), trust_owner=trust_owner)
         quantum_executor = quantum_executor or ImportedExecutor.of_run(settings.options)
         if settings.options.get("own_executor") and quantum_executor is None:
             raise UsageError(

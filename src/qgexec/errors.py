@@ -13,6 +13,7 @@
       x RunDirError
         + JournalError
           * RunHeldError
+        + UntrustedError
       x IllegalEventError
       x ModelError
         + WorkerStartError
@@ -39,6 +40,7 @@ __all__ = [
     "RunDirError",
     "RunHeldError",
     "UnknownQuantumError",
+    "UntrustedError",
     "UsageError",
     "WorkerStartError",
 ]
@@ -112,6 +114,10 @@ class JournalError(RunDirError):
 
 class RunHeldError(JournalError):
     """Another driver has the run in hand, or may have."""
+
+
+class UntrustedError(RunDirError):
+    """Others may have written what a run directory says, and nobody has said that they are trusted."""
 
 
 class IllegalEventError(QgexecError):

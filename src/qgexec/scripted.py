@@ -78,7 +78,7 @@ def execute_quanta(run_dir: RunDir, plan: Plan, indices: Sequence[int], bench_op
                 hint=f"Indices go from 0 to {len(plan) - 1}.",
             )
     folder = run_dir.path / _FOLDER
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o775, exist_ok=True)
     bench = bench_opener(f"job-{socket.gethostname()}-{os.getpid()}")
     try:
         outcomes = [_execute_one(folder, plan, index, bench.execute) for index in indices]

@@ -30,6 +30,7 @@ from qgexec.batch.jobs import Jobs
 from qgexec.books.linefile import file_error
 from qgexec.books.rundir import RunDir, write_aside
 from qgexec.books.runsettings import OptionValue
+from qgexec.books.trust import is_trusted
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError
 from qgexec.regularfile import open_regular, read_regular
@@ -95,11 +96,16 @@ class Round:
 
     def job_command(self, job: str) -> tuple[str, ...]:
         """Return how a job is called; ``job`` is its number, or what the batch system replaces by it."""
-        return (*self.command, "worker", str(self.run_dir), "--round", str(self.number), "--job", job)
+        return (*self._call("worker"), "--job", job)
 
     def closing_command(self) -> tuple[str, ...]:
         """Return how the job is called that ingests and closes the books after all others."""
-        return (*self.command, "collect", str(self.run_dir), "--round", str(self.number))
+        return self._call("collect")
+
+    def _call(self, verb: str) -> tuple[str, ...]:
+        # Who submits has checked the run directory, or was told to trust it: jobs are told so, too.
+        trust = () if is_trusted(self.run_dir) else ("--trust-owner",)
+        return (*self.command, verb, str(self.run_dir), *trust, "--round", str(self.number))
 
     @property
     def ticket(self) -> Ticket | None:

@@ -110,7 +110,7 @@ class LineFile:
         self._broken = False
         try:
             self._fd: int | None = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666
+                path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o664
             )
         except OSError as err:
             raise file_error("create", path, err, JournalError) from err

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qgexec.books.trust import check_trusted
 from qgexec.cli import EXIT_FAILED, logoptions
-from qgexec.cli.inspect import RUN_DIR
+from qgexec.cli.inspect import RUN_DIR, TRUST_OWNER
 from qgexec.cli.measuring import find_debugger
 from qgexec.errors import UsageError
 from qgexec.plaintext import printable
@@ -47,7 +48,8 @@ _LOG_BYTES = 4 << 30
 @click.option(
     "--attempt", metavar="N", type=click.IntRange(min=1), help="Number of the attempt; default: the last."
 )
-def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
+@TRUST_OWNER
+def log(*, run_dir: Path, quantum: str, attempt: int | None, trust_owner: bool) -> None:
     """Print the log of an attempt at a quantum, and where it was when it was ended.
 
     QUANTUM is an index, a UUID, or label{key: value, ...} as the report prints
@@ -69,6 +71,8 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
     if found.path is not None:
         text = _read(found.path)
     else:
+        # It is in the repository that the run directory names, whose configuration says what is imported.
+        check_trusted(run_dir, trust_owner=trust_owner)
         from qgexec.rubin.logdataset import read_log
 
         context = books.read_settings().context
@@ -109,7 +113,8 @@ def _read(path: Path) -> str:
 @click.option(
     "--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep its outputs in this new folder."
 )
-def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> None:
+@TRUST_OWNER
+def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None, trust_owner: bool) -> None:
     """Execute one quantum again, in this process, under a debugger.
 
     It reads its real inputs, those that other quanta of the run have written
@@ -122,6 +127,7 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
     from qgexec.books.rundir import RunDir
     from qgexec.scheduling.quantumname import find_quantum
 
+    check_trusted(run_dir, trust_owner=trust_owner)
     module = find_debugger(debugger)
     books = RunDir.open(run_dir)
     settings = books.read_settings()

@@ -96,7 +96,8 @@ def ask(batch_round: Round) -> RoundStatus | None:
         It does not answer.
     """
     model = find_model(batch_round.model, settings=batch_round.settings)
-    assert isinstance(model, BatchModel)
+    if not isinstance(model, BatchModel):
+        raise ModelError(f"{batch_round.folder / 'round.json'} names {batch_round.model}: no batch system")
     ticket = batch_round.ticket or model.system.find(batch_round)
     return None if ticket is None else model.system.look(batch_round, ticket)
 
