@@ -54,6 +54,7 @@ from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
 from qgexec.scheduling.parts import Part
 from qgexec.scheduling.scheduler import Scheduler
+from qgexec.standardstreams import open_standard_streams
 from qgexec.verdict import QuantaFailedError, QuantaTimedOutError, raise_if_failed, upstream_report
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ class GraphExecutor(QuantumGraphExecutor):
         interrupted: Callable[[int], None] = lambda _count: None,
         tell: Callable[[], None] = lambda: None,
     ) -> None:
+        open_standard_streams()
         if butler is None and quantum_executor is None:
             raise UsageError(
                 "GraphExecutor has neither a butler nor a quantum_executor.",

@@ -10,7 +10,7 @@ from lsst.pipe.base import Pipeline
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
 from qgexec.config.buildoptions import ChangeKind, PipelineChange, PipelineOptions
-from qgexec.errors import UsageError
+from qgexec.errors import NotUtf8Error, UsageError
 from qgexec.foreign import no_exit
 from qgexec.regularfile import UnfitFileError
 from qgexec.rubin.compat import keeping_package_metadata
@@ -167,6 +167,8 @@ def _read(file: str | None) -> Pipeline:
         raise UsageError(
             f"the pipeline file {file} does not exist", hint="Check the path after -p."
         ) from None
+    except UnicodeEncodeError as error:
+        raise NotUtf8Error(error.object) from error
     except Exception as error:  # whatever the file's content makes upstream raise
         raise UsageError(f"{file} is not a valid pipeline file: {_brief(error)}") from error
 

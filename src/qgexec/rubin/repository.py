@@ -12,7 +12,7 @@ from lsst.daf.butler import Butler, ButlerConfig, Config, StorageClassFactory
 from lsst.resources import ResourcePath, ResourcePathExpression
 from sqlalchemy.engine import make_url
 
-from qgexec.errors import RepositoryError
+from qgexec.errors import NotUtf8Error, RepositoryError
 from qgexec.regularfile import YAML_BYTES, check_regular
 from qgexec.rubin.compat import butler_config, registry_file
 
@@ -62,6 +62,8 @@ def open_butler(repository: str | Butler, *, writeable: bool = False) -> Iterato
             f"there is no butler repository {repository}: {error}",
             hint="Check the path or alias given with -b.",
         ) from error
+    except UnicodeEncodeError as error:
+        raise NotUtf8Error(error.object) from error
     except Exception as error:  # configurations, databases and URIs of any kind
         if writeable:
             # Merely opening a butler for writing writes to its registry.
