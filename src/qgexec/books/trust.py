@@ -76,7 +76,8 @@ def _find_fault(folder: Path) -> tuple[Path, str, str] | None:
                     return path, f"belongs to {name}", f"If you trust {name} with all that you may do"
             # Where the sticky bit is set nobody can replace what others have in a folder.
             sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
-            if found.st_mode & stat.S_IWOTH and not sticky:
+            is_plain = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)  # others are not read
+            if is_plain and found.st_mode & stat.S_IWOTH and not sticky:
                 mend = f"If nobody has changed it: chmod o-w {shlex.quote(str(path))}"
                 return path, "can be written by everybody", f"{mend}\nIf you trust everybody on this machine"
     return None
