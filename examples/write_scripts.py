@@ -20,7 +20,7 @@ class ScriptWriter:
     def execute(self, quanta):
         self.folder.mkdir(parents=True)
         run_dir = shlex.quote(quanta.context.run_dir)
-        qgexec = f"{shlex.quote(sys.executable)} -m qgexec"
+        qgexec = f"{shlex.quote(sys.executable)} -P -m qgexec"
         rules = []
         for node in quanta:
             script = self.folder / f"{node.index}.sh"

@@ -283,6 +283,9 @@ def test_an_executor_that_is_imported(
     [
         ("no.such.module:Executor", {}, "No module named 'no'"),
         ("tests.kit.tasks.countingexecutor:Missing", {}, "no attribute 'Missing'"),
+        ("os:system", {"command": "true"}, "os:system is no quantum executor"),
+        ("subprocess:Popen", {"args": ["true"]}, "is no quantum executor"),
+        ("tests.kit.tasks.countingexecutor:make_anything", {}, "is no quantum executor"),
         ("tests.kit.tasks.countingexecutor:CountingExecutor", {"folder": Path("/tmp")}, "written as JSON"),
         ("tests.kit.tasks.countingexecutor:CountingExecutor", {"folder": math.nan}, "written as JSON"),
     ],
@@ -291,6 +294,12 @@ def test_an_executor_that_cannot_be_imported(path: str, arguments: dict[str, obj
     """It is told before anything is begun."""
     with pytest.raises(UsageError, match=said):
         GraphExecutor(quantum_executor=ImportedExecutor(path, arguments))
+
+
+def test_a_function_that_makes_executors(tmp_path: Path) -> None:
+    """It is taken where it says that it does."""
+    named = ImportedExecutor("tests.kit.tasks.countingexecutor:make_executor", {"folder": str(tmp_path)})
+    assert isinstance(named.make(), CountingExecutor)
 
 
 class _DetectorsInTurn(ExecutionGraphFixup):

@@ -54,6 +54,7 @@ from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
 from qgexec.scheduling.parts import Part
 from qgexec.scheduling.scheduler import Scheduler
+from qgexec.standardstreams import open_standard_streams
 from qgexec.verdict import QuantaFailedError, QuantaTimedOutError, raise_if_failed, upstream_report
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ class GraphExecutor(QuantumGraphExecutor):
         interrupted: Callable[[int], None] = lambda _count: None,
         tell: Callable[[], None] = lambda: None,
     ) -> None:
+        open_standard_streams()
         if butler is None and quantum_executor is None:
             raise UsageError(
                 "GraphExecutor has neither a butler nor a quantum_executor.",
@@ -248,6 +250,7 @@ class GraphExecutor(QuantumGraphExecutor):
         observe: Observe | None = None,
         interrupted: Callable[[int], None] = lambda _count: None,
         tell: Callable[[], None] = lambda: None,
+        trust_owner: bool = False,
         **changes: Any,
     ) -> Self:
         """Return an executor that can go on with a run: all is as it was, but for what is given here.
@@ -260,6 +263,8 @@ class GraphExecutor(QuantumGraphExecutor):
             As for the class. A run with an executor object of the client's own needs it again.
         config
             What is to hold besides, or instead of, what the run was told of resources and retries.
+        trust_owner
+            Go on with a run whose files belong to another user, or can be written by everybody.
         **changes
             Attributes of `qgexec.config.runoptions.RunOptions`.
 
@@ -267,10 +272,12 @@ class GraphExecutor(QuantumGraphExecutor):
         ------
         qgexec.errors.RunDirError
             It is no run directory.
+        qgexec.errors.UntrustedError
+            Others could have written what it says.
         qgexec.errors.UsageError
             There is no such option, or it makes no sense.
         """
-        books, settings = reopen(Path(run_dir))
+        books, settings = reopen(Path(run_dir), trust_owner=trust_owner)
         quantum_executor = quantum_executor or ImportedExecutor.of_run(settings.options)
         if settings.options.get("own_executor") and quantum_executor is None:
             raise UsageError(

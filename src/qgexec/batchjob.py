@@ -33,7 +33,7 @@ from qgexec.books.journal import DamagedLine, Journal, Position, last_epoch, rea
 from qgexec.books.rundir import RunDir, reopen, write_aside
 from qgexec.books.runsettings import RunSettings
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import QgexecError, UsageError
+from qgexec.errors import QgexecError, UntrustedError, UsageError
 from qgexec.events import (
     AttemptEvent,
     AttemptFailed,
@@ -97,6 +97,8 @@ def run_job(
     round_number: int,
     number: int,
     margins: JobMargins = JobMargins(),
+    *,
+    trust_owner: bool = False,
 ) -> bool:
     """Execute what is left of a batch job.
 
@@ -110,6 +112,8 @@ def run_job(
         Number of the job in it, from 0.
     margins
         What it keeps of its limits for itself.
+    trust_owner
+        Whoever could have written to the run directory is trusted.
 
     Returns
     -------
@@ -122,7 +126,7 @@ def run_job(
     qgexec.errors.QgexecError
         The run directory cannot be used, or no worker starts.
     """
-    job = _Job.open(run_dir, round_number, number)
+    job = _Job.open(run_dir, round_number, number, trust_owner=trust_owner)
     batch_round, cancel_file = job.batch_round, job.books.cancel_file
     if cancel_file.exists():
         return True
@@ -161,12 +165,14 @@ class _Job:
     options: RunOptions
 
     @classmethod
-    def open(cls, run_dir: Path, round_number: int, number: int) -> Self:
+    def open(cls, run_dir: Path, round_number: int, number: int, *, trust_owner: bool) -> Self:
         """Read what there is to know of it."""
         try:
-            books, settings = reopen(run_dir)
+            books, settings = reopen(run_dir, trust_owner=trust_owner)
             batch_round = Round.open(round_folder(books, round_number))
             plan = books.load_plan()
+        except UntrustedError:
+            raise
         except QgexecError as error:
             where = f"This is {socket.gethostname()}: machines that execute jobs must see the run directory, "
             error.hint = f"{error.hint}\n{where}the graph and the repository, by the same paths.".lstrip()

@@ -4,6 +4,7 @@
 
     QgexecError
       x UsageError
+        + NotUtf8Error
       x GraphError
         + UnknownQuantumError
       x RepositoryError
@@ -13,6 +14,7 @@
       x RunDirError
         + JournalError
           * RunHeldError
+        + UntrustedError
       x IllegalEventError
       x ModelError
         + WorkerStartError
@@ -33,6 +35,7 @@ __all__ = [
     "InitOutputsError",
     "JournalError",
     "ModelError",
+    "NotUtf8Error",
     "QgexecError",
     "QuantumTimeUp",
     "RepositoryError",
@@ -40,6 +43,7 @@ __all__ = [
     "RunHeldError",
     "RunInterrupted",
     "UnknownQuantumError",
+    "UntrustedError",
     "UsageError",
     "WorkerStartError",
 ]
@@ -79,6 +83,26 @@ class UsageError(QgexecError):
     """Options or arguments that make no sense, alone or together."""
 
 
+class NotUtf8Error(UsageError):
+    """A name has bytes that are not UTF-8, and something has to know it that takes none.
+
+    The stack names files by URIs, and keeps text in databases. Python writes each such byte as half a
+    character, which cannot be encoded again.
+
+    Parameters
+    ----------
+    name
+        What holds it.
+    """
+
+    def __init__(self, name: str) -> None:
+        shown = name.encode("utf-8", "backslashreplace").decode("utf-8")
+        super().__init__(
+            f"{shown[:1000]}: there are bytes in this name that are not UTF-8, and lsst.resources takes none",
+            hint="Rename it, or name a link that leads there; if it is the current folder, work in another.",
+        )
+
+
 class GraphError(QgexecError):
     """The quantum graph cannot be read, or cannot be executed as it is."""
 
@@ -113,6 +137,10 @@ class JournalError(RunDirError):
 
 class RunHeldError(JournalError):
     """Another driver has the run in hand, or may have."""
+
+
+class UntrustedError(RunDirError):
+    """Others may have written what a run directory says, and nobody has said that they are trusted."""
 
 
 class IllegalEventError(QgexecError):

@@ -58,8 +58,17 @@ def prepare(repository: str, graph: AnyGraph, preparation: Preparation) -> Prepa
         return prepare_run(repository, prepare_graph(graph, Path(folder), repository), preparation)
 
 
-def execute_quanta(run_dir: Path, indices: Sequence[int]) -> bool:
+def execute_quanta(run_dir: Path, indices: Sequence[int], *, trust_owner: bool = False) -> bool:
     """Execute single quanta of a run in this process, without a driver.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+    indices
+        Which, each after its prerequisites.
+    trust_owner
+        Whoever could have written to the run directory is trusted.
 
     Returns
     -------
@@ -71,8 +80,7 @@ def execute_quanta(run_dir: Path, indices: Sequence[int]) -> bool:
     qgexec.errors.QgexecError
         The run directory cannot be used, or there is no such quantum.
     """
-    books = RunDir.open(run_dir)
-    settings = books.read_settings()
+    books, settings = reopen(run_dir, trust_owner=trust_owner)
     context = settings.context
     logging = RunOptions.from_json(settings.options).logging
     places = Books(str(books.segments), 0, str(books.logs), "INFO", logging=logging)
@@ -86,8 +94,17 @@ def execute_quanta(run_dir: Path, indices: Sequence[int]) -> bool:
     return scripted.execute_quanta(books, books.load_plan(), indices, opener)
 
 
-def collect(run_dir: Path, *, force: bool = False) -> int:
+def collect(run_dir: Path, *, force: bool = False, trust_owner: bool = False) -> int:
     """Take outputs of finished quanta that the registry does not have yet into it.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+    force
+        Believe that a driver on another host, which has not closed its books, is gone.
+    trust_owner
+        Whoever could have written to the run directory is trusted.
 
     Returns
     -------
@@ -99,7 +116,7 @@ def collect(run_dir: Path, *, force: bool = False) -> int:
     qgexec.errors.QgexecError
         The run directory or the registry cannot be used.
     """
-    books, settings = reopen(run_dir)
+    books, settings = reopen(run_dir, trust_owner=trust_owner)
     opened = OpenRun(books, settings.context, books.load_plan(), settings.run_is_new, settings.created_at)
     ingestion = InlineIngestion(ingester_opener(opened), books.segments)
     options = RunOptions.from_json(settings.options)
@@ -122,7 +139,9 @@ def collect(run_dir: Path, *, force: bool = False) -> int:
     return scripted.collect(books, opened.plan, ingestion, policy=policy, harvest=harvest, force=force)
 
 
-def close_round(run_dir: Path, number: int, *, patience_s: float = _PATIENCE_S) -> bool:
+def close_round(
+    run_dir: Path, number: int, *, patience_s: float = _PATIENCE_S, trust_owner: bool = False
+) -> bool:
     """Do what the closing job of a round does: record, take in, and submit what is to be tried again.
 
     While a driver watches the run nothing is done: it does all of that itself.
@@ -135,6 +154,8 @@ def close_round(run_dir: Path, number: int, *, patience_s: float = _PATIENCE_S) 
         Number of the round; all its other jobs have ended.
     patience_s
         Time after which whoever still shows signs of life has the run in hand indeed, seconds.
+    trust_owner
+        Whoever could have written to the run directory is trusted.
 
     Returns
     -------
@@ -146,13 +167,14 @@ def close_round(run_dir: Path, number: int, *, patience_s: float = _PATIENCE_S) 
     qgexec.errors.QgexecError
         The run directory, the registry or the batch system cannot be used.
     """
-    books, settings = reopen(run_dir)
+    books, settings = reopen(run_dir, trust_owner=trust_owner)
     if not _is_left_alone(books, patience_s):
         _logger.warning("A driver watches the run in %s: it closes the books itself.", books.path)
         return True
     found = read_report(run_dir)
     if books.cancel_file.exists() or found.stop_reason is not None:
-        collect(run_dir, force=True)  # nothing more is to be submitted
+        # Nothing more is to be submitted.
+        collect(run_dir, force=True, trust_owner=trust_owner)
         return False
     batch_round = Round.open(round_folder(books, number))
     if batch_round.is_closed and has_ended(books.journal, last_epoch(books.journal)):
@@ -183,7 +205,7 @@ def _is_left_alone(books: RunDir, patience_s: float) -> bool:
         pause_s = min(2 * pause_s, _LOOK_PERIOD_S)
 
 
-def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:
+def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S, trust_owner: bool = False) -> None:
     """End a run, wherever it runs, and close its books; what is done is kept.
 
     Parameters
@@ -192,6 +214,8 @@ def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:
         The run directory.
     patience_s
         Time that its driver has to end, seconds.
+    trust_owner
+        Whoever could have written to the run directory is trusted.
 
     Raises
     ------
@@ -201,7 +225,7 @@ def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:
     qgexec.errors.RunHeldError
         Its driver does not end.
     """
-    books, settings = reopen(run_dir)
+    books, settings = reopen(run_dir, trust_owner=trust_owner)
     books.ask_to_cancel()
     end_driver(books.journal)
     options = RunOptions.from_json(settings.options)
@@ -209,7 +233,7 @@ def cancel(run_dir: Path, *, patience_s: float = _PATIENCE_S) -> None:
     if not _is_left_alone(books, patience_s):
         check_free(books.journal)
     _remove_jobs(books, options)  # the driver may have been about to submit
-    collect(run_dir, force=True)
+    collect(run_dir, force=True, trust_owner=trust_owner)
 
 
 def _remove_jobs(books: RunDir, options: RunOptions) -> None:

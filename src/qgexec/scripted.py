@@ -17,6 +17,7 @@ from qgexec.books.codec import decode, encode
 from qgexec.books.history import History
 from qgexec.books.holder import read_when_free, this_process
 from qgexec.books.journal import Journal
+from qgexec.books.linefile import file_error
 from qgexec.books.rundir import RunDir
 from qgexec.errors import RunDirError, UsageError
 from qgexec.events import (
@@ -33,6 +34,7 @@ from qgexec.events import (
 from qgexec.ingestion.base import Ingestion
 from qgexec.models.base import BenchOpener
 from qgexec.quantum import Attempt
+from qgexec.regularfile import read_regular
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
 from qgexec.scheduling.scheduler import Scheduler
@@ -76,7 +78,7 @@ def execute_quanta(run_dir: RunDir, plan: Plan, indices: Sequence[int], bench_op
                 hint=f"Indices go from 0 to {len(plan) - 1}.",
             )
     folder = run_dir.path / _FOLDER
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o775, exist_ok=True)
     bench = bench_opener(f"job-{socket.gethostname()}-{os.getpid()}")
     try:
         outcomes = [_execute_one(folder, plan, index, bench.execute) for index in indices]
@@ -182,7 +184,9 @@ def _new_events(folder: Path, scheduler: Scheduler) -> Iterator[Event]:
 
 def _read_outcome(path: Path) -> list[Event]:
     try:
-        return [decode(line) for line in path.read_bytes().splitlines(keepends=True)]
+        return [decode(line) for line in read_regular(path).splitlines(keepends=True)]
+    except OSError as error:
+        raise file_error("read", path, error, RunDirError) from error
     except ValueError as error:
         raise RunDirError(
             f"The outcome file {path} is damaged: {error}",

@@ -115,6 +115,30 @@ def test_after_a_failed_sync_nothing_more_is_taken(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "x").read_bytes() == json_line(HEADER)
 
 
+def test_a_file_that_was_closed_in_passing_goes_on(tmp_path: Path) -> None:
+    """Whoever closes all descriptors costs nothing; what has its number then is left alone."""
+    file = LineFile(tmp_path / "lines", HEADER)
+    os.close(file._fd or -1)
+    other = os.open("/", os.O_RDONLY)
+    file.write(b"one\n")
+    assert file.end() == (tmp_path / "lines").stat().st_size
+    os.close(file._fd or -1)
+    file.close()
+    assert (tmp_path / "lines").read_bytes().endswith(b"}\none\n")
+    os.fstat(other)
+    os.close(other)
+
+
+def test_another_file_in_its_place_is_not_written(tmp_path: Path) -> None:
+    """Where the file was closed in passing, and is not there any more, that is said."""
+    file = LineFile(tmp_path / "lines", HEADER)
+    os.close(file._fd or -1)
+    (tmp_path / "lines").rename(tmp_path / "moved")
+    with pytest.raises(JournalError, match="cannot open"):
+        file.write(b"one\n")
+    file.close()
+
+
 def test_a_closed_file_takes_nothing_and_closes_again(tmp_path: Path) -> None:
     """Closing twice is fine; writing then is an error and not a write to some other file."""
     file = LineFile(tmp_path / "x", HEADER)

@@ -66,7 +66,7 @@ def test_nobody_can_be_told(command: list[str]) -> None:
 def test_what_nobody_has_foreseen(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """It is shown whole, and is no verdict either."""
 
-    def broken(run_dir: Path, *, force: bool) -> int:
+    def broken(run_dir: Path, *, force: bool, trust_owner: bool) -> int:
         raise ZeroDivisionError("no quanta at all")
 
     monkeypatch.setattr("qgexec.offline.collect", broken)

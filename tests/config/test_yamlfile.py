@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ class TestReading:
         lines += [f"a{n}: &a{n} {{p: *a{n - 1}, q: *a{n - 1}}}" for n in range(1, 60)]
         assert variables_in(read_yaml(_file(tmp_path, "\n".join(lines)))) == {"v"}
 
+    def test_many_merges_are_cheap(self, tmp_path: Path) -> None:
+        """Sections that are merged into one another many times are not multiplied out."""
+        lines = ["a0: &a0 {x: 0, y: 1}"]
+        lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}], y: {n}}}" for n in range(1, 30)]
+        assert _plain(read_yaml(_file(tmp_path, "\n".join(lines))).section["a29"]) == {"x": 0, "y": 29}
+
+    def test_a_section_that_is_merged_into_itself(self, tmp_path: Path) -> None:
+        """It has its own keys."""
+        assert _plain(read_yaml(_file(tmp_path, "a: &a\n  <<: *a\n  x: 1\n"))) == {"a": {"x": 1}}
+
     def test_repeated_keys(self, tmp_path: Path) -> None:
         """The last of a key that stands twice counts, and the section says so."""
         path = _file(tmp_path, "a: 1\nb: 2\na: 3\n")
@@ -106,10 +117,24 @@ class TestReading:
         (tmp_path / "bytes.yaml").write_bytes(b"a: \xff\xfe\n")
         (tmp_path / "control.yaml").write_bytes(b"a: \x01\n")
         _file(tmp_path, "[" * 100_000, "deep.yaml")
-        for name in ("missing.yaml", ".", "bytes.yaml", "control.yaml", "deep.yaml"):
+        os.mkfifo(tmp_path / "fifo.yaml")
+        (tmp_path / "zeros.yaml").symlink_to("/dev/zero")
+        (tmp_path / "huge.yaml").touch()
+        os.truncate(tmp_path / "huge.yaml", 1 << 40)
+        for name in (
+            "missing.yaml",
+            ".",
+            "bytes.yaml",
+            "control.yaml",
+            "deep.yaml",
+            "fifo.yaml",
+            "zeros.yaml",
+        ):
             with pytest.raises(UsageError) as raised:
                 read_yaml(tmp_path / name)
             assert str(tmp_path) in raised.value.message
+        with pytest.raises(UsageError, match="it is larger than 1 MiB"):
+            read_yaml(tmp_path / "huge.yaml")
 
 
 class TestIncludes:
@@ -180,6 +205,27 @@ class TestVariables:
         with pytest.raises(UsageError, match=r"^x\.yaml:1: "):
             resolve(_node(text), [layer])
 
+    @pytest.mark.parametrize("deepest", ["", "x", "x" * 60_000])
+    def test_keys_that_name_one_another_many_times(self, deepest: str) -> None:
+        """What ten keys, each naming the next ten times, stand for is not worked out, however short it is."""
+        layer = _node({f"k{n}": f"{{k{n + 1}}}" * 10 for n in range(10)} | {"k10": deepest}).section
+        with pytest.raises(UsageError, match=r"^x\.yaml:1: "):
+            resolve(_node("{k0}"), [layer])
+
+    def test_long_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As much as an environment has in a variable is taken, and no more."""
+        monkeypatch.setenv("LONG", "x" * 65_535)
+        assert resolve(_node("${LONG}:"), []) == "x" * 65_535 + ":"
+        with pytest.raises(UsageError, match="longer than 64 KiB"):
+            resolve(_node("${LONG}::"), [])
+
+    def test_a_long_chain(self) -> None:
+        """Keys of which each names the next are followed fifty times."""
+        layer = _node({f"k{n}": f"{{k{n + 1}}}" for n in range(10_000)} | {"k10000": 7}).section
+        assert resolve(_node("{k9960}"), [layer]) == "7"
+        with pytest.raises(UsageError, match="too many"):
+            resolve(_node("{k0}"), [layer])
+
 
 _trees = st.recursive(
     st.none() | st.integers() | st.text(max_size=3),
@@ -204,6 +250,13 @@ class TestMerging:
         upper, lower = _leaves(above), _leaves(below)
         assert all(both[path] == value for path, value in upper.items() if value is not None)
         assert all(both[path] in (upper.get(path), lower.get(path)) for path in both)
+
+    def test_anchors_are_not_multiplied_out(self, tmp_path: Path) -> None:
+        """Two files whose sections stand in a million places each are laid over one another."""
+        lines = ["a0: &a0 {x: 0}"]
+        lines += [f"a{n}: &a{n} {{p: *a{n - 1}, q: *a{n - 1}}}" for n in range(1, 60)]
+        root = read_yaml(_file(tmp_path, "\n".join(lines)))
+        assert variables_in(merged(root, read_yaml(_file(tmp_path, "\n".join(lines), "b.yaml")))) == set()
 
     @given(_trees)
     def test_nothing_changes_nothing(self, tree: Any) -> None:

@@ -50,6 +50,7 @@ UNREADABLE = {
 """Pages with blocks of text that is neither command nor code, and why this module does not read them."""
 
 SHELLS_OWN = {
+    "chmod": "takes a right from a file that is not there",
     "kill": "sends a signal to a process that is not there",
     "export": "is the shell's",
     "jq": "is a program of somebody else's",

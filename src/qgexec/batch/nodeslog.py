@@ -16,6 +16,7 @@ from qgexec.batch.system import JobEnd, JobState, JobStatus
 from qgexec.books.holder import silent_for
 from qgexec.books.linefile import file_error
 from qgexec.errors import RunDirError
+from qgexec.regularfile import open_regular
 
 __all__ = ["NodeStory", "NodesLog", "is_memory_hold", "is_time_hold"]
 
@@ -94,7 +95,7 @@ class NodesLog:
             The log is there and cannot be read.
         """
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(self._offset)
                 rest = b""
                 while chunk := file.read(_CHUNK):

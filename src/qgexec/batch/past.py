@@ -10,6 +10,7 @@ from typing import Any
 from qgexec.books.linefile import file_error
 from qgexec.books.rundir import write_aside
 from qgexec.errors import RunDirError
+from qgexec.regularfile import read_regular
 from qgexec.scheduling.policy import Account, Cause
 from qgexec.scheduling.troubles import Past
 
@@ -43,7 +44,7 @@ def read_pasts(path: Path) -> dict[int, Past]:
         It is missing, damaged, or of a newer version.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_regular(path))
         if values["format"] != _FORMAT:
             raise ValueError(f"its format is {values['format']!r}")
         if values["version"] > PAST_VERSION:

@@ -84,7 +84,8 @@ def make_round(
     folder = round_folder(run_dir, number)
     try:
         for path in (folder, folder / "logs", folder / "journals"):
-            path.mkdir(parents=True, exist_ok=True)  # the unfinished one of whoever died here is of no use
+            path.parent.mkdir(mode=0o775, exist_ok=True)
+            path.mkdir(mode=0o775, exist_ok=True)  # the unfinished one of whoever died here is of no use
     except OSError as error:
         raise file_error("make", folder, error, RunDirError) from error
     name = f"qgexec-{uuid.uuid4().hex[:12]}-{number}"

@@ -30,8 +30,10 @@ from qgexec.batch.jobs import Jobs
 from qgexec.books.linefile import file_error
 from qgexec.books.rundir import RunDir, write_aside
 from qgexec.books.runsettings import OptionValue
+from qgexec.books.trust import is_trusted
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError
+from qgexec.regularfile import open_regular, read_regular
 
 __all__ = ["ROUND_VERSION", "Round", "Ticket", "last_round", "round_folder", "rounds"]
 
@@ -94,18 +96,23 @@ class Round:
 
     def job_command(self, job: str) -> tuple[str, ...]:
         """Return how a job is called; ``job`` is its number, or what the batch system replaces by it."""
-        return (*self.command, "worker", str(self.run_dir), "--round", str(self.number), "--job", job)
+        return (*self._call("worker"), "--job", job)
 
     def closing_command(self) -> tuple[str, ...]:
         """Return how the job is called that ingests and closes the books after all others."""
-        return (*self.command, "collect", str(self.run_dir), "--round", str(self.number))
+        return self._call("collect")
+
+    def _call(self, verb: str) -> tuple[str, ...]:
+        # Who submits has checked the run directory, or was told to trust it: jobs are told so, too.
+        trust = () if is_trusted(self.run_dir) else ("--trust-owner",)
+        return (*self.command, verb, str(self.run_dir), *trust, "--round", str(self.number))
 
     @property
     def ticket(self) -> Ticket | None:
         """What the batch system calls it; `None` where that was never written down."""
         path = self.folder / "ticket.json"
         try:
-            ticket = json.loads(path.read_bytes())
+            ticket = json.loads(read_regular(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -160,7 +167,7 @@ class Round:
         """
         path = folder / "round.json"
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(read_regular(path))
             if values["format"] != _FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             if values["version"] > ROUND_VERSION:
@@ -185,7 +192,7 @@ class Round:
 
 def _read_jobs(path: Path) -> Jobs:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
             return Jobs.from_arrays(dict(arrays))
     except OSError as error:
         raise file_error("read", path, error, RunDirError) from error

@@ -41,6 +41,7 @@ from qgexec.batch.system import JobEnd, JobState, JobStatus, Pace, PlannedCall, 
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import ModelError
 from qgexec.plaintext import printable
+from qgexec.regularfile import open_regular, read_regular
 
 __all__ = ["SlurmSystem"]
 
@@ -51,6 +52,9 @@ _SUBMIT_S = 300.0
 
 _SHARE = 2
 """A round has at most one part in so many of the jobs that Slurm can hold: others want some too."""
+
+_LAST_BYTES = 1 << 20
+"""What is read of the end of what a job printed."""
 
 _MAX_TASKS = 1000
 """The most jobs in an array, where Slurm would take more: smaller ones wait for less."""
@@ -324,11 +328,21 @@ def _check_sizes(batch_round: Round, arrays: Sequence[Array], machines: Sequence
 
 def _with_words(line: Line, log: Path) -> JobStatus:
     """Return how a job ended, also where Slurm has said why it killed it only to whoever reads its log."""
-    if line.status.end is not JobEnd.SIGNALLED or line.job_id is None or not log.exists():
+    if line.status.end is not JobEnd.SIGNALLED or line.job_id is None:
         return line.status
-    if f"StepId={line.job_id}.batch exceeded memory limit" not in log.read_text(errors="replace"):
+    if f"StepId={line.job_id}.batch exceeded memory limit".encode() not in _end_of(log):
         return line.status
     return replace(line.status, end=JobEnd.OUT_OF_MEMORY, reason="exceeded memory limit")
+
+
+def _end_of(log: Path) -> bytes:
+    """Return the last of what a job printed; nothing where there is none."""
+    try:
+        with open_regular(log) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _is_left(line: Line) -> bool:
@@ -349,7 +363,7 @@ def _note(batch_round: Round, ids: Sequence[int]) -> None:
 
 def _noted(batch_round: Round) -> dict[int, int]:
     path = batch_round.folder / "submitted.txt"
-    lines = path.read_text().split() if path.exists() else []
+    lines = read_regular(path).decode().split() if path.exists() else []
     return {number: int(array) for number, array in enumerate(lines) if array.isdecimal()}
 
 

@@ -22,6 +22,7 @@ from qgexec.batch.slurmarrays import Array
 from qgexec.books.linefile import file_error
 from qgexec.books.rundir import RunDir
 from qgexec.errors import RunDirError, UsageError
+from qgexec.regularfile import read_regular
 
 __all__ = ["CLOSING", "array_options", "closing_options", "dependency", "read_arrays", "write_files"]
 
@@ -297,7 +298,7 @@ def read_arrays(batch_round: Round) -> list[dict[int, int]]:
     found = []
     for path in sorted((batch_round.folder / "arrays").glob("*.txt"), key=lambda path: int(path.stem)):
         try:
-            pairs = [line.split() for line in path.read_text().splitlines()]
+            pairs = [line.split() for line in read_regular(path).decode().splitlines()]
             found.append({int(index): int(job) for index, job in pairs})
         except OSError as error:
             raise file_error("read", path, error, RunDirError) from error

@@ -17,6 +17,7 @@ from qgexec.books.holder import check_not_held, check_silent, this_process
 from qgexec.books.journal import Journal, journal_file, last_epoch, read_writer
 from qgexec.books.rundir import RunDir, default_run_dir
 from qgexec.books.runsettings import RunSettings
+from qgexec.books.trust import check_trusted, is_trusted
 from qgexec.errors import JournalError, RunHeldError
 
 __all__ = ["Beginning", "begin", "find_place"]
@@ -54,7 +55,7 @@ def find_place(output_run: str, base: Path | None = None) -> Path:
 def _is_abandoned(path: Path) -> bool:
     run_dir = RunDir.unfinished(path)
     try:
-        if run_dir is None:
+        if run_dir is None or not is_trusted(path):
             return False
         _last_claim(run_dir)
     except (JournalError, OSError):
@@ -76,11 +77,14 @@ def begin(path: Path) -> Beginning:
         Another start has it in hand.
     qgexec.errors.RunDirError
         It cannot be made, or there is something in it; nothing has changed then.
+    qgexec.errors.UntrustedError
+        Others could have written what a killed start seems to have left there.
     """
     left = RunDir.unfinished(path)
     if left is None:
         new = RunDir.create(path)
         return Beginning(new, _claim(new, 0), None)
+    check_trusted(path)
     journal = _claim(left, _last_claim(left))
     left.make_ready_again()
     settings = left.read_settings() if left.settings_file.exists() else None

@@ -17,10 +17,22 @@ from qgexec.books.codec import JOURNAL_VERSION
 from qgexec.books.linefile import check_header, file_error, without_checksum
 from qgexec.errors import JournalError
 from qgexec.events import Birth
+from qgexec.regularfile import open_regular
 
-__all__ = ["DamagedHeaderError", "Header", "Writer", "counted_bytes", "read_header"]
+__all__ = [
+    "LONGEST_HEADER_BYTES",
+    "DamagedHeaderError",
+    "Header",
+    "Writer",
+    "check_length",
+    "counted_bytes",
+    "read_header",
+]
 
 _FORMAT = "qgexec-journal"
+
+LONGEST_HEADER_BYTES = 1 << 20
+"""Bounds what is read of a file to find its first line; it is longer by 20 bytes with each epoch."""
 
 
 class DamagedHeaderError(JournalError):
@@ -107,11 +119,23 @@ def read_header(path: Path, epoch: int) -> Header | None:
         As `Header.of`, or the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            line = file.readline()
+        with open_regular(path) as file:
+            line = file.readline(LONGEST_HEADER_BYTES)
     except OSError as err:
         raise file_error("read", path, err, JournalError) from err
-    return Header.of(line, path, epoch) if line.endswith(b"\n") else None
+    return Header.of(line, path, epoch) if line.endswith(b"\n") else check_length(line, path)
+
+
+def check_length(line: bytes, path: Path) -> None:
+    """Check that what was read of a first line may be the beginning of a header.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        It is longer than any.
+    """
+    if len(line) >= LONGEST_HEADER_BYTES:
+        raise JournalError(f"{path}:1: not the header of a {_FORMAT} file: it is too long")
 
 
 def counted_bytes(files: Iterable[tuple[int, Path]]) -> dict[int, int]:

@@ -29,6 +29,7 @@ from qgexec.books.linefile import LineFile, check_header, file_error, json_line,
 from qgexec.errors import JournalError, RunHeldError
 from qgexec.events import Event, RunEnded
 from qgexec.quantum import SegmentRef
+from qgexec.regularfile import open_regular
 
 __all__ = [
     "FSYNC_EVERY_S",
@@ -135,7 +136,7 @@ def has_ended(folder: Path, epoch: int) -> bool:
     """
     path = journal_file(folder, epoch)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _HEADER_BYTES))
             lines = file.read().split(b"\n")
     except OSError as err:
@@ -392,7 +393,7 @@ def read_detail(folder: Path, ref: SegmentRef) -> dict[str, Any]:
     if path.name != ref.segment:
         raise JournalError(f"{ref.segment!r} is no name of a segment file in {folder}")
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             header = os.pread(file.fileno(), _HEADER_BYTES, 0).partition(b"\n")[0]
             line = os.pread(file.fileno(), ref.length + 1, ref.offset - 1)
     except OSError as err:

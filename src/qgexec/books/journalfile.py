@@ -6,20 +6,26 @@ A line whose checksum is wrong is not what its writer wrote: it is an error, or 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from qgexec.books.codec import decode
-from qgexec.books.headers import DamagedHeaderError, Header
+from qgexec.books.headers import LONGEST_HEADER_BYTES, DamagedHeaderError, Header, check_length
 from qgexec.books.linefile import without_checksum
 from qgexec.errors import JournalError
 from qgexec.events import Event
+from qgexec.regularfile import open_regular
 
-__all__ = ["DamagedLine", "FileReader", "Position", "tell_of_damage"]
+__all__ = ["LONGEST_LINE_BYTES", "DamagedLine", "FileReader", "Position", "tell_of_damage"]
 
 _logger = logging.getLogger(__name__)
+
+LONGEST_LINE_BYTES = 64 << 20
+"""Bounds what a line takes to read; that on 7 million quanta is shorter."""
 
 _N_TOLD = 5
 """Damaged lines that are named, each; of more the number."""
@@ -74,8 +80,9 @@ class FileReader:
 
     def read(self, begin: Position) -> Generator[Event, None, Position]:
         """Yield events from a place on; return the place up to which all lines were whole."""
-        with self.path.open("rb") as file:
-            line = file.readline()
+        with open_regular(self.path) as file:
+            line = file.readline(LONGEST_HEADER_BYTES)
+            check_length(line, self.path)
             if not line.endswith(b"\n") or max(len(line), begin.offset) > self.counted_bytes:
                 return begin
             try:
@@ -88,9 +95,11 @@ class FileReader:
             file.seek(begin.offset)
             return (yield from self._read_lines(file, begin))
 
-    def _read_lines(self, file: Iterable[bytes], begin: Position) -> Generator[Event, None, Position]:
+    def _read_lines(self, file: BinaryIO, begin: Position) -> Generator[Event, None, Position]:
         offset, number = begin.offset, begin.lines
-        for line in file:
+        for line in iter(partial(file.readline, LONGEST_LINE_BYTES), b""):
+            if len(line) == LONGEST_LINE_BYTES:
+                raise _damage(self.path, number + 1, f"it is longer than {LONGEST_LINE_BYTES >> 20} MiB")
             # Half a line may be written right now: going on would read its rest as a line of its own.
             if line[-1] != 0x0A or offset + len(line) > self.counted_bytes:
                 break

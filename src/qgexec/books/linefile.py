@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import Any, TypeVar, cast
 from zlib import crc32
 
 from qgexec.errors import JournalError, RunDirError
+from qgexec.regularfile import UnfitFileError
 
 __all__ = [
     "LineFile",
@@ -36,6 +38,10 @@ _CHECKSUM = b',"z":"%08x"}\n'
 _CHECKSUM_BYTES = len(_CHECKSUM % 0)
 _CHECKSUM_KEY = _CHECKSUM.partition(b"%")[0]
 _DIGITS = slice(-11, -3)
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+
+_HIGH = 256
+"""From here on a number is that of no descriptor that was closed in passing and that its owner still uses."""
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -73,6 +79,8 @@ _Error = TypeVar("_Error", bound=RunDirError)
 
 def file_error(what: str, path: Path, err: OSError, error: type[_Error]) -> _Error:
     """Return the error for a file or folder that could not be made, written, read or synced, with advice."""
+    if isinstance(err, UnfitFileError):
+        return error(f"cannot {what} {path}: {err.strerror}", hint=f"See who put it there: ls -l {path}")
     match err.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             hint = "Free space on that file system (or raise the quota or file size limit), then start again."
@@ -106,11 +114,11 @@ class LineFile:
         self._torn = False
         self._broken = False
         try:
-            self._fd: int | None = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666
-            )
+            self._fd: int | None = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o664)
         except OSError as err:
             raise file_error("create", path, err, JournalError) from err
+        self._status = _status_of(self._fd)
+        self._inode = os.fstat(self._fd).st_ino
         try:
             self.write(json_line(header))
             self.sync()
@@ -141,7 +149,7 @@ class LineFile:
 
     def take_back(self, line: bytes) -> None:
         """Cut off the line that was written last, where that can be done."""
-        if self._fd is not None:
+        if self._fd is not None and _status_of(self._fd) == self._status:
             n_bytes = len(with_checksum(line) if self._checked else line)
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - n_bytes)
@@ -180,19 +188,15 @@ class LineFile:
         """Force everything to the disk and close; may be called twice."""
         if self._fd is None:
             return
-        fd = self._fd
         try:
             if not self._broken:
                 self.sync()
         finally:
-            self._fd = None
-            os.close(fd)
+            self._let_go()
 
     def discard(self) -> None:
         """Close the file and remove it."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._let_go()
         try:
             self.path.unlink(missing_ok=True)
         except OSError as err:
@@ -206,7 +210,44 @@ class LineFile:
                 f"{self.path} takes no more lines: an earlier sync of it failed",
                 hint="Check the file system that the run directory is on.",
             )
+        if _status_of(self._fd) != self._status:
+            self._fd = None
+            self._fd = self._reopened()
         return self._fd
+
+    def _reopened(self) -> int:
+        """Open the file again, which a task that closed all descriptors has closed."""
+        try:
+            fd = os.open(self.path, _FLAGS)
+        except OSError as err:
+            raise file_error("open", self.path, err, JournalError) from err
+        if os.fstat(fd).st_ino != self._inode:
+            os.close(fd)
+            raise JournalError(
+                f"{self.path} is another file than the one that this process made and a task has closed",
+                hint="Go on with the run: qgexec resume.",
+            )
+        with contextlib.suppress(OSError):  # so many are not allowed
+            low, fd = fd, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+            os.close(low)
+        return fd
+
+    def _let_go(self) -> None:
+        """Close the descriptor, unless its number is somebody else's by now."""
+        fd, self._fd = self._fd, None
+        if fd is not None and _status_of(fd) == self._status:
+            os.close(fd)
+
+
+def _status_of(fd: int) -> int | None:
+    """Return the flags of a descriptor, which are like those of few others; `None` where it is closed.
+
+    Asking for the file's number would be a question to its server, each time.
+    """
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GETFL)
+    except OSError:
+        return None
 
 
 def _no_room() -> int:

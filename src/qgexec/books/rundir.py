@@ -10,7 +10,8 @@
     batch/              what was submitted to batch systems: a folder for each round
 
 ``run.json`` and ``plan.npz`` are written aside, forced to the disk and renamed: each is there whole or not at
-all. Everything is made with the user's umask.
+all. Everything is made with the user's umask, but never so that everybody could write to it: who goes on with
+a run trusts what is there (`qgexec.books.trust`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +31,9 @@ import numpy as np
 
 from qgexec.books.linefile import file_error, sync_folder
 from qgexec.books.runsettings import RUN_FORMAT, RUN_VERSION, RunSettings, user_name
+from qgexec.books.trust import check_trusted
 from qgexec.errors import GraphError, RunDirError
+from qgexec.regularfile import open_regular, read_regular
 from qgexec.scheduling.plan import Plan
 
 __all__ = [
@@ -42,6 +46,9 @@ __all__ = [
 
 _BEFORE_SETTINGS = ("plan.npz", "graph.qg", "butler.yaml", "batch")
 """What may be there before ``run.json`` is; the last is that of a rehearsed submission."""
+
+_HEADER_BYTES = 65536
+"""Longest first line of a journal's file."""
 
 _ASIDE = (".run.json.*.tmp", ".plan.npz.*.tmp", ".*-graph.qg", ".again-*")
 """What is left of one of them whose writer was killed."""
@@ -84,6 +91,8 @@ class RunDir:
             for folder in (run_dir.journal, run_dir.segments, run_dir.logs):
                 folder.mkdir()
                 run_dir._made.append(folder)
+            for folder in (*run_dir._made, path):
+                _close_to_others(folder)
         except FileExistsError as err:  # of two who came at the same time, the other was first
             raise _taken(path) from err
         except OSError as err:
@@ -121,8 +130,7 @@ class RunDir:
         for folder in (self.segments, self.logs):
             if _exists(folder) and any(folder.iterdir()):
                 return True
-        # A journal's file begins with a line that is no event.
-        return any(path.read_bytes().count(b"\n") > 1 for path in self.journal.iterdir())
+        return any(_has_second_line(path) for path in self.journal.iterdir())
 
     def make_ready_again(self) -> None:
         """Clear away what a start that was killed had written in part; only for whoever has it in hand.
@@ -222,6 +230,8 @@ class RunDir:
         """
         if _exists(self.settings_file):
             raise _taken(self.path)
+        for name in _BEFORE_SETTINGS:  # made by others, with the user's umask
+            _close_to_others(self.path / name)
         self.rewrite_settings(settings)
 
     def rewrite_settings(self, settings: RunSettings) -> None:
@@ -248,7 +258,7 @@ class RunDir:
         """
         path = self.settings_file
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(read_regular(path))
             if values["format"] != RUN_FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             if values["version"] > RUN_VERSION:
@@ -301,7 +311,7 @@ class RunDir:
         path = self.plan_file
         try:
             # numpy's own: objects would be pickles, and a run directory may be another user's.
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
                 return Plan.from_arrays(dict(arrays))
         except OSError as err:
             raise file_error("read", path, err, RunDirError) from err
@@ -337,20 +347,36 @@ class RunDir:
                     folder.rmdir()
 
 
+def _has_second_line(path: Path) -> bool:
+    """Tell whether a journal's file says more than what it is, which its first line does."""
+    with open_regular(path) as file:
+        return file.readline(_HEADER_BYTES).endswith(b"\n") and bool(file.readline(1))
+
+
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def reopen(run_dir: Path) -> tuple[RunDir, RunSettings]:
+def reopen(run_dir: Path, *, trust_owner: bool = False) -> tuple[RunDir, RunSettings]:
     """Open a run directory to go on with its run.
+
+    Parameters
+    ----------
+    run_dir
+        The run directory.
+    trust_owner
+        Whoever could have written to it is trusted.
 
     Raises
     ------
     qgexec.errors.RunDirError
         It is none, or cannot be read.
+    qgexec.errors.UntrustedError
+        Others could have written to it.
     qgexec.errors.GraphError
         The graph that the run was started from is not there any more.
     """
+    check_trusted(run_dir, trust_owner=trust_owner)
     books = RunDir.open(run_dir)
     settings = books.read_settings()
     # A run directory that was moved keeps its own files with it.
@@ -443,6 +469,7 @@ def write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         try:
             with aside.open("wb") as file:  # one left by a process of the same number is of no use
+                _close_to_others(aside)
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -454,6 +481,14 @@ def write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise
     except OSError as err:
         raise file_error("write", path, err, RunDirError) from err
+
+
+def _close_to_others(path: Path) -> None:
+    """Take everybody's right to write from a file or folder of this user, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.stat()
+        if found.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH and found.st_uid == os.geteuid():
+            path.chmod(stat.S_IMODE(found.st_mode) & ~stat.S_IWOTH)
 
 
 def _taken(path: Path) -> RunDirError:

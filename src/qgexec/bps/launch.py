@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shlex
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from qgexec.books.journal import Position, journal_file, last_epoch, read_events
 from qgexec.bps.submission import Submission
 from qgexec.errors import JournalError, ModelError
 from qgexec.events import RunStarted
+from qgexec.processes.interpreter import module_command
 
 __all__ = ["launch"]
 
@@ -51,7 +51,7 @@ def launch(submission: Submission, command: Sequence[str]) -> None:
         said_before = log.tell()
         # In a session of its own: neither Ctrl-C nor the end of the terminal is meant for it.
         process = subprocess.Popen(
-            [sys.executable, "-m", "qgexec", *command],
+            module_command("qgexec", *command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

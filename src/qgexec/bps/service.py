@@ -14,6 +14,7 @@ from lsst.daf.butler import Config
 from qgexec.batch.rounds import last_round
 from qgexec.books.journal import has_ended, last_epoch
 from qgexec.books.rundir import RunDir
+from qgexec.books.trust import check_trusted
 from qgexec.bps.launch import launch
 from qgexec.bps.refusal import Refusal, refusing
 from qgexec.bps.reporting import report_of, state_of, words_on
@@ -205,6 +206,7 @@ class QgexecService(BaseWmsService):
         """
         try:
             submission = Submission.find(wms_workflow_id)
+            check_trusted(submission.path)
             if submission.path != Path(wms_workflow_id).absolute():
                 # ctrl_bps reads its own files from what it takes for the submit directory.
                 raise RunDirError(f"the id of the run in {wms_workflow_id} is {submission.path}")

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from qgexec.books.rundir import write_aside
 from qgexec.errors import RunDirError
+from qgexec.regularfile import read_regular
 
 __all__ = ["Submission", "remember", "remembered"]
 
@@ -101,7 +102,7 @@ class Submission:
         path = given.parent if given.name == _RUN and not (given / _FILE).exists() else given
         file = path / _FILE
         try:
-            values: dict[str, Any] = json.loads(file.read_bytes())
+            values: dict[str, Any] = json.loads(read_regular(file))
             if values.pop("format") != _FORMAT:
                 raise ValueError("it is of another format")
             if (version := values.pop("version")) > _VERSION:
@@ -136,7 +137,7 @@ def remember(path: Path) -> None:
 def remembered() -> Iterator[Submission]:
     """Yield the submissions of the user's list that are still there, the newest first."""
     try:
-        lines = _list_file().read_bytes().splitlines()
+        lines = read_regular(_list_file()).splitlines()
     except (OSError, RuntimeError):
         return
     for line in dict.fromkeys(reversed(lines)):

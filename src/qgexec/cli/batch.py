@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from qgexec.cli import EXIT_TRY_AGAIN
-from qgexec.cli.inspect import RUN_DIR, print_report
+from qgexec.cli.inspect import RUN_DIR, TRUST_OWNER, print_report
 from qgexec.errors import UsageError
 
 __all__ = ["cancel", "collect", "worker"]
@@ -15,7 +15,8 @@ __all__ = ["cancel", "collect", "worker"]
 
 @click.command(epilog="Example:  qgexec cancel qgexec-runs/u/me/test")
 @RUN_DIR
-def cancel(*, run_dir: Path) -> None:
+@TRUST_OWNER
+def cancel(*, run_dir: Path, trust_owner: bool) -> None:
     """End a run, whatever runs it: a driver here or elsewhere, or the jobs of a batch system.
 
     Returns when nothing of the run is left there. What has succeeded is kept and
@@ -23,7 +24,7 @@ def cancel(*, run_dir: Path) -> None:
     """
     from qgexec.offline import cancel as cancel_run
 
-    cancel_run(run_dir)
+    cancel_run(run_dir, trust_owner=trust_owner)
     click.echo("Nothing of the run is left in any queue. What was done is kept.", err=True)
     print_report(run_dir)
 
@@ -55,7 +56,10 @@ def cancel(*, run_dir: Path) -> None:
     show_default=True,
     help="Submission that the job is of, from 1.",
 )
-def worker(*, run_dir: Path, indices: tuple[int, ...], job: int | None, round_number: int) -> None:
+@TRUST_OWNER
+def worker(
+    *, run_dir: Path, indices: tuple[int, ...], job: int | None, round_number: int, trust_owner: bool
+) -> None:
     """Execute quanta of a run where no driver is: this is what batch jobs and scripts call.
 
     The outputs are written to the repository's files at once, and to its
@@ -67,10 +71,11 @@ def worker(*, run_dir: Path, indices: tuple[int, ...], job: int | None, round_nu
     if job is None:
         from qgexec.offline import execute_quanta
 
-        raise SystemExit(0 if execute_quanta(run_dir, indices) else 1)
+        raise SystemExit(0 if execute_quanta(run_dir, indices, trust_owner=trust_owner) else 1)
     from qgexec.batchjob import run_job
 
-    raise SystemExit(0 if run_job(run_dir, round_number, job) else EXIT_TRY_AGAIN)
+    is_done = run_job(run_dir, round_number, job, trust_owner=trust_owner)
+    raise SystemExit(0 if is_done else EXIT_TRY_AGAIN)
 
 
 @click.command(epilog="Example:  qgexec collect qgexec-runs/u/me/test")
@@ -83,7 +88,8 @@ def worker(*, run_dir: Path, indices: tuple[int, ...], job: int | None, round_nu
     type=click.IntRange(min=1),
     help="As the closing job of this submission: also submit what is to be tried again.",
 )
-def collect(*, run_dir: Path, force: bool, round_number: int | None) -> None:
+@TRUST_OWNER
+def collect(*, run_dir: Path, force: bool, round_number: int | None, trust_owner: bool) -> None:
     """Take the outputs of all finished quanta of a run into the registry; again and again does no harm.
 
     With --round, exit code 1 says that quanta have failed or are left.
@@ -92,5 +98,6 @@ def collect(*, run_dir: Path, force: bool, round_number: int | None) -> None:
     from qgexec.offline import collect as collect_outputs
 
     if round_number is not None:
-        raise SystemExit(0 if close_round(run_dir, round_number) else 1)
-    click.echo(f"{collect_outputs(run_dir, force=force)} datasets were taken into the registry.")
+        raise SystemExit(0 if close_round(run_dir, round_number, trust_owner=trust_owner) else 1)
+    n_datasets = collect_outputs(run_dir, force=force, trust_owner=trust_owner)
+    click.echo(f"{n_datasets} datasets were taken into the registry.")

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qgexec.books.trust import check_trusted
 from qgexec.cli import EXIT_FAILED, logoptions
-from qgexec.cli.inspect import RUN_DIR
+from qgexec.cli.inspect import RUN_DIR, TRUST_OWNER
 from qgexec.cli.measuring import find_debugger
 from qgexec.errors import UsageError
+from qgexec.plaintext import printable
+from qgexec.regularfile import read_regular
 
 if TYPE_CHECKING:
     from qgexec.books.rundir import RunDir
@@ -30,6 +33,9 @@ __all__ = ["debug", "log"]
 _QUANTUM = click.argument("quantum")
 
 _SHOWN = 10
+
+_LOG_BYTES = 4 << 30
+"""Longest log that is printed."""
 
 
 @click.command(
@@ -43,14 +49,14 @@ _SHOWN = 10
 @click.option(
     "--attempt", metavar="N", type=click.IntRange(min=1), help="Number of the attempt; default: the last."
 )
-def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
+@TRUST_OWNER
+def log(*, run_dir: Path, quantum: str, attempt: int | None, trust_owner: bool) -> None:
     """Print the log of an attempt at a quantum, and where it was when it was ended.
 
     QUANTUM is an index, a UUID, or label{key: value, ...} as the report prints
     it; keys that are not needed to tell it from the others may be left out.
     """
     from qgexec.books.rundir import RunDir
-    from qgexec.plaintext import printable
     from qgexec.reports.attemptlog import find_log
     from qgexec.reports.report import add_jobs
     from qgexec.reports.snapshot import read_fold
@@ -64,16 +70,27 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
     found = find_log(books, plan, fold, index, attempt)
     click.echo(f"Quantum {index}: {plan.describe(index)}, attempt {found.attempt}", err=True)
     if found.path is not None:
-        text = found.path.read_bytes().decode("utf-8", "backslashreplace")
+        text = _read(found.path)
     else:
+        # It is in the repository that the run directory names, whose configuration says what is imported.
+        check_trusted(run_dir, trust_owner=trust_owner)
         from qgexec.rubin.logdataset import read_log
 
         context = books.read_settings().context
         text = read_log(context.repository, context.graph_file, plan.label(index), plan.quantum_id(index))
     if found.stack is not None:
-        stack = found.stack.read_bytes().decode("utf-8", "backslashreplace")
-        text = f"{text.rstrip()}\n\nStacks when it was ended:\n{stack}"
+        text = f"{text.rstrip()}\n\nStacks when it was ended:\n{_read(found.stack)}"
     click.echo(printable(text.rstrip()))
+
+
+def _read(path: Path) -> str:
+    """Return what a log says."""
+    try:
+        return read_regular(path, _LOG_BYTES).decode("utf-8", "backslashreplace")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}.", hint="Check its permissions."
+        ) from error
 
 
 @click.command(
@@ -97,7 +114,8 @@ def log(*, run_dir: Path, quantum: str, attempt: int | None) -> None:
 @click.option(
     "--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep its outputs in this new folder."
 )
-def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> None:
+@TRUST_OWNER
+def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None, trust_owner: bool) -> None:
     """Execute one quantum again, in this process, under a debugger.
 
     It reads its real inputs, those that other quanta of the run have written
@@ -110,6 +128,7 @@ def debug(*, run_dir: Path, quantum: str, debugger: str, keep: Path | None) -> N
     from qgexec.books.rundir import RunDir
     from qgexec.scheduling.quantumname import find_quantum
 
+    check_trusted(run_dir, trust_owner=trust_owner)
     module = find_debugger(debugger)
     books = RunDir.open(run_dir)
     settings = books.read_settings()

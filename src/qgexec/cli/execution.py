@@ -106,7 +106,7 @@ def say_it_goes_on(run_dir: Path) -> None:
 def _write_summary(executor: GraphExecutor, file: str) -> None:
     try:
         Path(file).write_text(executor.getReport().model_dump_json(exclude_none=True, indent=2))
-    except (OSError, QgexecError) as error:
+    except (OSError, ValueError, QgexecError) as error:
         # What became of the run is worth more than this file: its report and its exit code are still to come.
         click.echo(f"--summary {file} could not be written: {error}", err=True)
 

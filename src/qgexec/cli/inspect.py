@@ -16,10 +16,15 @@ from qgexec.plaintext import printable
 if TYPE_CHECKING:
     from qgexec.reports.report import RunReport
 
-__all__ = ["RUN_DIR", "models", "print_report", "status", "terminal_width"]
+__all__ = ["RUN_DIR", "TRUST_OWNER", "models", "print_report", "status", "terminal_width"]
 
 RUN_DIR = click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 """The argument that names a run."""
+
+TRUST_OWNER = click.option(
+    "--trust-owner", is_flag=True, help="Act on what others wrote, or everybody could have written, there."
+)
+"""The option of all that acts on a run directory."""
 
 _HELD_SHOWN = 10
 

@@ -21,8 +21,9 @@ import qgexec
 from qgexec.cli import EXIT_BAD_USE, EXIT_INTERRUPTED
 from qgexec.cli.logoptions import log_options, parse
 from qgexec.cli.streams import be_patient, say_why
-from qgexec.errors import QgexecError, UsageError
+from qgexec.errors import NotUtf8Error, QgexecError, UsageError
 from qgexec.plaintext import PrintableFormatter, printable
+from qgexec.standardstreams import open_standard_streams
 
 __all__ = ["SECTIONS", "cli", "main"]
 
@@ -127,6 +128,7 @@ def main() -> None:
     Exit codes: 0 all succeeded, 1 some quanta failed or were blocked, 2 wrong
     use, bad input or anything unforeseen, 130 interrupted.
     """
+    open_standard_streams()  # before any file gets the number of one that was closed
     wants_traceback = "--traceback" in sys.argv[1:]
     # Who asks a run how far it is may ask before it has begun, or as it ends: that must not kill it.
     signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
@@ -146,6 +148,9 @@ def main() -> None:
         code = EXIT_INTERRUPTED
     except QgexecError as error:
         _show(error, wants_traceback=wants_traceback)
+        code = EXIT_BAD_USE
+    except UnicodeEncodeError as error:
+        _show(NotUtf8Error(error.object), wants_traceback=wants_traceback)
         code = EXIT_BAD_USE
     except Exception:  # noqa: BLE001 -- Python's own exit code is 1: that of a run whose quanta have failed
         if _folder_is_gone():

@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
+from qgexec.books.trust import check_trusted
 from qgexec.cli import logoptions, options
 from qgexec.cli.commandclass import LongCommand
 from qgexec.cli.execution import conclude, default_model, outcome_of, warm_up
+from qgexec.cli.inspect import TRUST_OWNER
 from qgexec.config.logoptions import LogOptions
 from qgexec.config.runoptions import RunOptions
 
@@ -62,8 +64,11 @@ def _without_defaults(command: click.Command) -> click.Command:
     is_flag=True,
     help="Although a silent driver out of sight may still run, or another run writes the same output RUN.",
 )
+@TRUST_OWNER
 @click.option("--no-wait", is_flag=True, help="Leave it to the batch system, as `qgexec submit` does.")
-def resume(*, run_dir: Path, force: bool, no_wait: bool, summary: str | None, **given: Any) -> None:
+def resume(
+    *, run_dir: Path, force: bool, no_wait: bool, summary: str | None, trust_owner: bool, **given: Any
+) -> None:
     """Go on with a run that was interrupted, killed or has failures, to its end.
 
     What succeeded is kept, what failed or was never run is executed, and outputs
@@ -72,10 +77,18 @@ def resume(*, run_dir: Path, force: bool, no_wait: bool, summary: str | None, **
 
     Exit codes: as `qgexec run`.
     """
-    go_on(run_dir, given, force=force, leave=no_wait, summary=summary)
+    go_on(run_dir, given, force=force, leave=no_wait, summary=summary, trust_owner=trust_owner)
 
 
-def go_on(run_dir: Path, given: dict[str, Any], *, force: bool, leave: bool, summary: str | None) -> NoReturn:
+def go_on(
+    run_dir: Path,
+    given: dict[str, Any],
+    *,
+    force: bool,
+    leave: bool,
+    summary: str | None,
+    trust_owner: bool,
+) -> NoReturn:
     """Go on with a run, say what became of it, and end with its exit code.
 
     Parameters
@@ -90,7 +103,10 @@ def go_on(run_dir: Path, given: dict[str, Any], *, force: bool, leave: bool, sum
         Leave it to a batch system, and do not wait.
     summary
         Gets the report as JSON.
+    trust_owner
+        Whoever could have written to the run directory is trusted.
     """
+    check_trusted(run_dir, trust_owner=trust_owner)
     config = options.run_config(given)
     context = click.get_current_context()
     changes = {
@@ -117,6 +133,7 @@ def go_on(run_dir: Path, given: dict[str, Any], *, force: bool, leave: bool, sum
             observe=display.observe,
             interrupted=display.interrupted,
             tell=display.show_now,
+            trust_owner=trust_owner,
             **changes,
         )
         code, broken = outcome_of(lambda: executor.resume(force=force, leave=leave))

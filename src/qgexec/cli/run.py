@@ -16,7 +16,7 @@ from qgexec.cli.building import check_files, make_graph, say_saved
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand, stack
 from qgexec.cli.execution import conclude, default_model, outcome_of, say_it_goes_on, warm_up
-from qgexec.cli.inspect import terminal_width
+from qgexec.cli.inspect import TRUST_OWNER, terminal_width
 from qgexec.cli.optionsfile import options_file
 from qgexec.cli.resume import go_on, resume
 from qgexec.errors import UsageError
@@ -109,7 +109,8 @@ def run(*, init_only: bool, dry_run: bool, **given: Any) -> None:
 @executing
 @options.dry_run
 @options_file
-def submit(*, run: Path | None, dry_run: bool, **given: Any) -> None:
+@TRUST_OWNER
+def submit(*, run: Path | None, dry_run: bool, trust_owner: bool, **given: Any) -> None:
     """Leave a quantum graph to a batch system, and do not wait for it.
 
     The options are those of `qgexec run`. Prints the run directory: qgexec status,
@@ -120,7 +121,11 @@ def submit(*, run: Path | None, dry_run: bool, **given: Any) -> None:
     Exit codes: 0 submitted, 2 wrong use or bad input; nothing was submitted then.
     """
     if run is not None:
-        _submit_rest(run, given)
+        _submit_rest(run, given, trust_owner=trust_owner)
+    if trust_owner:
+        raise UsageError(
+            "--trust-owner is about a run directory, and none was given.", hint="Leave it out, or name one."
+        )
     if given["repository"] is None:
         raise UsageError(
             "There is no repository.",
@@ -144,7 +149,7 @@ def submit(*, run: Path | None, dry_run: bool, **given: Any) -> None:
     click.echo(executor.run_dir)
 
 
-def _submit_rest(run_dir: Path, given: dict[str, Any]) -> NoReturn:
+def _submit_rest(run_dir: Path, given: dict[str, Any], *, trust_owner: bool) -> NoReturn:
     """Submit what is left of a run, which knows its repository, graph and collections."""
     context = click.get_current_context()
     of_resume = {option.name for option in resume.params}
@@ -158,7 +163,7 @@ def _submit_rest(run_dir: Path, given: dict[str, Any]) -> NoReturn:
             )
     options_of_resume = {name: value for name, value in given.items() if name in of_resume}
     summary, force = options_of_resume.pop("summary"), options_of_resume.pop("force")
-    go_on(run_dir, options_of_resume, force=force, leave=True, summary=summary)
+    go_on(run_dir, options_of_resume, force=force, leave=True, summary=summary, trust_owner=trust_owner)
 
 
 def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +64,6 @@ class _OutFile(io.FileIO):
 
 def say_why() -> None:
     """Let `sys.stdout` be such a file from now on."""
-    if sys.stdout is None:  # it was closed: those who write to it must not have to ask
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - until the end
-        return
     if not isinstance(sys.stdout, io.TextIOWrapper):
         return  # somebody's own, as in a test
     file = io.BufferedWriter(_OutFile(sys.stdout.fileno(), "w", closefd=False))

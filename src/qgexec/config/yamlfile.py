@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from qgexec.errors import UsageError
+from qgexec.regularfile import YAML_BYTES, read_regular
 
 __all__ = ["Node", "Place", "Scalar", "merged", "read_yaml", "resolve", "variables_in"]
 
@@ -32,6 +33,15 @@ _CONVERTED = frozenset(_PREFIX + name for name in ("int", "float", "bool", "null
 """Tags of scalars that become Python values; others stay the text that they are."""
 
 _TEXT = frozenset(_PREFIX + name for name in ("str", "timestamp", "value", "merge"))
+
+_MOST_CHARACTERS = 65536
+"""Longest value with its variables replaced; an environment variable may have twice as many."""
+
+_MOST_VARIABLES = 1000
+"""Most variables that are replaced for one value, those in the values of others included."""
+
+_DEEPEST = 50
+"""Most keys of which each names the next."""
 
 _REFERENCE = re.compile(r"\$\{(?P<env>\w+)\}|\$(?P<bare>\w+)|\{(?P<name>\w+)\}")
 
@@ -116,16 +126,24 @@ def merged(below: Node, above: Node) -> Node:
 
     An empty section takes nothing away.
     """
+    return _merged(below, above, {})
+
+
+def _merged(below: Node, above: Node, done: dict[tuple[int, int], Node]) -> Node:
+    """Lay one node over another, each pair once: anchors may put the same sections in a million places."""
     if not isinstance(below.content, Mapping):
         return above
     if above.content is None:
         return below
     if not isinstance(above.content, Mapping):
         return above
-    content = dict(below.content)
-    for key, node in above.content.items():
-        content[key] = merged(content[key], node) if key in content else node
-    return Node(content, above.place, below.repeated + above.repeated)
+    pair = id(below), id(above)
+    if pair not in done:
+        content = dict(below.content)
+        for key, node in above.content.items():
+            content[key] = _merged(content[key], node, done) if key in content else node
+        done[pair] = Node(content, above.place, below.repeated + above.repeated)
+    return done[pair]
 
 
 def resolve(node: Node, layers: Sequence[Mapping[str, Node]]) -> Scalar:
@@ -143,7 +161,7 @@ def resolve(node: Node, layers: Sequence[Mapping[str, Node]]) -> Scalar:
     qgexec.errors.UsageError
         It is no scalar, or a variable is not defined, is no scalar, or is defined by itself.
     """
-    return _resolve(node, layers, ())
+    return _Resolution(layers).value(node, ())
 
 
 def variables_in(node: Node) -> frozenset[str]:
@@ -170,34 +188,65 @@ def _texts(root: Node) -> Iterator[str]:
                 waiting += nodes
 
 
-def _resolve(node: Node, layers: Sequence[Mapping[str, Node]], asked: tuple[str, ...]) -> Scalar:
-    value = node.content
-    if not isinstance(value, str | int | float | None):
-        raise UsageError(
-            f"{node.place.with_key}: one value should stand here, not several",
-            hint="Write `key: value` in one line.",
-        )
-    if not isinstance(value, str):
-        return value
+class _Resolution:
+    """Replaces the variables of one value, and those in the values that it names, within bounds."""
 
-    def replacement(match: re.Match[str]) -> str:
+    def __init__(self, layers: Sequence[Mapping[str, Node]]) -> None:
+        self._layers = layers
+        self._n_variables = 0
+
+    def value(self, node: Node, asked: tuple[str, ...]) -> Scalar:
+        """Return a scalar with its variables replaced, for these keys, of which each names the next."""
+        value = node.content
+        if not isinstance(value, str | int | float | None):
+            raise UsageError(
+                f"{node.place.with_key}: one value should stand here, not several",
+                hint="Write `key: value` in one line.",
+            )
+        if not isinstance(value, str):
+            return value
+        parts, end, length = [], 0, 0
+        for match in _REFERENCE.finditer(value):
+            parts += [value[end : match.start()], self._replacement(match, node.place, asked)]
+            end = match.end()
+            length += len(parts[-2]) + len(parts[-1])
+            self._check(node.place, length)
+        parts.append(value[end:])
+        self._check(node.place, length + len(parts[-1]))
+        return "".join(parts)
+
+    def _check(self, place: Place, length: int) -> None:
+        if length > _MOST_CHARACTERS:
+            raise UsageError(
+                f"{place.with_key}: with its variables replaced the value is longer than "
+                f"{_MOST_CHARACTERS // 1024} KiB",
+                hint="Look at the keys that it names, and at those that they name.",
+            )
+
+    def _replacement(self, match: re.Match[str], place: Place, asked: tuple[str, ...]) -> str:
+        self._n_variables += 1
+        if self._n_variables > _MOST_VARIABLES or len(asked) > _DEEPEST:
+            raise UsageError(
+                f"{place.with_key}: the keys that are named here, and those that they name, are too many",
+                hint=f"At most {_MOST_VARIABLES} variables make one value, {_DEEPEST} of them by each other.",
+            )
         if match["name"] is None:
-            return _from_environment(match["env"] or match["bare"], node.place)
-        return _text(_look_up(match["name"], node.place, layers, asked))
+            return _from_environment(match["env"] or match["bare"], place)
+        return _text(self._look_up(match["name"], place, asked))
 
-    return _REFERENCE.sub(replacement, value)
-
-
-def _look_up(name: str, place: Place, layers: Sequence[Mapping[str, Node]], asked: tuple[str, ...]) -> Scalar:
-    if name in asked:
-        raise UsageError(f"{place}: {{{name}}} is defined by itself", hint="Give one of the keys a value.")
-    for layer in layers:
-        if name in layer:
-            return _resolve(layer[name], layers, (*asked, name))
-    raise UsageError(
-        f"{place}: there is no key {name} for {{{name}}}",
-        hint=f"Define it in the file (`{name}: ...`); a variable of the environment is written ${{{name}}}.",
-    )
+    def _look_up(self, name: str, place: Place, asked: tuple[str, ...]) -> Scalar:
+        if name in asked:
+            raise UsageError(
+                f"{place}: {{{name}}} is defined by itself", hint="Give one of the keys a value."
+            )
+        for layer in self._layers:
+            if name in layer:
+                return self.value(layer[name], (*asked, name))
+        raise UsageError(
+            f"{place}: there is no key {name} for {{{name}}}",
+            hint=f"Define it in the file (`{name}: ...`); a variable of the environment is written "
+            f"${{{name}}}.",
+        )
 
 
 def _text(value: Scalar) -> str:
@@ -219,7 +268,7 @@ def _read(path: Path, including: tuple[Path, ...]) -> Node:
     if chain[-1] in including:
         raise UsageError(f"{path} includes itself", hint=f"Take it out of {_INCLUDE}.")
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(read_regular(path, YAML_BYTES).decode("utf-8"))
         loader.name = str(path)
         try:
             root = loader.get_single_node()
@@ -229,7 +278,8 @@ def _read(path: Path, including: tuple[Path, ...]) -> Node:
             loader.dispose()
     except OSError as error:
         raise UsageError(
-            f"{path} cannot be read: {error.strerror}", hint="Check its name and permissions."
+            f"{path} cannot be read: {error.strerror}",
+            hint="Name a file that exists and that you may read; what a program prints is to be saved first.",
         ) from error
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deeply to be read") from error
@@ -260,6 +310,7 @@ class _Conversion:
         self._chain = chain
         self._done: dict[int, Node] = {}
         self._begun: set[int] = set()
+        self._flat: set[int] = set()
 
     def node(self, node: yaml.Node, place: Place) -> Node:
         if id(node) in self._done:
@@ -297,12 +348,13 @@ class _Conversion:
 
     def _section(self, node: yaml.MappingNode, place: Place) -> Node:
         names = [self._name(key) for key, _ in node.value]
+        first = {name: number for number, name in reversed([*enumerate(names)])}
         repeated = tuple(
             (name, self._place(key))
             for number, (name, (key, _)) in enumerate(zip(names, node.value, strict=True))
-            if name in names[:number]
+            if first[name] != number
         )
-        self._loader.flatten_mapping(node)
+        self._merge_keys(node)
         content = {
             (name := self._name(key)): self.node(value, replace(self._place(key), key=name))
             for key, value in node.value
@@ -315,6 +367,20 @@ class _Conversion:
         for included in _listed(includes):
             below = merged(below, self._included(included))
         return merged(below, own)
+
+    def _merge_keys(self, node: yaml.MappingNode) -> None:
+        """Put what ``<<`` names into a section, each key once: it may name the same a thousand times."""
+        if id(node) in self._flat:
+            return
+        self._flat.add(id(node))
+        for key, value in node.value:
+            if key.tag == _PREFIX + "merge":
+                for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if isinstance(each, yaml.MappingNode):
+                        self._merge_keys(each)
+        self._loader.flatten_mapping(node)
+        names = (key.value if isinstance(key, yaml.ScalarNode) else id(key) for key, _ in node.value)
+        node.value = list(dict(zip(names, node.value, strict=True)).values())
 
     def _name(self, key: yaml.Node) -> str:
         if not isinstance(key, yaml.ScalarNode):

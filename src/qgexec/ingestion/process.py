@@ -20,6 +20,7 @@ from qgexec.errors import IngestError
 from qgexec.events import Event, OutputsIngested, WorkerEnded, WorkerStarted
 from qgexec.ingestion.batches import MAX_QUANTA, Batches, Batching, Ingester, IngesterOpener, as_ingest_error
 from qgexec.processes.births import KERNEL
+from qgexec.processes.descriptors import Sentinel
 from qgexec.processes.forked import Channel, Message, Process, describe_exit, start_process
 from qgexec.quantum import SegmentRef
 
@@ -63,6 +64,7 @@ class InlineIngestion:
     def __init__(self, opener: IngesterOpener, segments: Path, batching: Batching | None = None) -> None:
         self._batches = Batches(opener, segments, batching or Batching())
         self._events: list[Event] = []
+        self._sentinel = Sentinel()
 
     def offer(self, index: int, detail: SegmentRef) -> None:
         """Hand over one quantum's outputs; returns at once."""
@@ -101,6 +103,8 @@ class InlineIngestion:
 
     def _work(self) -> None:
         """Ingest one batch, or clean up."""
+        if self._sentinel.is_lost():  # a database must not be written into what has its number now
+            raise IngestError("a task has closed the files of this process, the registry's among them")
         try:
             if self._batches.has_remains and not self._batches.must_ingest_first:
                 self._batches.discard()
@@ -111,7 +115,9 @@ class InlineIngestion:
 
     def close(self) -> Sequence[Event]:
         """Close the ingester; return what was taken in before an error. May be called twice."""
-        self._batches.close()
+        if not self._sentinel.is_lost():
+            self._batches.close()
+        self._sentinel.close()
         return self._take_events()
 
     def _take_events(self) -> Sequence[Event]:

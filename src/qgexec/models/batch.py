@@ -8,7 +8,6 @@ the quanta stands in the jobs' journals; the batch system is asked seldom, and f
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from qgexec.events import (
 from qgexec.models.base import Ledger, ModelFacts, Run
 from qgexec.models.registry import find_model
 from qgexec.plaintext import printable
+from qgexec.processes.interpreter import module_command
 from qgexec.quantum import Attempt, Resources
 from qgexec.scheduling.states import State
 
@@ -96,7 +96,8 @@ def ask(batch_round: Round) -> RoundStatus | None:
         It does not answer.
     """
     model = find_model(batch_round.model, settings=batch_round.settings)
-    assert isinstance(model, BatchModel)
+    if not isinstance(model, BatchModel):
+        raise ModelError(f"{batch_round.folder / 'round.json'} names {batch_round.model}: no batch system")
     ticket = batch_round.ticket or model.system.find(batch_round)
     return None if ticket is None else model.system.look(batch_round, ticket)
 
@@ -264,7 +265,7 @@ class BatchModel:
             self.system.name,
             make_jobs(clusters, attempts, self.settings),
             self.settings,
-            (sys.executable, "-m", "qgexec"),
+            module_command("qgexec"),
             pasts,
         )
 

@@ -15,6 +15,7 @@ from qgexec.events import AttemptLost, AttemptOutOfMemory, AttemptReturned, Atte
 from qgexec.models.workers import OverMemory, OverTime, Unresponsive, Worker
 from qgexec.processes.forked import describe_exit
 from qgexec.quantum import Attempt
+from qgexec.regularfile import open_regular
 
 __all__ = ["Surroundings", "epitaph", "keep_papers", "last_line", "obituary", "stack_file"]
 
@@ -138,7 +139,7 @@ def keep_papers(logs: Path, worker: Worker, attempt: Attempt | None) -> None:
 def last_line(path: Path) -> str:
     """Return the last line of what a process printed, in a sentence."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:

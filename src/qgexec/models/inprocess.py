@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from qgexec.errors import ModelError, QgexecError, QuantumTimeUp, UsageError
@@ -13,7 +14,9 @@ from qgexec.models.base import Bench, ModelFacts, Run
 from qgexec.models.guard import CallerGuard
 from qgexec.models.timelimit import TimeLimit, may_limit
 from qgexec.models.worker import as_outcome_event
+from qgexec.processes.descriptors import Sentinel
 from qgexec.quantum import Attempt, Resources
+from qgexec.standardstreams import open_standard_streams
 
 __all__ = ["InProcess"]
 
@@ -45,6 +48,7 @@ class InProcess:
         self._logs = Path()
         self._guard = CallerGuard()
         self._bench: Bench | None = None
+        self._sentinel: Sentinel | None = None
         self._started: deque[Attempt] = deque()
 
     def open(self, run: Run) -> None:
@@ -56,6 +60,7 @@ class InProcess:
             The bench cannot be opened.
         """
         self._logs = run.logs
+        self._sentinel = Sentinel()
         try:
             self._bench = run.open_bench()
         except QgexecError:
@@ -85,15 +90,34 @@ class InProcess:
         try:
             event = self._guard.run(attempt, self._execute)
         except QgexecError:
+            self._require_descriptors(attempt)
             raise
         except Exception as err:
+            self._require_descriptors(attempt)
             raise ModelError(
                 f"quantum {attempt.index} ({attempt.task_label}): the bench raised "
                 f"{type(err).__name__}: {err}"
             ) from err
+        self._require_descriptors(attempt)
         # Only now: an attempt that Ctrl-C ended is still in hand, and `close` returns it.
         self._started.popleft()
         return (event,)
+
+    def _require_descriptors(self, attempt: Attempt) -> None:
+        """Check that a quantum has left this process what it has open; put back the standard streams.
+
+        Raises
+        ------
+        qgexec.errors.ModelError
+            It has not: databases, graph and log files are closed, and nothing can be done with them any more.
+        """
+        open_standard_streams()
+        if self._sentinel is not None and self._sentinel.is_lost():
+            raise ModelError(
+                f"quantum {attempt.index} ({attempt.task_label}) has closed files of this program: "
+                "the task closes all descriptors",
+                hint="Repair the task. In a worker it costs nobody but itself: go on with -j 2.",
+            )
 
     def _execute(self, attempt: Attempt) -> Event:
         """Execute an attempt, within its time limit if it has one."""
@@ -117,8 +141,14 @@ class InProcess:
         returned = [AttemptReturned(time.time(), a.index, a.number) for a in self._started]
         self._started.clear()
         bench, self._bench = self._bench, None
+        sentinel, self._sentinel = self._sentinel, None
         if bench is not None:
-            bench.close()
+            # Of files that were closed under it nothing is left to be closed, and no complaint is of use.
+            is_lost = sentinel is not None and sentinel.is_lost()
+            with suppress(Exception) if is_lost else nullcontext():
+                bench.close()
+        if sentinel is not None:
+            sentinel.close()
         return returned
 
 

@@ -22,14 +22,12 @@ kills the children (``PR_SET_PDEATHSIG``) of a server that was killed.
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import pickle
 import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -52,6 +50,7 @@ from qgexec.processes.forkserver import (
     preload_request,
     process_started_at,
 )
+from qgexec.processes.interpreter import driver_search_path, python_command
 from qgexec.processes.orphans import MARK, end_orphans, server_mark
 
 __all__ = [
@@ -66,11 +65,12 @@ __all__ = [
 ]
 
 _BOOT = """\
-import json, sys
-sys.path[:] = json.loads(sys.argv[2])
+import sys
+sys.path[:] = sys.argv[2:]
 from qgexec.processes.forkserver import serve
 serve(int(sys.argv[1]))
 """
+"""Nothing but `sys` may be imported before the search path is that of the driver."""
 
 _THREAD_VARIABLES = (
     "BLIS_NUM_THREADS",
@@ -243,7 +243,7 @@ class _Server:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._popen = start_interpreter(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path)],
+                python_command("-c", _BOOT, str(theirs.fileno()), *driver_search_path()),
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
@@ -347,7 +347,7 @@ def _warm_server(preload: Sequence[str], *, implicit_threads: bool) -> _Server:
         try:
             server = _servers[implicit_threads] = _Server(implicit_threads=implicit_threads)
         except OSError as err:
-            raise WorkerStartError(f"cannot start {sys.executable}: {err}") from err
+            raise WorkerStartError(f"cannot start {python_command()[0]}: {err}") from err
     with suppress(ConnectionError):  # it has just died: whoever is started next is told so
         server.preload(preload)
     return server
@@ -411,7 +411,7 @@ def _pickle_payload(
     order = StartOrder(
         environment=_environment(implicit_threads=implicit_threads),
         folder=str(Path.cwd()),
-        sys_path=tuple(sys.path),
+        sys_path=tuple(driver_search_path()),
         main=MainModule.here(),
         preload=tuple(preload),
         output="" if output is None else str(output),

@@ -34,6 +34,7 @@ from types import ModuleType
 from typing import IO, Any, NoReturn
 
 from qgexec.errors import QgexecError, WorkerStartError
+from qgexec.processes.interpreter import driver_search_path
 from qgexec.processes.machine import offer_to_oom_killer
 from qgexec.processes.orphans import MARK
 from qgexec.processes.proctree import adopt_orphans, children_of
@@ -517,4 +518,4 @@ def _import_preload(module: str) -> None:
 
 def preload_request(modules: Sequence[str]) -> bytes:
     """Return the request to import these modules, with this process's search path."""
-    return json.dumps({"preload": list(modules), "sys_path": sys.path}).encode()
+    return json.dumps({"preload": list(modules), "sys_path": driver_search_path()}).encode()

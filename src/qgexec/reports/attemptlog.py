@@ -10,6 +10,7 @@ from pathlib import Path
 from qgexec.books.rundir import RunDir
 from qgexec.errors import UsageError
 from qgexec.events import AttemptStarted
+from qgexec.regularfile import open_regular
 from qgexec.reports.fold import Fold
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.states import State
@@ -106,7 +107,7 @@ def _title(plan: Plan, index: int, attempt: int) -> str:
 def _title_of(path: Path) -> str:
     """Return of which attempt a log is, as its first line says after the label; empty if it is gone."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             line = file.readline(_TITLE_BYTES).decode("utf-8", "replace").rstrip()
     except FileNotFoundError:  # its worker has ended meanwhile
         return ""

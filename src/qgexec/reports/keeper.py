@@ -16,6 +16,7 @@ from pathlib import Path
 
 from qgexec.books.rundir import RunDir
 from qgexec.errors import RunDirError
+from qgexec.processes.interpreter import module_command
 from qgexec.processes.machine import offer_to_oom_killer
 from qgexec.reports.snapshot import SnapshotReader
 
@@ -66,12 +67,11 @@ def keeping_snapshots(
 
 
 def _start(run_dir: RunDir, lines_between: int) -> subprocess.Popen[bytes] | None:
-    words = (run_dir.path, os.getpid(), lines_between)
-    command = [sys.executable, "-m", "qgexec.reports.keeper", *map(str, words)]
+    words = map(str, (run_dir.path, os.getpid(), lines_between))
     try:
         # In a session of its own: Ctrl-C is the driver's.
         return subprocess.Popen(
-            command,
+            module_command("qgexec.reports.keeper", *words),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -23,6 +23,7 @@ from qgexec.config.runconfig import RunConfig, make_policy
 from qgexec.errors import JournalError, QgexecError
 from qgexec.events import EndReason, RunStarted, StopReason
 from qgexec.quantum import DataIdValue, describe
+from qgexec.regularfile import open_regular
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum, group_failures
 from qgexec.reports.fold import Fold, TaskReport, total_of
 from qgexec.reports.snapshot import read_fold
@@ -169,7 +170,7 @@ class RunReport:
             if attempt.detail is not None:
                 return str(read_detail(self.run_dir.segments, attempt.detail).get("traceback", ""))
             if attempt.stack is not None:
-                with attempt.stack.open("rb") as file:
+                with open_regular(attempt.stack) as file:
                     stack = file.read(_LONGEST_STACK).decode("utf-8", "backslashreplace")
                 # faulthandler names every extension module that is loaded, in one line.
                 return stack.partition("\nExtension modules: ")[0].rstrip()

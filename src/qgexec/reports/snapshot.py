@@ -31,8 +31,10 @@ from qgexec.books.journal import (
     read_events,
     tell_of_damage,
 )
+from qgexec.books.journalfile import LONGEST_LINE_BYTES
 from qgexec.errors import IllegalEventError, JournalError
 from qgexec.events import EndReason, RunStarted, StopReason
+from qgexec.regularfile import open_regular
 from qgexec.reports.failures import Ending
 from qgexec.reports.fold import Fold, FoldState
 from qgexec.reports.measured import Measured
@@ -165,8 +167,8 @@ def _n_lines(positions: Mapping[int, Position]) -> int:
 
 def _read_snapshot(snapshot: Path, journal: Path, plan: Plan) -> tuple[Fold, dict[int, Position]]:
     try:
-        with np.load(snapshot, allow_pickle=False) as file:
-            arrays: dict[str, npt.NDArray[Any]] = dict(file)
+        with open_regular(snapshot) as file, np.load(file, allow_pickle=False) as members:
+            arrays: dict[str, npt.NDArray[Any]] = dict(members)
         header = json.loads(arrays["header"].tobytes())
         positions = _checked_positions(header, journal, plan)
         return Fold.restored(plan, _state(header, arrays)), positions
@@ -220,7 +222,7 @@ def _fingerprint(path: Path, offset: int) -> str:
     OSError
         It cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(min(_BLOCK, offset))
         file.seek(max(0, offset - _BLOCK))
         tail = file.read(min(_BLOCK, offset))
@@ -250,9 +252,9 @@ def _checked_positions(header: Mapping[str, Any], journal: Path, plan: Plan) -> 
 
 
 def _has_more_lines(path: Path, offset: int, counted_bytes: int) -> bool:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(offset)
-        line = file.readline()
+        line = file.readline(LONGEST_LINE_BYTES)
         return line.endswith(b"\n") and offset + len(line) <= counted_bytes
 
 
@@ -300,7 +302,8 @@ def _write_snapshot(snapshot: Path, state: FoldState, header: Mapping[str, Any])
     }
     aside = snapshot.with_name(f".{snapshot.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as file:
+        aside.unlink(missing_ok=True)  # one left by a process of the same number is of no use
+        with aside.open("xb") as file:  # the folder may be anybody's: no link there is written through
             np.savez(file, **arrays)
         aside.replace(snapshot)
     except BaseException:

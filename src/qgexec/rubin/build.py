@@ -24,9 +24,11 @@ from qgexec.books.rundir import folder_name
 from qgexec.config.buildoptions import GraphOptions, MockFailure, PipelineOptions
 from qgexec.errors import GraphError, UsageError
 from qgexec.foreign import no_exit
+from qgexec.regularfile import YAML_BYTES, read_regular
 from qgexec.rubin.collections import Replacement, RunCollections, resolve_collections
 from qgexec.rubin.compat import builder_arguments
 from qgexec.rubin.graphwrite import save_under_new_name, write_graph
+from qgexec.rubin.localfile import check_local
 from qgexec.rubin.pipelines import BuiltPipeline
 from qgexec.rubin.repository import open_butler
 
@@ -298,6 +300,7 @@ def _exception(failure: MockFailure) -> type[BaseException] | None:
 
 def _read_table(file: str) -> Table:
     try:
+        check_local(file)
         with ResourcePath(file, forceDirectory=False).as_local() as local:
             table = Table.read(local.ospath)
     except Exception as error:  # astropy's readers raise what they like
@@ -313,7 +316,7 @@ def _read_patterns(file: str | None) -> list[str] | None:
     if file is None:
         return None
     try:
-        patterns = yaml.safe_load(Path(file).read_text())
+        patterns = yaml.safe_load(read_regular(Path(file), YAML_BYTES))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--retained-dataset-types {file} cannot be read: {why}") from error

@@ -26,9 +26,11 @@ from lsst.resources import ResourcePath
 
 from qgexec.errors import GraphError
 from qgexec.foreign import no_exit
+from qgexec.regularfile import UnfitFileError
 from qgexec.rubin.compat import graph_components, keeping_package_metadata
 from qgexec.rubin.graphwrite import BuiltGraph, copy_graph, fetch_graph, into_run_dir, write_graph
 from qgexec.rubin.inputrecords import attach_records, check_known, look_for_records
+from qgexec.rubin.localfile import check_local
 from qgexec.rubin.qgfile import QgFile
 from qgexec.rubin.repository import learn_storage_classes, open_butler
 from qgexec.rubin.thingraph import ThinGraph, parse_thin_graph
@@ -295,6 +297,7 @@ def read_old(
     name = uri.ospath if uri.isLocal else str(uri)
     if not uri.exists():
         raise GraphError(f"graph file {name} does not exist", hint="Check the path.")
+    _check_regular(uri)
     try:
         with no_exit(), keeping_package_metadata():
             old = QuantumGraph.loadUri(
@@ -368,6 +371,7 @@ def open_graph(path: Path, *, imports: bool = True) -> Iterator[PredictedQuantum
     qgexec.errors.GraphError
         A task class does not import, or upstream cannot read the pipeline.
     """
+    _check_regular(ResourcePath(str(path), forceDirectory=False))
     mode = TaskImportMode.ASSUME_CONSISTENT_EDGES if imports else TaskImportMode.DO_NOT_IMPORT
     with ExitStack() as stack:
         try:
@@ -381,6 +385,16 @@ def open_graph(path: Path, *, imports: bool = True) -> Iterator[PredictedQuantum
                 hint=_STORAGE_CLASS_HINT if isinstance(error, KeyError) else "",
             ) from error
         yield reader
+
+
+def _check_regular(uri: ResourcePath) -> None:
+    """Check a file that upstream is to open, which would wait for a FIFO."""
+    try:
+        check_local(uri)
+    except UnfitFileError as error:
+        raise GraphError(
+            f"graph file {uri.ospath} cannot be read: {error.strerror}", hint="Copy it to a file first."
+        ) from error
 
 
 def _check_imports(path: Path) -> None:

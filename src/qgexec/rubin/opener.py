@@ -7,15 +7,17 @@ takes seconds, and ten times the memory.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_type_hints
 
 from qgexec.config.logoptions import LogOptions
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
+from qgexec.foreign import no_exit
 from qgexec.quantum import SegmentRef
 
 if TYPE_CHECKING:
@@ -180,7 +182,7 @@ class ImportedExecutor:
 
     path: str
     """``package.module:Class``, a subclass of `lsst.pipe.base.quantum_graph_executor.QuantumExecutor` or
-    a function that returns one."""
+    a function that is annotated to return one: nothing else that a file may name is called."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments, as JSON can hold them."""
@@ -200,16 +202,24 @@ class ImportedExecutor:
         Raises
         ------
         qgexec.errors.UsageError
-            It cannot be imported.
+            It cannot be imported, or makes no quantum executors.
         """
         module, _, name = self.path.partition(":")
         try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+            with no_exit():
+                found = getattr(importlib.import_module(module), name)
+        except Exception as error:  # a module may raise anything when it is imported
             raise UsageError(
                 f"the quantum executor {self.path} cannot be imported: {error}",
                 hint="Name it as package.module:Class, and have it installed wherever quanta run.",
             ) from error
+        if not _makes_executors(found):
+            raise UsageError(
+                f"{self.path} is no quantum executor",
+                hint="Name a subclass of lsst.pipe.base.quantum_graph_executor.QuantumExecutor, or a "
+                "function that is annotated to return one (-> QuantumExecutor).",
+            )
+        return found
 
     def make(self) -> QuantumExecutor:
         """Return a new executor; raises as `find`, and whatever it raises itself."""
@@ -225,6 +235,19 @@ class ImportedExecutor:
         """Return the one that ``run.json`` names among a run's options; `None` where it names none."""
         named = options.get("own_executor")
         return cls(named["path"], named["arguments"]) if isinstance(named, Mapping) else None
+
+
+def _makes_executors(found: object) -> bool:
+    """Return whether what was imported is a class of executors, or says that it returns one."""
+    from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
+
+    made = found
+    if inspect.isfunction(found):
+        try:
+            made = get_type_hints(found).get("return")
+        except Exception:  # noqa: BLE001 - annotations are code that need not work
+            return False
+    return isinstance(made, type) and issubclass(made, QuantumExecutor)
 
 
 @dataclass(frozen=True, slots=True)

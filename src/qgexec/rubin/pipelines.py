@@ -10,9 +10,11 @@ from lsst.pipe.base import Pipeline
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
 from qgexec.config.buildoptions import ChangeKind, PipelineChange, PipelineOptions
-from qgexec.errors import UsageError
+from qgexec.errors import NotUtf8Error, UsageError
 from qgexec.foreign import no_exit
+from qgexec.regularfile import UnfitFileError
 from qgexec.rubin.compat import keeping_package_metadata
+from qgexec.rubin.localfile import check_local
 
 __all__ = ["BuiltPipeline"]
 
@@ -122,6 +124,7 @@ def _apply(pipeline: Pipeline, change: PipelineChange) -> None:
         case ChangeKind.CONFIG:
             pipeline.addConfigOverride(change.label, change.key, change.value)
         case ChangeKind.CONFIG_FILE:
+            check_local(change.value)
             pipeline.addConfigFile(change.label, change.value)
 
 
@@ -153,11 +156,19 @@ def _read(file: str | None) -> Pipeline:
     if file is None:
         return Pipeline("anonymous")
     try:
+        check_local(file)
         return Pipeline.from_uri(file)
+    except UnfitFileError as error:
+        raise UsageError(
+            f"the pipeline file {file} cannot be read: {error.strerror}",
+            hint="What a program prints is to be saved in a file first.",
+        ) from error
     except FileNotFoundError:
         raise UsageError(
             f"the pipeline file {file} does not exist", hint="Check the path after -p."
         ) from None
+    except UnicodeEncodeError as error:
+        raise NotUtf8Error(error.object) from error
     except Exception as error:  # whatever the file's content makes upstream raise
         raise UsageError(f"{file} is not a valid pipeline file: {_brief(error)}") from error
 

@@ -22,6 +22,7 @@ from typing import Any, Self
 import zstandard
 
 from qgexec.errors import GraphError, UnknownQuantumError
+from qgexec.regularfile import open_regular
 
 __all__ = ["NEWEST_VERSION", "QgFile"]
 
@@ -55,13 +56,15 @@ class QgFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._stream = path.open("rb")
+            self._stream = open_regular(path)
         except FileNotFoundError:
             raise GraphError(f"graph file {path} does not exist", hint="Check the path.") from None
         except IsADirectoryError:
             raise GraphError(f"{path} is a directory, not a graph file", hint="Check the path.") from None
         except OSError as error:
-            raise GraphError(f"graph file {path} cannot be read: {error.strerror}") from error
+            raise GraphError(
+                f"graph file {path} cannot be read: {error.strerror}", hint=f"See what it is: ls -l {path}"
+            ) from error
         try:
             self._open()
         except BaseException:

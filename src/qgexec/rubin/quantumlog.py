@@ -6,6 +6,7 @@ The log datasets are upstream's own affair; they hold what the loggers let throu
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -145,9 +146,15 @@ class StreamedLog(logging.Handler):
             os.close(fd)
 
     def _write(self, text: str) -> None:
-        if self._fd is not None:
+        if self._fd is None:
+            return
+        try:
             os.write(self._fd, (text + "\n").encode("utf-8", "backslashreplace"))
-            self._written = True
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            self._fd = None  # a task has closed it
+        self._written = True
 
     def _time(self, at: float) -> str:
         second = int(at)

@@ -12,7 +12,8 @@ from lsst.daf.butler import Butler, ButlerConfig, Config, StorageClassFactory
 from lsst.resources import ResourcePath, ResourcePathExpression
 from sqlalchemy.engine import make_url
 
-from qgexec.errors import RepositoryError
+from qgexec.errors import NotUtf8Error, RepositoryError
+from qgexec.regularfile import YAML_BYTES, check_regular
 from qgexec.rubin.compat import butler_config, registry_file
 
 __all__ = [
@@ -53,6 +54,7 @@ def open_butler(repository: str | Butler, *, writeable: bool = False) -> Iterato
             )
         yield repository
         return
+    _check_configuration(repository)
     try:
         butler = Butler.from_config(repository, writeable=writeable)
     except (FileNotFoundError, LookupError) as error:
@@ -60,6 +62,8 @@ def open_butler(repository: str | Butler, *, writeable: bool = False) -> Iterato
             f"there is no butler repository {repository}: {error}",
             hint="Check the path or alias given with -b.",
         ) from error
+    except UnicodeEncodeError as error:
+        raise NotUtf8Error(error.object) from error
     except Exception as error:  # configurations, databases and URIs of any kind
         if writeable:
             # Merely opening a butler for writing writes to its registry.
@@ -86,6 +90,7 @@ def learn_storage_classes(repository: str) -> None:
     qgexec.errors.RepositoryError
         There is no such repository.
     """
+    _check_configuration(repository)
     try:
         StorageClassFactory().addFromConfig(ButlerConfig(repository))
     except Exception as error:  # configurations and URIs of any kind
@@ -93,6 +98,19 @@ def learn_storage_classes(repository: str) -> None:
             f"there is no butler repository {repository}: {type(error).__name__}: {error}",
             hint="Check its path or alias.",
         ) from error
+
+
+def _check_configuration(repository: str) -> None:
+    """Check that what a local repository is configured by can be read without waiting for it."""
+    for path in (Path(repository), Path(repository, "butler.yaml")):
+        try:
+            if path.exists() and not path.is_dir():
+                check_regular(path, YAML_BYTES)
+        except OSError as error:
+            raise RepositoryError(
+                f"butler repository {repository} cannot be opened: {path}: {error.strerror}",
+                hint="Check the path or alias given with -b.",
+            ) from error
 
 
 def _check_read_only(repository: str) -> None:

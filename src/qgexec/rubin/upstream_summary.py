@@ -24,6 +24,7 @@ from lsst.pipe.base.quantum_provenance_graph import (
 )
 
 from qgexec.errors import UsageError
+from qgexec.regularfile import read_regular
 from qgexec.rubin.examine import Examination
 from qgexec.rubin.graphoutputs import GraphOutputs
 from qgexec.rubin.verdicts import DatasetFound, DatasetWord, LastWord, QuantumFound, RunWord
@@ -146,7 +147,7 @@ def aggregate(files: Sequence[Path]) -> Summary:
 
 def _read(file: Path) -> Summary:
     try:
-        summary = Summary.model_validate_json(file.read_bytes())
+        summary = Summary.model_validate_json(read_regular(file))
         if summary.model_fields_set >= {"tasks", "datasets"}:
             return summary
     except OSError as error:

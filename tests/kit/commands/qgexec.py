@@ -102,6 +102,8 @@ class Command:
     cwd: Path
     environment: dict[str, str] = field(default_factory=dict)
     interpreter: Sequence[str] = ("-m", "qgexec")
+    closed: Sequence[int] = ()
+    """Those of the descriptors 0 to 2 that it is started without."""
     process: warm.Popen = field(init=False)
     temporary: Path = field(init=False)
     err: str = field(init=False, default="")
@@ -122,6 +124,7 @@ class Command:
             stderr=subprocess.PIPE,
             start_new_session=True,
             lifeline=theirs,
+            closed=self.closed,
         )
         os.close(theirs)
 

@@ -53,7 +53,7 @@ _lifelines: set[int] = set()
 
 
 class Popen(subprocess.Popen[Any]):
-    """`subprocess.Popen` of a command line ``[python, "-m" | "-c" | FILE, ...]``.
+    """`subprocess.Popen` of a command line ``[python, ["-P",] "-m" | "-c" | FILE, ...]``.
 
     Parameters
     ----------
@@ -61,6 +61,8 @@ class Popen(subprocess.Popen[Any]):
         The command line; a script that is not Python's, such as ``.venv/bin/pipetask``, counts as a file.
     lifeline
         A descriptor that it keeps, and all that it starts: when the last one is gone, its other end tells.
+    closed
+        Those of the descriptors 0 to 2 that it is started without, as cron may do.
     env, pass_fds, **options
         As there.
     """
@@ -72,13 +74,14 @@ class Popen(subprocess.Popen[Any]):
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
         lifeline: int | None = None,
+        closed: Sequence[int] = (),
         **options: Any,
     ) -> None:
         _import_stack()
         words = [os.fspath(word) for word in args]
         program = words[1:] if _is_python(words[0]) else words
         lifelines = _lifelines if lifeline is None else {*_lifelines, lifeline}
-        become = functools.partial(_become, program, env, lifelines, {*pass_fds})
+        become = functools.partial(_become, program, env, lifelines, {*pass_fds}, {0, 1, 2} - {*closed})
         # Called in the child where another program would be executed: streams, folder and session are made.
         super().__init__(words, env=env, pass_fds=pass_fds, preexec_fn=become, **options)
 
@@ -131,14 +134,18 @@ def _is_python(word: str) -> bool:
 
 
 def _become(
-    words: Sequence[str], env: Mapping[str, str] | None, lifelines: set[int], given: set[int]
+    words: Sequence[str],
+    env: Mapping[str, str] | None,
+    lifelines: set[int],
+    given: set[int],
+    standard: set[int],
 ) -> NoReturn:
-    """Be a program: from a fork of the test's process, with its descriptors 0 to 2 and its folder."""
+    """Be a program: from a fork of the test's process, with its folder and these of descriptors 0 to 2."""
     status = 1
     try:
         gc.freeze()  # a collection would copy all pages of the test's process
         gc.enable()
-        _leave_the_test({0, 1, 2} | lifelines | given)
+        _leave_the_test(standard | lifelines | given)
         _lifelines.update(lifelines)
         if env is not None:
             os.environ.clear()
@@ -223,10 +230,12 @@ def _interpret(words: Sequence[str]) -> int:
 
 
 def _execute(words: Sequence[str]) -> None:
-    first, *arguments = words
+    is_safe = words[0] == "-P"
+    first, *arguments = words[is_safe:]
     added = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     start = str(Path.cwd()) if first in {"-m", "-c"} else str(Path(first).resolve().parent)
-    sys.path[:] = [start, *added, *(path for path in sys.path if path not in {start, *added})]
+    others = [path for path in sys.path if path not in {start, *added}]
+    sys.path[:] = [*added, *others] if is_safe else [start, *added, *others]
     if first == "-m":
         name, *sys.argv[1:] = arguments
         sys.argv[0] = name

@@ -86,7 +86,7 @@ class MoodyTask(DynamicTestPipelineTask):
                 chunk = b"all work and no play makes a dull worker\n" * 2500
                 for _ in range(STDERR_BYTES // len(chunk) + 1):
                     os.write(2, chunk)
-            case "hog" | "slow":
+            case "hog" | "slow" | "close all" | "close files":
                 _strain(mood)
             case "wait":
                 with (folder / BEGAN).open("w") as began:
@@ -98,7 +98,10 @@ class MoodyTask(DynamicTestPipelineTask):
 
 
 def _strain(mood: str) -> None:
-    """Use more of something than a batch job has, or nearly all of it."""
+    """Use more of something than a batch job has, or nearly all of it; or take it from others."""
+    if mood.startswith("close"):  # as a library does that makes a daemon of its process
+        os.closerange(0 if mood == "close all" else 3, 4096)
+        return
     if mood == "slow":
         time.sleep(max(0.0, float(os.environ["QGEXEC_JOB_ENDS_AT"]) - LAST_S - time.time()))
         return
