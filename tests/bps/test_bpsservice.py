@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from lsst.ctrl.bps import WmsStates
+from lsst.ctrl.bps.report import retrieve_report
 from lsst.ctrl.mpexec.cli.pipetask import cli as pipetask
 from lsst.daf.butler.cli.butler import cli as butler_command
 from lsst.daf.butler.cli.utils import LogCliRunner
 
 from qgexec.reports.report import RunState
-from tests.bps.conftest import Bps
+from tests.bps.conftest import SERVICE, Bps
 from tests.kit.butler.repos import INPUT_CHAIN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, copy_template
 from tests.kit.commands.qgexec import Moods, call, datasets
 
@@ -59,8 +61,12 @@ def test_pipeline_to_the_end(template: MockRepository, bps: Bps, tmp_path: Path)
     assert "SUCCEEDED 100" in table
     assert all(word in table for word in ("dev", "quick", "check", str(bps.run_dir)))
     assert _row(table, "isr") == {"SUCCEEDED": 8, "EXPECTED": 8}
-    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA, "EXPECTED": N_QUANTA}
+    assert _row(table, "finalJob") == {"SUCCEEDED": 1, "EXPECTED": 1}
+    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA + 1, "EXPECTED": N_QUANTA + 1}
     bps("status", "--id", bps.submit_path)
+    (record,), _ = retrieve_report(SERVICE, run_id=str(bps.submit_path))
+    assert {job.state for job in record.jobs} == {WmsStates.SUCCEEDED}
+    assert len(record.jobs) == N_QUANTA + 1
 
     with bps.repository.butler() as butler:
         chain = butler.collections.get_info(OUTPUT).children
@@ -98,7 +104,7 @@ def test_failure_and_restart(bps: Bps, moods: Moods) -> None:
     restarted = bps("restart", "--id", bps.submit_path)
     assert f"Run Id: {bps.submit_path}" in restarted
     table = bps("report", "--id", bps.submit_path)
-    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA, "EXPECTED": N_QUANTA}
+    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA + 1, "EXPECTED": N_QUANTA + 1}
     assert [len(datasets(bps.repository, name)) for name in OUTPUTS] == [8, 8, 2, 1]
     started = [n for n in (bps.submit_path / "qgexec.log").read_text().splitlines() if n.startswith("$ ")]
     assert [line.split()[2] for line in started] == ["run", "resume"]
@@ -160,7 +166,7 @@ def test_into_a_run_that_exists(bps: Bps, moods: Moods) -> None:
     bps.configure(qgexecWait=True, submitPath=str(again))
     bps("submit", "bps.yaml")
     table = bps("report", "--id", again)
-    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA, "EXPECTED": N_QUANTA}
+    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA + 1, "EXPECTED": N_QUANTA + 1}
     assert [len(datasets(bps.repository, name)) for name in OUTPUTS] == [8, 8, 2, 1]
 
 
