@@ -53,8 +53,10 @@ def _row(output: str, label: str) -> dict[str, int]:
 def test_pipeline_to_the_end(template: MockRepository, bps: Bps, tmp_path: Path) -> None:
     """A pipeline is built, executed, ingested; it ends as with `qgexec run`, and with other services."""
     pipeline = template.root.parent / "pipeline.yaml"
-    bps.configure(qgraphFile=None, pipelineYaml=str(pipeline), qgexecWait=True)
+    environment = {"PYTHONPROFILEIMPORTTIME": "1"}  # an interpreter that has it says so
+    bps.configure(qgraphFile=None, pipelineYaml=str(pipeline), qgexecWait=True, environment=environment)
     said = bps("submit", "bps.yaml")
+    assert "import time:" in (bps.submit_path / "qgexec.log").read_text()
     assert f"Run Id: {bps.submit_path}" in said
 
     table = bps("report", "--id", bps.submit_path, "--return-exit-codes")

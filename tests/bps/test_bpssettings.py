@@ -94,6 +94,35 @@ def test_bps_eval(tmp_path: Path) -> None:
     assert found.batch.environment == {"N": str(math.floor(2.5))}
 
 
+def test_requests_and_environment_of_a_cluster(tmp_path: Path) -> None:
+    """They hold for the tasks that it names, before what is said of these tasks and of the site."""
+    found = _resources(
+        tmp_path,
+        base=1000,
+        environment={"A": "all", "PLACE": "{place}"},
+        place="here",
+        pipetask={"isr": {"requestMemory": 9000, "requestCpus": 2, "environment": {"A": "${A}+isr"}}},
+        cluster={
+            "images": {
+                "pipetasks": "isr,calibrate",
+                "dimensions": "visit",
+                "base": 3000,
+                "requestMemory": "bpsEval(min, {base}, 9000)",
+                "requestWalltime": 7200,
+                "numberOfRetries": 1,
+                "environment": {"A": "both", "PLACE": "{base}"},
+            }
+        },
+    )
+    assert found.tasks["isr"] == {"memory_bytes": 3000 * MIB, "cores": 2, "n_retries": 1}
+    assert found.tasks["calibrate"] == {"memory_bytes": 3000 * MIB, "n_retries": 1}
+    assert found.batch.clustering.clusters["images"].walltime_s == 7200
+    assert found.batch.environment == {"A": "all", "PLACE": "here"}
+    own = {"A": "both", "PLACE": "3000"}
+    assert found.batch.environments == {"isr": own, "calibrate": own}
+    assert found.unknown == ()
+
+
 @pytest.mark.parametrize(
     ("keys", "algorithm"),
     [

@@ -126,15 +126,15 @@ def _unended(state: State, job_state: JobState | None) -> WmsStates:
 
 def _final_state(report: RunReport, closing: JobState | None) -> WmsStates:
     match report.state:
-        case RunState.COMPLETED:
-            return WmsStates.SUCCEEDED
-        case RunState.BROKEN | RunState.DRIVER_GONE:
-            return WmsStates.FAILED
-        case RunState.STOPPED:
-            return WmsStates.DELETED if is_cancelled(report) else WmsStates.UNREADY
         case RunState.SUBMITTED if closing is JobState.HELD:
             return WmsStates.HELD
         case RunState.SUBMITTED if closing is JobState.RUNNING:
             return WmsStates.RUNNING
-        case _:
+        case state if state is RunState.NOT_STARTED or state in _ACTIVE:
             return WmsStates.UNREADY
+        case RunState.STOPPED:
+            return WmsStates.DELETED if is_cancelled(report) else WmsStates.UNREADY
+        case RunState.BROKEN | RunState.DRIVER_GONE:
+            return WmsStates.FAILED
+        case _:  # its books are closed, whatever became of the quanta
+            return WmsStates.SUCCEEDED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from qgexec.bps.reporting import report_of, state_of, words_on
 from qgexec.bps.settings import Settings, check_service
 from qgexec.bps.submission import Submission, remember, remembered
 from qgexec.config.batchsettings import BatchSettings
+from qgexec.config.bpsfile import read_config
 from qgexec.errors import JournalError, QgexecError, RunDirError
 from qgexec.offline import cancel
 from qgexec.reports.report import RunReport, read_report, read_run
@@ -187,7 +189,7 @@ class QgexecService(BaseWmsService):
         submission = workflow.submission
         remember(submission.path)  # before it begins: Ctrl-C now would leave a run that nobody knows
         with refusing():
-            launch(submission, submission.command)
+            launch(submission, submission.command, _variables(submission))
         workflow.run_id = submission.identifier
         return workflow
 
@@ -213,7 +215,7 @@ class QgexecService(BaseWmsService):
                 command = ["resume", str(submission.run_dir), *(["--no-wait"] if submission.ends else [])]
             else:
                 command = list(submission.command)  # its first start was refused
-            launch(submission, command)
+            launch(submission, command, _variables(submission))
         except QgexecError as error:
             return None, None, str(error)
         remember(submission.path)
@@ -353,6 +355,11 @@ class QgexecService(BaseWmsService):
         except QgexecError as error:
             return 1, str(error)
         return 0, f"Execution model {name} needs no service. For another: --pass-thru NAME"
+
+
+def _variables(submission: Submission) -> Mapping[str, str]:
+    """Return the variables of jobs, for a run whose workers are this machine's processes."""
+    return {} if submission.ends else read_config([submission.resources]).batch.environment
 
 
 def _check_begun(submission: Submission) -> None:

@@ -29,9 +29,11 @@ from qgexec.bps.refusal import Refusal
 from qgexec.cli.run import building, run, submit
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.bpsfile import read_config
+from qgexec.config.runconfig import RunConfig
 from qgexec.errors import RepositoryError, UsageError
 from qgexec.models.batch import BatchModel
 from qgexec.models.registry import facts_of, find_model, takes_setting
+from qgexec.plaintext import few
 from qgexec.rubin.collections import collection_type
 from qgexec.rubin.repository import open_butler, require_writeable
 
@@ -74,6 +76,10 @@ _OF_THE_SERVICE = {"run_dir", "model", "init_only", "dry_run"}
 """Options that the service gives itself, or that would execute nothing; so are those of building a graph."""
 
 _IGNORED_OF_FINAL_JOB = {"whenRun": _TAKEN_IN, "command1": _TAKEN_IN, "command2": _TAKEN_IN}
+
+
+_BY_NAME = ("pipetask", "cluster")
+"""Sections whose own sections count for the task, or the cluster, that they name."""
 
 
 class Settings:
@@ -139,8 +145,14 @@ class Settings:
         with tempfile.TemporaryDirectory(prefix="qgexec-") as folder:
             file = Path(folder) / "qgexec.yaml"
             self.write_resources(file)
-            for name in _read(file).unknown:
+            config = _read(file)
+            for name in config.unknown:
                 _logger.warning("Of no meaning in the BPS configuration: %s", _without_place(name, file))
+            if config.batch.environments and not self.ends:
+                own = few(list(config.batch.environments))
+                _logger.warning(
+                    "Model %s has one environment for all tasks: not taken of %s", self.model, own
+                )
             self._check_options(self.arguments("graph.qg", file, Path(folder), extends=False))
         try:
             with open_butler(self.repository, writeable=True) as butler:
@@ -260,15 +272,16 @@ class Settings:
                 section.pop("extraRunQuantumOptions", None)  # given to the command
                 _rename_algorithm(section)
         self._evaluate(tree, self._places)
-        for label, own in (tree.get("pipetask") or {}).items():
-            if isinstance(own, dict):
-                self._evaluate(own, {**self._places, "curr_pipetask": label})
+        for kind in _BY_NAME:
+            for name, own in (tree.get(kind) or {}).items():
+                if isinstance(own, dict):
+                    self._evaluate(own, {**self._places, f"curr_{kind}": name})
         return tree
 
     def _evaluate(self, section: dict[str, Any], current: Mapping[str, str]) -> None:
         """Have ctrl_bps evaluate what only it does: ``bpsEval``."""
         for key, value in section.items():
-            if isinstance(value, dict) and key != "pipetask":
+            if isinstance(value, dict) and key not in _BY_NAME:
                 self._evaluate(value, current)
             elif isinstance(value, str) and "bpsEval(" in value:
                 with _evaluating(key):
@@ -372,7 +385,7 @@ def _rename_algorithm(section: dict[str, Any]) -> None:
             section["clusterAlgorithm"] = ours
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> RunConfig:
     """Read a file of resources that nobody will find after this."""
     try:
         return read_config([file])

@@ -4,7 +4,7 @@ It knows nothing of what the keys mean. Only plain values are read: no tag in a 
 
 The rules are those of BPS: ``includeConfigs`` may stand in any section, what it names is laid under that
 section, the last of several files on top; ``{name}`` is the value of another key; ``${NAME}`` comes
-from the environment.
+from the environment. In a section ``environment`` ``${NAME}`` in a value of NAME is what is laid under it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ import yaml
 
 from qgexec.errors import UsageError
 
-__all__ = ["Node", "Place", "Scalar", "merged", "read_yaml", "resolve", "variables_in"]
+__all__ = ["Node", "Place", "Scalar", "chained", "merged", "read_yaml", "resolve", "variables_in"]
 
 Scalar = str | int | float | bool | None
 """A value that is neither a section nor a list."""
 
 _INCLUDE = "includeConfigs"
+
+_CHAINED = "environment"
+"""Name of the sections whose values may refer to what is laid under them."""
+
+_LONGEST = 1 << 16
+"""Characters of a value that grows by what is laid under it."""
 
 _PREFIX = "tag:yaml.org,2002:"
 
@@ -124,11 +130,35 @@ def merged(below: Node, above: Node) -> Node:
         return above
     content = dict(below.content)
     for key, node in above.content.items():
-        content[key] = merged(content[key], node) if key in content else node
+        later = _chained_to(content[key], node) if key in content and key == _CHAINED else node
+        content[key] = merged(content[key], later) if key in content else later
     return Node(content, above.place, below.repeated + above.repeated)
 
 
-def resolve(node: Node, layers: Sequence[Mapping[str, Node]]) -> Scalar:
+def _chained_to(below: Node, above: Node) -> Node:
+    earlier, later = below.content, above.content
+    if not isinstance(earlier, Mapping) or not isinstance(later, Mapping):
+        return above
+    content = {
+        name: chained(name, earlier[name], node) if name in earlier else node for name, node in later.items()
+    }
+    return replace(above, content=content)
+
+
+def chained(name: str, before: Node, node: Node) -> Node:
+    """Return a variable's value with an earlier one in place of ``${name}``, if both are texts."""
+    if not isinstance(before.content, str) or not isinstance(node.content, str):
+        return node
+    text = node.content.replace(f"${{{name}}}", before.content)
+    if len(text) > _LONGEST:
+        raise UsageError(
+            f"{node.place}: {name} grows to {len(text)} characters, and none may have more than {_LONGEST}",
+            hint=f"Write ${{{name}}} once in it, or not at all.",
+        )
+    return replace(node, content=text)
+
+
+def resolve(node: Node, layers: Sequence[Mapping[str, Node]], *, keeps_unset: bool = False) -> Scalar:
     """Return a scalar with its variables replaced.
 
     Parameters
@@ -137,13 +167,15 @@ def resolve(node: Node, layers: Sequence[Mapping[str, Node]]) -> Scalar:
         A scalar.
     layers
         Sections in which the value of ``{name}`` is looked for, the first that has it counts.
+    keeps_unset
+        A variable of the environment that is not set stays as ``${NAME}``.
 
     Raises
     ------
     qgexec.errors.UsageError
         It is no scalar, or a variable is not defined, is no scalar, or is defined by itself.
     """
-    return _resolve(node, layers, ())
+    return _resolve(node, layers, (), keeps_unset=keeps_unset)
 
 
 def variables_in(node: Node) -> frozenset[str]:
@@ -170,7 +202,9 @@ def _texts(root: Node) -> Iterator[str]:
                 waiting += nodes
 
 
-def _resolve(node: Node, layers: Sequence[Mapping[str, Node]], asked: tuple[str, ...]) -> Scalar:
+def _resolve(
+    node: Node, layers: Sequence[Mapping[str, Node]], asked: tuple[str, ...], *, keeps_unset: bool = False
+) -> Scalar:
     value = node.content
     if not isinstance(value, str | int | float | None):
         raise UsageError(
@@ -182,18 +216,23 @@ def _resolve(node: Node, layers: Sequence[Mapping[str, Node]], asked: tuple[str,
 
     def replacement(match: re.Match[str]) -> str:
         if match["name"] is None:
-            return _from_environment(match["env"] or match["bare"], node.place)
-        return _text(_look_up(match["name"], node.place, layers, asked))
+            name = match["env"] or match["bare"]
+            return f"${{{name}}}" if keeps_unset and name not in os.environ else _environ(name, node.place)
+        found, inner = _look_up(match["name"], node.place, layers, asked)
+        return _text(_resolve(found, layers, inner, keeps_unset=keeps_unset))
 
     return _REFERENCE.sub(replacement, value)
 
 
-def _look_up(name: str, place: Place, layers: Sequence[Mapping[str, Node]], asked: tuple[str, ...]) -> Scalar:
+def _look_up(
+    name: str, place: Place, layers: Sequence[Mapping[str, Node]], asked: tuple[str, ...]
+) -> tuple[Node, tuple[str, ...]]:
+    """Return what a variable stands for, and the names that its own value is looked up for."""
     if name in asked:
         raise UsageError(f"{place}: {{{name}}} is defined by itself", hint="Give one of the keys a value.")
     for layer in layers:
         if name in layer:
-            return _resolve(layer[name], layers, (*asked, name))
+            return layer[name], (*asked, name)
     raise UsageError(
         f"{place}: there is no key {name} for {{{name}}}",
         hint=f"Define it in the file (`{name}: ...`); a variable of the environment is written ${{{name}}}.",
@@ -204,7 +243,7 @@ def _text(value: Scalar) -> str:
     return "" if value is None else str(value)
 
 
-def _from_environment(name: str, place: Place) -> str:
+def _environ(name: str, place: Place) -> str:
     try:
         return os.environ[name]
     except KeyError:
