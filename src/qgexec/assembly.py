@@ -43,6 +43,7 @@ from qgexec.rubin.opener import (
     WorkbenchOpener,
     WorkbenchOptions,
 )
+from qgexec.scheduling.ordering import OrderGroup, ordered
 from qgexec.scheduling.parts import Part
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
@@ -116,20 +117,27 @@ class Client:
         """Return what a run's own files say of it."""
         return cls(settings.model, ImportedExecutor.of_run(settings.options), leaves=leaves)
 
-    def plan_of(self, graph_file: Path) -> Plan:
+    def plan_of(self, graph_file: Path, ordering: Sequence[OrderGroup] = ()) -> Plan:
         """Return what is to be executed of a graph, in the order that is asked for.
+
+        Parameters
+        ----------
+        graph_file
+            The graph.
+        ordering
+            What the run's configuration says of it.
 
         Raises
         ------
         qgexec.errors.GraphError
             The file cannot be read, or its quanta wait for one another in a circle.
         qgexec.errors.UsageError
-            There is nothing to execute of what is asked for.
+            There is nothing to execute of what is asked for, or no such order.
         """
         plan = read_plan(graph_file)
         if self.fixup is not None:
             plan = plan.with_edges(fixup_edges(self.fixup, graph_file))
-        return self.part.of(plan)
+        return ordered(self.part.of(plan), ordering)
 
     def own_executor(self) -> OptionValue:
         """Return what ``run.json`` is to say of the executor: how to make it, or whether there is one."""

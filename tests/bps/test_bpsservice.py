@@ -15,6 +15,9 @@ from lsst.ctrl.mpexec.cli.pipetask import cli as pipetask
 from lsst.daf.butler.cli.butler import cli as butler_command
 from lsst.daf.butler.cli.utils import LogCliRunner
 
+from qgexec.books.journal import read_events
+from qgexec.books.rundir import RunDir
+from qgexec.events import AttemptStarted
 from qgexec.reports.report import RunState
 from tests.bps.conftest import SERVICE, Bps
 from tests.kit.butler.repos import INPUT_CHAIN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, copy_template
@@ -180,10 +183,30 @@ def test_without_the_stack(bps: Bps, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize(
+    "algorithm", [None, "lsst.ctrl.bps.quantum_clustering_funcs.single_quantum_clustering"]
+)
+def test_in_order(bps: Bps, algorithm: str | None) -> None:
+    """What a configuration orders is executed so: no image of a visit before all of the visit before."""
+    ordering = {"ap": {"labels": "isr,calibrate", "dimensions": "visit", "implementation": "noop"}}
+    bps.configure(qgexecWait=True, ordering=ordering, clusterAlgorithm=algorithm)
+    bps("submit", "bps.yaml")
+    assert bps.report().all_succeeded
+    plan = RunDir(bps.run_dir).load_plan()
+    visits = [
+        plan.data_id(event.index)["visit"]
+        for event in read_events(bps.run_dir / "journal")
+        if isinstance(event, AttemptStarted) and plan.label(event.index) in ("isr", "calibrate")
+    ]
+    assert visits == sorted(visits)
+    assert len(visits) == 16
+
+
+@pytest.mark.thorough
 def test_prepared_and_begun_later(bps: Bps) -> None:
     """A run that is only prepared is told from one that is not there; `bps restart` begins it."""
-    bps.configure(qgexecWait=True, ordering={"first": {"labels": "isr", "dimensions": "visit"}})
-    assert "ordering of the BPS configuration is ignored" in bps("prepare", "bps.yaml")
+    bps.configure(qgexecWait=True)
+    bps("prepare", "bps.yaml")
     for verb, code in (("report", 0), ("status", 10)):
         told = bps(verb, "--id", bps.submit_path, code=code)
         assert f"the run in {bps.submit_path} has not begun" in told
@@ -246,6 +269,12 @@ def test_prepared_only(bps: Bps) -> None:
         ({"qgraphFile": None, "pipelineYaml": "/no/where.yaml#isr"}, "there is no file /no/where.yaml"),
         ({"updateQuantumGraph": "/no/bin/pipetask x"}, "there is no program /no/bin/pipetask"),
         ({"bpsBatchSubmission": True}, "bpsBatchSubmission is true"),
+        ({"finalJob": {"whenRun": "NEVER"}}, "finalJob: whenRun of the BPS configuration is NEVER"),
+        (
+            {"finalJob": {"command2": "echo done"}},
+            "command2 of the BPS configuration is a command of your own",
+        ),
+        ({"ordering": {"ap": {"labels": "isr", "dimensions": "visit"}}}, "ordering ap is not blocking"),
     ],
 )
 def test_refused_before_anything_is_made(bps: Bps, change: dict[str, Any], said: str) -> None:

@@ -190,18 +190,15 @@ def test_remarks() -> None:
         _config(
             runQuantumCommand="singularity exec x pipetask run-qbb",
             pipetask={"isr": {"runQuantumCommand": "nice pipetask run-qbb"}},
-            finalJob={"whenRun": "NEVER", "command2": "echo done"},
-            ordering={"first": {"labels": "isr"}},
+            finalJob={"command1": "butler transfer-from-graph"},
             payload={"extraInitOptions": "--coverage"},
         )
     ).remarks()
     assert [remark.partition(" of the BPS")[0] for remark in told] == [
         "runQuantumCommand",
-        "ordering",
         "payload: extraInitOptions",
         "pipetask: isr: runQuantumCommand",
-        "finalJob: whenRun",
-        "finalJob: command2",
+        "finalJob: command1",
     ]
 
 
@@ -211,7 +208,6 @@ def test_remarks_on_jobs() -> None:
         "preemptible": False,
         "requestDisk": 0,
         "provisionResources": False,
-        "ordering": {},
         "computeSite": "a",
         "site": {"a": {"profile": {"condor": {"x": "y"}}}, "b": {"nodeset": "c"}},
     }
@@ -225,7 +221,7 @@ def test_clusters_for_ctrl_bps(repository: MockRepository) -> None:
     with PredictedQuantumGraph.open(str(repository.graph)) as reader:
         reader.read_thin_graph()
         graph = reader.finish()
-    ordering = {"first": {"labels": "isr", "dimensions": "visit"}}
+    ordering = {"first": {"labels": "isr", "dimensions": "visit", "blocking": True}}
     config = _config(bps_defined={"runQgraphFile": str(repository.graph)}, ordering=ordering)
     clustered = by_task(config, graph, "name")
     clustered.validate()
@@ -234,4 +230,7 @@ def test_clusters_for_ctrl_bps(repository: MockRepository) -> None:
     assert sum(counts.values()) == N_QUANTA
     assert [cluster.label for cluster in clustered.successors("isr")] == ["calibrate"]
     assert "ordering" not in config, "ctrl_bps finds no data IDs in these clusters, and would refuse them"
+    Settings(config).write_resources(repository.root.parent / "qgexec.yaml")
+    (group,) = read_config([repository.root.parent / "qgexec.yaml"]).ordering
+    assert (group.name, group.labels) == ("first", ("isr",))
     assert auto(config, graph, "name") == clustered

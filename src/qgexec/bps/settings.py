@@ -24,7 +24,7 @@ from lsst.ctrl.bps import BPS_DEFAULTS
 from lsst.daf.butler import Config
 
 from qgexec.books.rundir import write_aside
-from qgexec.bps.clustering import ALGORITHMS
+from qgexec.bps.clustering import ALGORITHMS, ORDERING_ASIDE
 from qgexec.bps.refusal import Refusal
 from qgexec.cli.run import building, run, submit
 from qgexec.config.batchsettings import BatchSettings
@@ -48,7 +48,6 @@ _IGNORED = {
     "runQuantumCommand": _NOT_RUN,
     "extraInitOptions": "init-outputs are written by qgexec",
     "extraAggregateOptions": _TAKEN_IN,
-    "ordering": "quanta are ordered by the graph alone",
     "fileDistributionEndPoint": "jobs read the graph in the run directory, and the repository where it is",
 }
 """Keys that make another service do something else than this one, where they are not BPS's defaults."""
@@ -74,8 +73,6 @@ _ALGORITHM_NAMES = {
 
 _OF_THE_SERVICE = {"run_dir", "model", "init_only", "dry_run"}
 """Options that the service gives itself, or that would execute nothing; so are those of building a graph."""
-
-_IGNORED_OF_FINAL_JOB = {"whenRun": _TAKEN_IN, "command1": _TAKEN_IN, "command2": _TAKEN_IN}
 
 
 _BY_NAME = ("pipetask", "cluster")
@@ -142,6 +139,7 @@ class Settings:
             It cannot be executed like this.
         """
         self._check_payload()
+        self._check_final_job()
         with tempfile.TemporaryDirectory(prefix="qgexec-") as folder:
             file = Path(folder) / "qgexec.yaml"
             self.write_resources(file)
@@ -194,6 +192,21 @@ class Settings:
                 f"clusterAlgorithm is {name!r}, which "
                 f"{'is of your own, and not run' if known is None else 'ctrl_bps would not find'}",
                 hint=f"In a BPS configuration write `clusterAlgorithm: {known or 'qgexec.bps.auto'}`.",
+            )
+
+    def _check_final_job(self) -> None:
+        """Refuse what would leave something else in the repository than another service does."""
+        final = _plain(self._config).get("finalJob") or {}
+        more = [key for key in final if re.fullmatch(r"command\d+", key) and key != "command1" and final[key]]
+        if more:
+            raise UsageError(
+                f"finalJob: {more[0]} of the BPS configuration is a command of your own, which is not run",
+                hint="Leave it out, and run it when `bps status --id DIR` says that the run has ended.",
+            )
+        if (when := str(final.get("whenRun") or "ALWAYS")).upper() != "ALWAYS":
+            raise UsageError(
+                f"finalJob: whenRun of the BPS configuration is {when}, and {_TAKEN_IN}, always",
+                hint='Leave it out. To leave the output chain alone: `finalJob: {updateOutputChain: ""}`.',
             )
 
     def _check_program(self, key: str) -> None:
@@ -250,10 +263,9 @@ class Settings:
                 value = (section or {}).get(key)
                 if value not in (None, "", {}, default.get(key, False)):
                     yield f"{prefix}{key} of the BPS configuration is ignored: {why}."
-        final = tree.get("finalJob") or {}
-        for key, why in _IGNORED_OF_FINAL_JOB.items():
-            if final.get(key) and final[key] != BPS_DEFAULTS["finalJob"].get(key):
-                yield f"finalJob: {key} of the BPS configuration is ignored: {why}."
+        command = (tree.get("finalJob") or {}).get("command1")
+        if command and command != BPS_DEFAULTS["finalJob"].get("command1"):
+            yield f"finalJob: command1 of the BPS configuration is ignored: {_TAKEN_IN}."
 
     def write_resources(self, file: Path) -> None:
         """Write what ``--resources`` is to name."""
@@ -264,6 +276,8 @@ class Settings:
         tree = _plain(self._config)
         told = tree.pop("bps_cmdline", None) or {}
         tree |= (tree.pop("bps_defined", None) or {}) | told
+        if (ordering := tree.pop(ORDERING_ASIDE, None)) is not None:
+            tree["ordering"] = ordering
         tree["payload"] = (tree.get("payload") or {}) | told
         site = (tree.get("site") or {}).get(self._places.get("curr_site"))
         cloud = (tree.get("cloud") or {}).get(self._places.get("curr_cloud"))

@@ -30,6 +30,7 @@ from qgexec.config.batchfile import (
 )
 from qgexec.config.bpskeys import BATCH_KEYS
 from qgexec.config.environment import ENVIRONMENT
+from qgexec.config.orderfile import ORDER_KEYS, ORDERING, ordering_of, read_ordering
 from qgexec.config.runconfig import ISOLATIONS, RunConfig, TaskSettings
 from qgexec.config.values import Layers, Reader, Value, first, listed, mebibytes, one, seconds, section_of
 from qgexec.config.yamlfile import Node, Place, merged, read_yaml, resolve, variables_in
@@ -196,6 +197,7 @@ def _interpret(root: Node) -> RunConfig:
         cast("TaskSettings", common),
         {label: cast("TaskSettings", said) for label, said in tasks.items()},
         read_batch(sections, rules, own_sections),
+        read_ordering(ordering_of(top, payload), rules, sections.general),
         tuple(_unknown(root, rules)),
     )
 
@@ -274,6 +276,11 @@ def _unknown(root: Node, rules: ClusterRules) -> Iterator[str]:
     tasks = _sections_in(top, "pipetask")
     known, known_of_task = (BATCH_KEYS | TASK_KEYS | keys for keys in (JOB_KEYS, JOB_KEYS_OF_TASKS))
     yield from _sites_missing(top)
+    for node in _sections_in(top, ORDERING):
+        keys = ORDER_KEYS | used
+        yield from (
+            _described(key, value.place, keys) for key, value in node.section.items() if key not in keys
+        )
     site = _part(top, "site", "computeSite")
     places = [(top, known), (site if "class" not in site else {}, known)]
     for section, keys in (*places, *((node.section, known_of_task) for node in tasks)):
@@ -283,11 +290,7 @@ def _unknown(root: Node, rules: ClusterRules) -> Iterator[str]:
             elif key not in keys | used:
                 yield _described(key, value.place, keys)
         yield from _unknown_retries(section)
-    for key, value in section_of(top, "finalJob").items():
-        if key == ENVIRONMENT:
-            yield f"finalJob: {key} ({value.place}; the final job is given that of all jobs)"
-        if key not in known and get_close_matches(key, ["requestMemory"], 1, cutoff=0.8):
-            yield _described(key, value.place, ["requestMemory"])
+    yield from _unknown_of_final_job(section_of(top, "finalJob"), known)
     clusters = _sections_in(top, "cluster")
     for name, node in section_of(top, "cluster").items():
         yield from _unknown_of_cluster(name, node, used, rules)
@@ -295,6 +298,14 @@ def _unknown(root: Node, rules: ClusterRules) -> Iterator[str]:
     for node in (root, *tasks, *clusters, *sections):
         for key, place in node.repeated:
             yield f"{key} ({place}; it stood there before, this one counts)"
+
+
+def _unknown_of_final_job(section: Mapping[str, Node], known: Collection[str]) -> Iterator[str]:
+    for key, value in section.items():
+        if key == ENVIRONMENT:
+            yield f"finalJob: {key} ({value.place}; the final job is given that of all jobs)"
+        elif key not in known and get_close_matches(key, ["requestMemory"], 1, cutoff=0.8):
+            yield _described(key, value.place, ["requestMemory"])
 
 
 def _unknown_retries(section: Mapping[str, Node]) -> Iterator[str]:
