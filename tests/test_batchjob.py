@@ -358,3 +358,19 @@ def test_told_the_same_as_locally(
     (pool,) = set((tmp_path / "pool").read_text().splitlines())
     threads = "any" if implicit_threads else "1"
     assert job == pool == f"2 cores, {3 << 20} bytes, {threads} threads"
+
+
+def test_variables_of_a_task(submitted: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has the variables of its job's task; one that only the job has is replaced there."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    place = MockRepository(tmp_path / "own" / "repo", tmp_path / "own" / "graph.qg", Path())
+    with open_repository(place.root) as repo:
+        add_standard_tasks(repo, task_classes={"isr": TellingTask})
+        save_graph(repo, place.graph, register=False)
+    own = {TOLD: f"{tmp_path}/${{WHERE}}-${{UNSET}}", "OMP_NUM_THREADS": None}
+    settings = BatchSettings(environments={"isr": own})
+    config = RunConfig({"memory_bytes": 3 << 20}, batch=settings)
+    run = submitted(settings, of=place, config=config, implicit_threads=True)
+    ended = run.run(0, WHERE="here", OMP_NUM_THREADS="7", QGEXEC_BEFORE_OMP_NUM_THREADS="3")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (tmp_path / "here-${UNSET}").read_text().rstrip().endswith("3 threads")

@@ -285,6 +285,11 @@ class GraphExecutor(QuantumGraphExecutor):
                 hint="Go on from Python, with GraphExecutor.of_run(run_dir, quantum_executor=...).resume().",
             )
         options = RunOptions.from_json(settings.options)
+        if config is not None and config.ordering and config.ordering != options.config.ordering:
+            raise UsageError(
+                f"the order of the quanta of {books.path} is that with which it began",
+                hint="Leave the section `ordering` out of the files, or begin another run.",
+            )
         try:
             options = replace(options, **changes, config=options.config.updated(config or RunConfig()))
         except TypeError as error:

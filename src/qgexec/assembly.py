@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from qgexec.books.journal import Journal
 from qgexec.books.rundir import RunDir
 from qgexec.books.runsettings import OptionValue, RunSettings
 from qgexec.clustering.algorithms import cluster_remarks
+from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.runconfig import remarks
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
@@ -26,6 +29,7 @@ from qgexec.interrupts import Interrupts
 from qgexec.models.base import Bench, BenchOpener, ExecutionModel, Run, SimpleModel
 from qgexec.models.pool import Pool
 from qgexec.models.registry import Model, find_model, takes_setting
+from qgexec.plaintext import few
 from qgexec.processes.machine import machine_memory_bytes
 from qgexec.quantum import QuantumNode, RunContext, SegmentRef
 from qgexec.rubin import PRELOAD
@@ -39,6 +43,7 @@ from qgexec.rubin.opener import (
     WorkbenchOpener,
     WorkbenchOptions,
 )
+from qgexec.scheduling.ordering import OrderGroup, ordered
 from qgexec.scheduling.parts import Part
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy
@@ -112,20 +117,27 @@ class Client:
         """Return what a run's own files say of it."""
         return cls(settings.model, ImportedExecutor.of_run(settings.options), leaves=leaves)
 
-    def plan_of(self, graph_file: Path) -> Plan:
+    def plan_of(self, graph_file: Path, ordering: Sequence[OrderGroup] = ()) -> Plan:
         """Return what is to be executed of a graph, in the order that is asked for.
+
+        Parameters
+        ----------
+        graph_file
+            The graph.
+        ordering
+            What the run's configuration says of it.
 
         Raises
         ------
         qgexec.errors.GraphError
             The file cannot be read, or its quanta wait for one another in a circle.
         qgexec.errors.UsageError
-            There is nothing to execute of what is asked for.
+            There is nothing to execute of what is asked for, or no such order.
         """
         plan = read_plan(graph_file)
         if self.fixup is not None:
             plan = plan.with_edges(fixup_edges(self.fixup, graph_file))
-        return self.part.of(plan)
+        return ordered(self.part.of(plan), ordering)
 
     def own_executor(self) -> OptionValue:
         """Return what ``run.json`` is to say of the executor: how to make it, or whether there is one."""
@@ -241,7 +253,21 @@ def remarks_beforehand(options: RunOptions, plan: Plan, model: ExecutionModel, p
     if model.facts.orders_itself:
         batch = options.config.batch
         warnings += cluster_remarks(plan, np.arange(len(plan)), batch.clustering, durations=batch.durations)
+    else:
+        warnings += _variables_not_set(options.config.batch, plan, name)
     return warnings
+
+
+def _variables_not_set(batch: BatchSettings, plan: Plan, model: str) -> Iterator[str]:
+    """Yield what is said of the environment of jobs, where there are none."""
+    missing = [name for name, value in batch.environment.items() if os.environ.get(name) != value]
+    if missing:
+        yield (
+            f"Execution model {model} has no jobs that get an environment: {few(missing)} not set as told. "
+            f"Set it before you begin: export {missing[0]}={shlex.quote(batch.environment[missing[0]])}"
+        )
+    if labels := [label for label in plan.labels if label in batch.environments]:
+        yield f"Execution model {model} has one environment for all tasks, not that of {few(labels)}."
 
 
 def make_loop(

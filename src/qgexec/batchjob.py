@@ -23,6 +23,7 @@ from typing import Self
 
 import numpy as np
 
+from qgexec.batch.jobenvironment import set_environment
 from qgexec.batch.jobs import OVERHEAD_BYTES
 from qgexec.batch.past import read_pasts
 from qgexec.batch.producers import Successes, earlier_successes, job_successes, parents_successes
@@ -144,6 +145,9 @@ def run_job(
     with journal:
         _give_up_running(scheduler, journal, limits, in_the_air, f"try {epoch} of its batch job {number}")
         if limits.last_end is None:
+            # Before its worker, a process of its own, is started: what that imports and loads sees it.
+            label = job.plan.label(batch_round.jobs.quanta(number)[0])
+            set_environment(batch_round.settings, label, os.environ)
             _execute(job, part, scheduler, journal, limits, margins)
         else:
             # Whoever said how the last try ended would say the same of this one: it must be short.

@@ -66,7 +66,7 @@ def open_new_run(
             if begun.preparation is not None:
                 preparation = replace(preparation, replaced=Preparation.from_json(begun.preparation).replaced)
         graph_file = prepare_graph(graph, run_dir.path, butler, own=True)
-        plan = client.plan_of(graph_file.path)
+        plan = client.plan_of(graph_file.path, options.config.ordering)
         # Before the registry is written: where there is no room for it, nothing has changed yet.
         run_dir.save_plan(plan)
         write_down = partial(_write_down, beginning, uri, graph_file, plan, client, options)

@@ -111,7 +111,7 @@ def preview(
             return found
         found = replace(found, n_in_graph=flight.graph.n_quanta)
         try:
-            plan = client.plan_of(flight.graph.path)
+            plan = client.plan_of(flight.graph.path, options.config.ordering)
         except QgexecError as error:
             return _with(found, Check("quanta", error.message, error.hint, is_well=False))
     try:

@@ -86,7 +86,7 @@ def _rehearse(graph: Any, repository: Any, client: Client, options: RunOptions, 
         given, uri = locate(repository, run_dir.path)
         butler = stack.enter_context(open_butler(given, writeable=False))
         graph_file = prepare_graph(graph, run_dir.path, butler)
-    plan = client.plan_of(graph_file.path)
+    plan = client.plan_of(graph_file.path, options.config.ordering)
     context = RunContext(str(run_dir.path), uri, str(graph_file.path), graph_file.output_run)
     opened = OpenRun(run_dir, context, plan, False, 0.0, serial_labels(graph_file.pipeline_graph))
     policy = policy_of(options, plan, elsewhere=True)

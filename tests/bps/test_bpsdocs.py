@@ -34,5 +34,5 @@ def test_all_keys_are_there() -> None:
     """Each key that ctrl_bps has a default for is on the page."""
     page = set(re.findall(r"\w+", PAGE))
     keys = {*BPS_DEFAULTS, *BPS_DEFAULTS["payload"], *BPS_DEFAULTS["pipetask"], "updateOutputChain"}
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
     assert keys - page == set()

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 import yaml
+from lsst.ctrl.bps import WmsStates
+from lsst.ctrl.bps.report import retrieve_report
 from lsst.ctrl.mpexec.cli.pipetask import cli as pipetask
 from lsst.daf.butler.cli.butler import cli as butler_command
 from lsst.daf.butler.cli.utils import LogCliRunner
 
+from qgexec.books.journal import read_events
+from qgexec.books.rundir import RunDir
+from qgexec.events import AttemptStarted
 from qgexec.reports.report import RunState
-from tests.bps.conftest import Bps
+from tests.bps.conftest import SERVICE, Bps
 from tests.kit.butler.repos import INPUT_CHAIN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, copy_template
 from tests.kit.commands.qgexec import Moods, call, datasets
 
@@ -51,16 +56,22 @@ def _row(output: str, label: str) -> dict[str, int]:
 def test_pipeline_to_the_end(template: MockRepository, bps: Bps, tmp_path: Path) -> None:
     """A pipeline is built, executed, ingested; it ends as with `qgexec run`, and with other services."""
     pipeline = template.root.parent / "pipeline.yaml"
-    bps.configure(qgraphFile=None, pipelineYaml=str(pipeline), qgexecWait=True)
+    environment = {"PYTHONPROFILEIMPORTTIME": "1"}  # an interpreter that has it says so
+    bps.configure(qgraphFile=None, pipelineYaml=str(pipeline), qgexecWait=True, environment=environment)
     said = bps("submit", "bps.yaml")
+    assert "import time:" in (bps.submit_path / "qgexec.log").read_text()
     assert f"Run Id: {bps.submit_path}" in said
 
     table = bps("report", "--id", bps.submit_path, "--return-exit-codes")
     assert "SUCCEEDED 100" in table
     assert all(word in table for word in ("dev", "quick", "check", str(bps.run_dir)))
     assert _row(table, "isr") == {"SUCCEEDED": 8, "EXPECTED": 8}
-    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA, "EXPECTED": N_QUANTA}
+    assert _row(table, "finalJob") == {"SUCCEEDED": 1, "EXPECTED": 1}
+    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA + 1, "EXPECTED": N_QUANTA + 1}
     bps("status", "--id", bps.submit_path)
+    (record,), _ = retrieve_report(SERVICE, run_id=str(bps.submit_path))
+    assert {job.state for job in record.jobs} == {WmsStates.SUCCEEDED}
+    assert len(record.jobs) == N_QUANTA + 1
 
     with bps.repository.butler() as butler:
         chain = butler.collections.get_info(OUTPUT).children
@@ -98,7 +109,7 @@ def test_failure_and_restart(bps: Bps, moods: Moods) -> None:
     restarted = bps("restart", "--id", bps.submit_path)
     assert f"Run Id: {bps.submit_path}" in restarted
     table = bps("report", "--id", bps.submit_path)
-    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA, "EXPECTED": N_QUANTA}
+    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA + 1, "EXPECTED": N_QUANTA + 1}
     assert [len(datasets(bps.repository, name)) for name in OUTPUTS] == [8, 8, 2, 1]
     started = [n for n in (bps.submit_path / "qgexec.log").read_text().splitlines() if n.startswith("$ ")]
     assert [line.split()[2] for line in started] == ["run", "resume"]
@@ -160,7 +171,7 @@ def test_into_a_run_that_exists(bps: Bps, moods: Moods) -> None:
     bps.configure(qgexecWait=True, submitPath=str(again))
     bps("submit", "bps.yaml")
     table = bps("report", "--id", again)
-    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA, "EXPECTED": N_QUANTA}
+    assert _row(table, "TOTAL") == {"SUCCEEDED": N_QUANTA + 1, "EXPECTED": N_QUANTA + 1}
     assert [len(datasets(bps.repository, name)) for name in OUTPUTS] == [8, 8, 2, 1]
 
 
@@ -172,10 +183,30 @@ def test_without_the_stack(bps: Bps, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize(
+    "algorithm", [None, "lsst.ctrl.bps.quantum_clustering_funcs.single_quantum_clustering"]
+)
+def test_in_order(bps: Bps, algorithm: str | None) -> None:
+    """What a configuration orders is executed so: no image of a visit before all of the visit before."""
+    ordering = {"ap": {"labels": "isr,calibrate", "dimensions": "visit", "implementation": "noop"}}
+    bps.configure(qgexecWait=True, ordering=ordering, clusterAlgorithm=algorithm)
+    bps("submit", "bps.yaml")
+    assert bps.report().all_succeeded
+    plan = RunDir(bps.run_dir).load_plan()
+    visits = [
+        plan.data_id(event.index)["visit"]
+        for event in read_events(bps.run_dir / "journal")
+        if isinstance(event, AttemptStarted) and plan.label(event.index) in ("isr", "calibrate")
+    ]
+    assert visits == sorted(visits)
+    assert len(visits) == 16
+
+
+@pytest.mark.thorough
 def test_prepared_and_begun_later(bps: Bps) -> None:
     """A run that is only prepared is told from one that is not there; `bps restart` begins it."""
-    bps.configure(qgexecWait=True, ordering={"first": {"labels": "isr", "dimensions": "visit"}})
-    assert "ordering of the BPS configuration is ignored" in bps("prepare", "bps.yaml")
+    bps.configure(qgexecWait=True)
+    bps("prepare", "bps.yaml")
     for verb, code in (("report", 0), ("status", 10)):
         told = bps(verb, "--id", bps.submit_path, code=code)
         assert f"the run in {bps.submit_path} has not begun" in told
@@ -238,6 +269,12 @@ def test_prepared_only(bps: Bps) -> None:
         ({"qgraphFile": None, "pipelineYaml": "/no/where.yaml#isr"}, "there is no file /no/where.yaml"),
         ({"updateQuantumGraph": "/no/bin/pipetask x"}, "there is no program /no/bin/pipetask"),
         ({"bpsBatchSubmission": True}, "bpsBatchSubmission is true"),
+        ({"finalJob": {"whenRun": "NEVER"}}, "finalJob: whenRun of the BPS configuration is NEVER"),
+        (
+            {"finalJob": {"command2": "echo done"}},
+            "command2 of the BPS configuration is a command of your own",
+        ),
+        ({"ordering": {"ap": {"labels": "isr", "dimensions": "visit"}}}, "ordering ap is not blocking"),
     ],
 )
 def test_refused_before_anything_is_made(bps: Bps, change: dict[str, Any], said: str) -> None:

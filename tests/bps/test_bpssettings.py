@@ -94,6 +94,35 @@ def test_bps_eval(tmp_path: Path) -> None:
     assert found.batch.environment == {"N": str(math.floor(2.5))}
 
 
+def test_requests_and_environment_of_a_cluster(tmp_path: Path) -> None:
+    """They hold for the tasks that it names, before what is said of these tasks and of the site."""
+    found = _resources(
+        tmp_path,
+        base=1000,
+        environment={"A": "all", "PLACE": "{place}"},
+        place="here",
+        pipetask={"isr": {"requestMemory": 9000, "requestCpus": 2, "environment": {"A": "${A}+isr"}}},
+        cluster={
+            "images": {
+                "pipetasks": "isr,calibrate",
+                "dimensions": "visit",
+                "base": 3000,
+                "requestMemory": "bpsEval(min, {base}, 9000)",
+                "requestWalltime": 7200,
+                "numberOfRetries": 1,
+                "environment": {"A": "both", "PLACE": "{base}"},
+            }
+        },
+    )
+    assert found.tasks["isr"] == {"memory_bytes": 3000 * MIB, "cores": 2, "n_retries": 1}
+    assert found.tasks["calibrate"] == {"memory_bytes": 3000 * MIB, "n_retries": 1}
+    assert found.batch.clustering.clusters["images"].walltime_s == 7200
+    assert found.batch.environment == {"A": "all", "PLACE": "here"}
+    own = {"A": "both", "PLACE": "3000"}
+    assert found.batch.environments == {"isr": own, "calibrate": own}
+    assert found.unknown == ()
+
+
 @pytest.mark.parametrize(
     ("keys", "algorithm"),
     [
@@ -161,18 +190,15 @@ def test_remarks() -> None:
         _config(
             runQuantumCommand="singularity exec x pipetask run-qbb",
             pipetask={"isr": {"runQuantumCommand": "nice pipetask run-qbb"}},
-            finalJob={"whenRun": "NEVER", "command2": "echo done"},
-            ordering={"first": {"labels": "isr"}},
+            finalJob={"command1": "butler transfer-from-graph"},
             payload={"extraInitOptions": "--coverage"},
         )
     ).remarks()
     assert [remark.partition(" of the BPS")[0] for remark in told] == [
         "runQuantumCommand",
-        "ordering",
         "payload: extraInitOptions",
         "pipetask: isr: runQuantumCommand",
-        "finalJob: whenRun",
-        "finalJob: command2",
+        "finalJob: command1",
     ]
 
 
@@ -182,7 +208,6 @@ def test_remarks_on_jobs() -> None:
         "preemptible": False,
         "requestDisk": 0,
         "provisionResources": False,
-        "ordering": {},
         "computeSite": "a",
         "site": {"a": {"profile": {"condor": {"x": "y"}}}, "b": {"nodeset": "c"}},
     }
@@ -196,7 +221,7 @@ def test_clusters_for_ctrl_bps(repository: MockRepository) -> None:
     with PredictedQuantumGraph.open(str(repository.graph)) as reader:
         reader.read_thin_graph()
         graph = reader.finish()
-    ordering = {"first": {"labels": "isr", "dimensions": "visit"}}
+    ordering = {"first": {"labels": "isr", "dimensions": "visit", "blocking": True}}
     config = _config(bps_defined={"runQgraphFile": str(repository.graph)}, ordering=ordering)
     clustered = by_task(config, graph, "name")
     clustered.validate()
@@ -205,4 +230,7 @@ def test_clusters_for_ctrl_bps(repository: MockRepository) -> None:
     assert sum(counts.values()) == N_QUANTA
     assert [cluster.label for cluster in clustered.successors("isr")] == ["calibrate"]
     assert "ordering" not in config, "ctrl_bps finds no data IDs in these clusters, and would refuse them"
+    Settings(config).write_resources(repository.root.parent / "qgexec.yaml")
+    (group,) = read_config([repository.root.parent / "qgexec.yaml"]).ordering
+    assert (group.name, group.labels) == ("first", ("isr",))
     assert auto(config, graph, "name") == clustered

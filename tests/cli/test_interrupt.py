@@ -125,9 +125,9 @@ _INTERRUPTED_WHILE_READING = """
 import os, signal, sys
 import qgexec.rubin.graphfile as graphfile
 read = graphfile.prepare_graph
-def interrupted(*arguments):
+def interrupted(*arguments, **options):
     os.kill(os.getpid(), signal.SIGINT)
-    return read(*arguments)
+    return read(*arguments, **options)
 import qgexec.api
 qgexec.newrun.prepare_graph = interrupted
 from qgexec.cli.main import main

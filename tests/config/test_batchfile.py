@@ -19,7 +19,6 @@ from qgexec.errors import UsageError
 from qgexec.testing import make_plan
 
 GIB = 2**30
-_NOT_OF_CLUSTERS = "not taken for a cluster: its jobs are given what their quanta are"
 _PAGE = Path(__file__).parents[2] / "docs" / "clustering.md"
 
 
@@ -150,7 +149,6 @@ def test_rules(tmp_path: Path, text: str, rules: dict[str, Any]) -> None:
     [
         ("queue: [a, b]", "one value"),
         ("environment: LANG=C", "section"),
-        ("environment: {A: '${NOT_SET_ANYWHERE}'}", "NOT_SET_ANYWHERE"),
         ("setup: {a: b}", "setup is a text"),
         ("setup: [a, 5]", "setup is a text"),
         ("submitLines: 5", "submitLines is a text"),
@@ -193,7 +191,7 @@ def test_keys_in_the_wrong_place(tmp_path: Path) -> None:
     text = (
         "computeSite: here\nsite: {here: {maxidle: 5}}\npipetask:\n  isr:\n    queue: long\n"
         "finalJob: {requestMemoryMax: 5, requestMemry: 5}\n"
-        "cluster:\n  a:\n    pipetasks: isr\n  b:\n    pipetasks: coadd\n    requestMemory: 5\n"
+        "cluster:\n  a:\n    pipetasks: isr\n  b:\n    pipetasks: coadd\n    queue: long\n"
         "    dimension: visit\n  a:\n    pipetasks: isr\n    partitionMaxSize: 5\n"
     )
     assert _config(tmp_path, text).unknown == (
@@ -201,7 +199,7 @@ def test_keys_in_the_wrong_place(tmp_path: Path) -> None:
         f"queue ({tmp_path}/a.yaml:5; not taken for a single task)",
         f"requestMemry ({tmp_path}/a.yaml:6; is it requestMemory?)",
         f"partitionMaxSize ({tmp_path}/a.yaml:16; only with partitionDimensions)",
-        f"requestMemory ({tmp_path}/a.yaml:12; {_NOT_OF_CLUSTERS})",
+        f"queue ({tmp_path}/a.yaml:12; not taken for a single cluster)",
         f"dimension ({tmp_path}/a.yaml:13; is it dimensions?)",
         f"a ({tmp_path}/a.yaml:14; it stood there before, this one counts)",
     )
@@ -226,6 +224,7 @@ class TestSettings:
         queue="q",
         setup=("a", "b"),
         environment={"A": "1"},
+        environments={"isr": {"A": None, "B": "x"}},
         submit_lines=("x",),
         max_jobs=5,
         clustering=ClusterRules(algorithm=Algorithm.AUTO, chunk_sizes={"isr": 5}),

@@ -180,7 +180,7 @@ def test_every_page_is_in_the_tree_once() -> None:
 def test_configuration_page_has_every_key() -> None:
     """Those of the readers' own tables, and no others."""
     cells = re.findall(r"^\| \[?`([^`]+)`", pages()["docs/configuration.md"], flags=re.MULTILINE)
-    ours = {*bpsfile.TASK_KEYS, *batchfile.JOB_KEYS, *batchfile.CLUSTER_KEYS, "includeConfigs"}
+    ours = {*bpsfile.TASK_KEYS, *batchfile.JOB_KEYS, *batchfile.CLUSTER_KEYS, "includeConfigs", "ordering"}
     retries = {f"retries: {key}" for key in bpsfile.RETRY_KEYS}
     assert Counter(cells) == Counter(ours - {"finalJob"} | retries | {"finalJob: requestMemory"})
 

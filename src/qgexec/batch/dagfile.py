@@ -21,10 +21,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from qgexec.batch.jobenvironment import export_lines
 from qgexec.batch.jobs import OVERHEAD_BYTES, JobRequest
 from qgexec.batch.rounds import Round
 from qgexec.books.linefile import file_error
 from qgexec.books.rundir import write_aside
+from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError, UsageError
 
 __all__ = [
@@ -416,7 +418,7 @@ def _scripts(batch_round: Round, variables: Mapping[str, str]) -> dict[str, str]
     return {
         "job.sh": _JOB_SH.format(
             name=batch_round.name,
-            environment=_exports(of_job | dict(settings.environment)),
+            environment=_exports(of_job, settings),
             setup=setup,
             command=shlex.join(batch_round.job_command("")[:-1]),
         ),
@@ -424,7 +426,7 @@ def _scripts(batch_round: Round, variables: Mapping[str, str]) -> dict[str, str]
         "memory.sh": _MEMORY_SH.format(name=batch_round.name),
         "closing.sh": _CLOSING_SH.format(
             name=batch_round.name,
-            environment=_exports(own | dict(settings.environment)),
+            environment=_exports(own, settings),
             setup=setup,
             pauses=" ".join(map(str, _CLOSING_PAUSES_S)),
             command=shlex.join(batch_round.closing_command()),
@@ -433,8 +435,10 @@ def _scripts(batch_round: Round, variables: Mapping[str, str]) -> dict[str, str]
     }
 
 
-def _exports(variables: Mapping[str, str]) -> str:
-    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
+def _exports(passed: Mapping[str, str], settings: BatchSettings) -> str:
+    """Return the lines that set what jobs are passed on from whoever submits, then what they are given."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in passed.items()]
+    return "\n".join([*lines, *export_lines(settings)])
 
 
 def write_dag(batch_round: Round, variables: Mapping[str, str], largest_mib: int | None = None) -> None:

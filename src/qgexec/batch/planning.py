@@ -13,6 +13,7 @@ from qgexec.batch.rounds import Round, round_folder, rounds
 from qgexec.books.linefile import file_error
 from qgexec.books.rundir import RunDir
 from qgexec.clustering.clusters import Clusters
+from qgexec.clustering.rules import Algorithm
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError
 from qgexec.quantum import Attempt
@@ -34,18 +35,22 @@ def make_jobs(clusters: Clusters, attempts: Sequence[Attempt], settings: BatchSe
     attempts
         The next attempt at each of those quanta.
     settings
-        What holds where quanta have no time limit.
+        What holds where quanta have no time limit, or a named cluster has one.
     """
     n_jobs = len(clusters)
     cores = np.ones(n_jobs, dtype=np.int32)
     memory = np.full(n_jobs, -1, dtype=np.int64)
     walltime = np.full(n_jobs, _START_MARGIN_S)
     by_index = {attempt.index: attempt for attempt in attempts}
+    named = settings.clustering.clusters if settings.clustering.effective is Algorithm.DIMENSIONS else {}
     for job in range(n_jobs):
         own = [by_index[index] for index in clusters.quanta(job)]
         cores[job] = max(attempt.resources.cores for attempt in own)
         memory[job] = max(-1 if a.resources.memory_bytes is None else a.resources.memory_bytes for a in own)
-        if any(attempt.timeout_s is None for attempt in own):
+        cluster = named.get(clusters.name(job))
+        if cluster is not None and cluster.walltime_s is not None:
+            walltime[job] = cluster.walltime_s
+        elif any(attempt.timeout_s is None for attempt in own):
             walltime[job] = np.inf if settings.walltime_s is None else settings.walltime_s
         else:
             walltime[job] += sum(attempt.timeout_s or 0.0 for attempt in own)

@@ -16,6 +16,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from qgexec.batch.jobenvironment import export_lines
 from qgexec.batch.jobs import OVERHEAD_BYTES, JobRequest
 from qgexec.batch.rounds import Round
 from qgexec.batch.slurmarrays import Array
@@ -335,7 +336,7 @@ def _run(batch_round: Round, command: Sequence[str]) -> str:
 
 def _run_script(batch_round: Round) -> str:
     settings = batch_round.settings
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in settings.environment.items()]
+    lines = list(export_lines(settings))
     for line in settings.setup:
         complaint = shlex.quote(f"qgexec: the setup command failed: {line}")
         lines.append(_SETUP.format(line=line, complaint=complaint, misconfigured=MISCONFIGURED))

@@ -123,7 +123,10 @@ def read_header(path: Path, epoch: int) -> Header | None:
             line = file.readline(LONGEST_HEADER_BYTES)
     except OSError as err:
         raise file_error("read", path, err, JournalError) from err
-    return Header.of(line, path, epoch) if line.endswith(b"\n") else check_length(line, path)
+    if line.endswith(b"\n"):
+        return Header.of(line, path, epoch)
+    check_length(line, path)
+    return None
 
 
 def check_length(line: bytes, path: Path) -> None:

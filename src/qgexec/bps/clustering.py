@@ -8,15 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 from lsst.ctrl.bps import ClusteredQuantumGraph, QuantaCluster
+from lsst.daf.butler import Config
 
-__all__ = ["ALGORITHMS", "auto", "by_task", "chunks"]
+__all__ = ["ALGORITHMS", "ORDERING_ASIDE", "auto", "by_task", "chunks"]
+
+ORDERING_ASIDE = "qgexecOrdering"
+"""Where ``ordering`` is kept from ctrl_bps."""
 
 
 def by_task(config: Any, qgraph: Any, name: str) -> ClusteredQuantumGraph:
     """Put all quanta of a task into one cluster: ctrl_bps's ``clusterAlgorithm`` where the user names none.
 
-    Such clusters have no data IDs by which ctrl_bps could order its jobs: ``ordering`` is taken out of the
-    configuration, or it would refuse them.
+    Such clusters have no data IDs by which ctrl_bps could order its jobs, and it would refuse them: in the
+    configuration ``ordering`` has another name from then on. It is for quanta, and qgexec orders these.
 
     Parameters
     ----------
@@ -40,9 +44,19 @@ def by_task(config: Any, qgraph: Any, name: str) -> ClusteredQuantumGraph:
     pairs = {(labels[parent], labels[child]) for parent, child in quanta.edges}
     for parent, child in sorted(pair for pair in pairs if pair[0] != pair[1]):
         clustered.add_dependency(parent, child)
-    if "ordering" in config:
-        del config["ordering"]
+    for section in ("payload", ""):
+        _put_aside(config, section)
     return clustered
+
+
+def _put_aside(config: Any, section: str) -> None:
+    """Give ``ordering`` in a section, or at the top level, another name, which ctrl_bps does not look for."""
+    place = (section, "ordering") if section else ("ordering",)
+    if Config.__contains__(config, place):
+        ordering = Config.__getitem__(config, place)
+        del config[place]
+        if ORDERING_ASIDE not in config:  # what stands in `payload` counts more
+            config[ORDERING_ASIDE] = ordering
 
 
 def auto(config: Any, qgraph: Any, name: str) -> ClusteredQuantumGraph:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qgexec.books.journal import Position, journal_file, last_epoch, read_events
@@ -28,7 +29,7 @@ _WELL = (0, 1)
 _LAST_LINES = 15
 
 
-def launch(submission: Submission, command: Sequence[str]) -> None:
+def launch(submission: Submission, command: Sequence[str], variables: Mapping[str, str]) -> None:
     """Start a command that executes a run, and return when the run has begun, or been handed over.
 
     Parameters
@@ -37,6 +38,8 @@ def launch(submission: Submission, command: Sequence[str]) -> None:
         What the run is; says whether to wait for the command's end.
     command
         Arguments of `qgexec`.
+    variables
+        What it is given besides this process's environment.
 
     Raises
     ------
@@ -56,6 +59,7 @@ def launch(submission: Submission, command: Sequence[str]) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, **variables},
         )
     # As long as its parent does not wait for it, a process that has ended would be taken for alive.
     threading.Thread(target=process.wait, daemon=True).start()

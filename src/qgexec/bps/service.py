@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,15 +16,17 @@ from qgexec.batch.rounds import last_round
 from qgexec.books.journal import has_ended, last_epoch
 from qgexec.books.rundir import RunDir
 from qgexec.books.trust import check_trusted
+from qgexec.bps.jobs import BatchJobs, job_reports
 from qgexec.bps.launch import launch
 from qgexec.bps.refusal import Refusal, refusing
 from qgexec.bps.reporting import report_of, state_of, words_on
 from qgexec.bps.settings import Settings, check_service
 from qgexec.bps.submission import Submission, remember, remembered
 from qgexec.config.batchsettings import BatchSettings
+from qgexec.config.bpsfile import read_config
 from qgexec.errors import JournalError, QgexecError, RunDirError
 from qgexec.offline import cancel
-from qgexec.reports.report import RunReport, read_report
+from qgexec.reports.report import RunReport, read_report, read_run
 
 __all__ = ["QgexecService", "QgexecWorkflow"]
 
@@ -187,7 +190,7 @@ class QgexecService(BaseWmsService):
         submission = workflow.submission
         remember(submission.path)  # before it begins: Ctrl-C now would leave a run that nobody knows
         with refusing():
-            launch(submission, submission.command)
+            launch(submission, submission.command, _variables(submission))
         workflow.run_id = submission.identifier
         return workflow
 
@@ -214,7 +217,7 @@ class QgexecService(BaseWmsService):
                 command = ["resume", str(submission.run_dir), *(["--no-wait"] if submission.ends else [])]
             else:
                 command = list(submission.command)  # its first start was refused
-            launch(submission, command)
+            launch(submission, command, _variables(submission))
         except QgexecError as error:
             return None, None, str(error)
         remember(submission.path)
@@ -281,10 +284,11 @@ class QgexecService(BaseWmsService):
         if wms_workflow_id is not None:
             try:
                 submission = Submission.find(wms_workflow_id)
-                found = _read(submission)
+                _check_begun(submission)
+                found, record = _record(submission, exit_codes=return_exit_codes)
             except QgexecError as error:
                 return [], str(error)
-            return [report_of(submission, found, exit_codes=return_exit_codes)], words_on(found)
+            return [record], words_on(found)
         if user not in (None, getpass.getuser()):
             return [], f"Runs of {user} are reported by their submit directories: --id DIRECTORY"
         since = time.time() - hist * _DAY_S
@@ -292,7 +296,7 @@ class QgexecService(BaseWmsService):
         for submission in remembered():
             try:
                 if _goes_on(submission) or _last_change(submission) >= since:
-                    reports.append(report_of(submission, read_report(submission.run_dir)))
+                    reports.append(_record(submission)[1])
             except QgexecError as error:
                 troubles.append(str(error))
         return reports, "\n".join(troubles)
@@ -310,7 +314,9 @@ class QgexecService(BaseWmsService):
             Not used.
         """
         try:
-            found = _read(Submission.find(wms_workflow_id))
+            submission = Submission.find(wms_workflow_id)
+            _check_begun(submission)
+            found = read_report(submission.run_dir)
         except QgexecError as error:
             return WmsStates.UNKNOWN, str(error)
         return state_of(found), words_on(found)
@@ -353,14 +359,26 @@ class QgexecService(BaseWmsService):
         return 0, f"Execution model {name} needs no service. For another: --pass-thru NAME"
 
 
-def _read(submission: Submission) -> RunReport:
-    """Return the report of a run."""
+def _variables(submission: Submission) -> Mapping[str, str]:
+    """Return the variables of jobs, for a run whose workers are this machine's processes."""
+    return {} if submission.ends else read_config([submission.resources]).batch.environment
+
+
+def _check_begun(submission: Submission) -> None:
+    """Check that there is a run to speak of."""
     if not submission.run_dir.exists():
         raise RunDirError(
             f"the run in {submission.path} has not begun: it was prepared only, or refused",
             hint=f"To begin it: bps restart --id {submission.path}",
         )
-    return read_report(submission.run_dir)
+
+
+def _record(submission: Submission, *, exit_codes: bool = False) -> tuple[RunReport, WmsRunReport]:
+    """Return what became of a run, and BPS's record of it."""
+    report, plan, fold = read_run(submission.run_dir)
+    batch_jobs = BatchJobs.of(report)
+    jobs = job_reports(report, plan, fold.scheduler, batch_jobs)
+    return report, report_of(submission, report, jobs, batch_words=batch_jobs.words, exit_codes=exit_codes)
 
 
 def _goes_on(submission: Submission) -> bool:

@@ -24,14 +24,16 @@ from lsst.ctrl.bps import BPS_DEFAULTS
 from lsst.daf.butler import Config
 
 from qgexec.books.rundir import write_aside
-from qgexec.bps.clustering import ALGORITHMS
+from qgexec.bps.clustering import ALGORITHMS, ORDERING_ASIDE
 from qgexec.bps.refusal import Refusal
 from qgexec.cli.run import building, run, submit
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.bpsfile import read_config
+from qgexec.config.runconfig import RunConfig
 from qgexec.errors import RepositoryError, UsageError
 from qgexec.models.batch import BatchModel
 from qgexec.models.registry import facts_of, find_model, takes_setting
+from qgexec.plaintext import few
 from qgexec.rubin.collections import collection_type
 from qgexec.rubin.repository import open_butler, require_writeable
 
@@ -46,7 +48,6 @@ _IGNORED = {
     "runQuantumCommand": _NOT_RUN,
     "extraInitOptions": "init-outputs are written by qgexec",
     "extraAggregateOptions": _TAKEN_IN,
-    "ordering": "quanta are ordered by the graph alone",
     "fileDistributionEndPoint": "jobs read the graph in the run directory, and the repository where it is",
 }
 """Keys that make another service do something else than this one, where they are not BPS's defaults."""
@@ -73,7 +74,9 @@ _ALGORITHM_NAMES = {
 _OF_THE_SERVICE = {"run_dir", "model", "init_only", "dry_run"}
 """Options that the service gives itself, or that would execute nothing; so are those of building a graph."""
 
-_IGNORED_OF_FINAL_JOB = {"whenRun": _TAKEN_IN, "command1": _TAKEN_IN, "command2": _TAKEN_IN}
+
+_BY_NAME = ("pipetask", "cluster")
+"""Sections whose own sections count for the task, or the cluster, that they name."""
 
 
 class Settings:
@@ -136,11 +139,18 @@ class Settings:
             It cannot be executed like this.
         """
         self._check_payload()
+        self._check_final_job()
         with tempfile.TemporaryDirectory(prefix="qgexec-") as folder:
             file = Path(folder) / "qgexec.yaml"
             self.write_resources(file)
-            for name in _read(file).unknown:
+            config = _read(file)
+            for name in config.unknown:
                 _logger.warning("Of no meaning in the BPS configuration: %s", _without_place(name, file))
+            if config.batch.environments and not self.ends:
+                own = few(list(config.batch.environments))
+                _logger.warning(
+                    "Model %s has one environment for all tasks: not taken of %s", self.model, own
+                )
             self._check_options(self.arguments("graph.qg", file, Path(folder), extends=False))
         try:
             with open_butler(self.repository, writeable=True) as butler:
@@ -182,6 +192,21 @@ class Settings:
                 f"clusterAlgorithm is {name!r}, which "
                 f"{'is of your own, and not run' if known is None else 'ctrl_bps would not find'}",
                 hint=f"In a BPS configuration write `clusterAlgorithm: {known or 'qgexec.bps.auto'}`.",
+            )
+
+    def _check_final_job(self) -> None:
+        """Refuse what would leave something else in the repository than another service does."""
+        final = _plain(self._config).get("finalJob") or {}
+        more = [key for key in final if re.fullmatch(r"command\d+", key) and key != "command1" and final[key]]
+        if more:
+            raise UsageError(
+                f"finalJob: {more[0]} of the BPS configuration is a command of your own, which is not run",
+                hint="Leave it out, and run it when `bps status --id DIR` says that the run has ended.",
+            )
+        if (when := str(final.get("whenRun") or "ALWAYS")).upper() != "ALWAYS":
+            raise UsageError(
+                f"finalJob: whenRun of the BPS configuration is {when}, and {_TAKEN_IN}, always",
+                hint='Leave it out. To leave the output chain alone: `finalJob: {updateOutputChain: ""}`.',
             )
 
     def _check_program(self, key: str) -> None:
@@ -238,10 +263,9 @@ class Settings:
                 value = (section or {}).get(key)
                 if value not in (None, "", {}, default.get(key, False)):
                     yield f"{prefix}{key} of the BPS configuration is ignored: {why}."
-        final = tree.get("finalJob") or {}
-        for key, why in _IGNORED_OF_FINAL_JOB.items():
-            if final.get(key) and final[key] != BPS_DEFAULTS["finalJob"].get(key):
-                yield f"finalJob: {key} of the BPS configuration is ignored: {why}."
+        command = (tree.get("finalJob") or {}).get("command1")
+        if command and command != BPS_DEFAULTS["finalJob"].get("command1"):
+            yield f"finalJob: command1 of the BPS configuration is ignored: {_TAKEN_IN}."
 
     def write_resources(self, file: Path) -> None:
         """Write what ``--resources`` is to name."""
@@ -252,6 +276,8 @@ class Settings:
         tree = _plain(self._config)
         told = tree.pop("bps_cmdline", None) or {}
         tree |= (tree.pop("bps_defined", None) or {}) | told
+        if (ordering := tree.pop(ORDERING_ASIDE, None)) is not None:
+            tree["ordering"] = ordering
         tree["payload"] = (tree.get("payload") or {}) | told
         site = (tree.get("site") or {}).get(self._places.get("curr_site"))
         cloud = (tree.get("cloud") or {}).get(self._places.get("curr_cloud"))
@@ -260,15 +286,16 @@ class Settings:
                 section.pop("extraRunQuantumOptions", None)  # given to the command
                 _rename_algorithm(section)
         self._evaluate(tree, self._places)
-        for label, own in (tree.get("pipetask") or {}).items():
-            if isinstance(own, dict):
-                self._evaluate(own, {**self._places, "curr_pipetask": label})
+        for kind in _BY_NAME:
+            for name, own in (tree.get(kind) or {}).items():
+                if isinstance(own, dict):
+                    self._evaluate(own, {**self._places, f"curr_{kind}": name})
         return tree
 
     def _evaluate(self, section: dict[str, Any], current: Mapping[str, str]) -> None:
         """Have ctrl_bps evaluate what only it does: ``bpsEval``."""
         for key, value in section.items():
-            if isinstance(value, dict) and key != "pipetask":
+            if isinstance(value, dict) and key not in _BY_NAME:
                 self._evaluate(value, current)
             elif isinstance(value, str) and "bpsEval(" in value:
                 with _evaluating(key):
@@ -372,7 +399,7 @@ def _rename_algorithm(section: dict[str, Any]) -> None:
             section["clusterAlgorithm"] = ours
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> RunConfig:
     """Read a file of resources that nobody will find after this."""
     try:
         return read_config([file])

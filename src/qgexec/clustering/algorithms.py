@@ -27,6 +27,7 @@ def make_clusters(
     durations: Mapping[str, float] | None = None,
     serial_labels: Collection[str] = (),
     requests: Mapping[str, Resources] | None = None,
+    environments: Mapping[str, int] | None = None,
 ) -> Clusters:
     """Put quanta of a plan into clusters.
 
@@ -61,7 +62,9 @@ def make_clusters(
     indices = np.sort(np.asarray(indices, dtype=np.int64))
     match rules.effective:
         case Algorithm.AUTO:
-            groups = auto_groups(plan, indices, rules, durations or {}, serial_labels, requests or {})
+            groups = auto_groups(
+                plan, indices, rules, durations or {}, serial_labels, requests or {}, environments or {}
+            )
         case Algorithm.DIMENSIONS:
             groups = named_groups(plan, indices, rules)
         case Algorithm.CHUNKS:

@@ -21,6 +21,7 @@ What it guarantees, whatever the graph and the run times:
 - A cluster is expected to last no longer than the target, unless it is a single quantum.
 - Tasks in one cluster ask for equally many cores, and the one for at most twice the memory of
   the other; those that do not say how much are with none that do.
+- Tasks in one cluster have jobs with the same environment.
 - Quanta of a serial task are with others of the same task alone: more would have to wait in turn.
 - The same plan, rules and run times give the same clusters.
 
@@ -68,6 +69,7 @@ def auto_groups(
     durations: Mapping[str, float],
     serial_labels: Collection[str],
     requests: Mapping[str, Resources],
+    environments: Mapping[str, int],
 ) -> Groups:
     """Put quanta into chains and chunks.
 
@@ -79,6 +81,7 @@ def auto_groups(
                 max(_LEAST_S, durations.get(label, UNKNOWN_S)),
                 requests.get(label, Resources()),
                 is_serial=label in serial_labels,
+                environment=environments.get(label, 0),
             )
             for label in plan.labels
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Self
 
@@ -36,28 +36,34 @@ class Load:
     is_serial: bool
     """They are of a task whose quanta must not run side by side."""
 
+    environment: int = 0
+    """Number of the set of variables that their jobs are given; those of two sets are in two jobs."""
+
     @classmethod
-    def of(cls, duration_s: float, request: Resources, *, is_serial: bool) -> Self:
+    def of(cls, duration_s: float, request: Resources, *, is_serial: bool, environment: int = 0) -> Self:
         """Return what one quantum is."""
         memory = request.memory_bytes
-        return cls(duration_s, request.cores, None if memory is None else (memory, memory), is_serial)
+        least_most = None if memory is None else (memory, memory)
+        return cls(duration_s, request.cores, least_most, is_serial, environment)
 
     def joined(self, other: Load, target_s: float) -> Load | None:
         """Return what both are together; `None` where they should not be in one job."""
         duration_s = self.duration_s + other.duration_s
         if self.cores != other.cores or self.is_serial or other.is_serial or duration_s > target_s:
             return None
+        if self.environment != other.environment:
+            return None
         one, two = self.memory_bytes, other.memory_bytes
         if one is None or two is None:
-            return Load(duration_s, self.cores, None, is_serial=False) if one is two else None
+            return replace(self, duration_s=duration_s) if one is two else None
         least, most = min(one[0], two[0]), max(one[1], two[1])
         if most > MEMORY_RATIO * least:
             return None
-        return Load(duration_s, self.cores, (least, most), is_serial=False)
+        return replace(self, duration_s=duration_s, memory_bytes=(least, most))
 
     def times(self, n: int) -> Load:
         """Return what n of these are."""
-        return Load(n * self.duration_s, self.cores, self.memory_bytes, self.is_serial)
+        return replace(self, duration_s=n * self.duration_s)
 
 
 class Kinds:

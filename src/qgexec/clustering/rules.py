@@ -54,6 +54,9 @@ class NamedCluster:
     size: int | None = None
     """The most quanta in one cluster, for an entry with one task; ours, not BPS's."""
 
+    walltime_s: float | None = None
+    """Time limit of each of its jobs; `None` for the sum of its quanta's."""
+
     where: str = ""
     """File and line that say so."""
 

@@ -1,17 +1,19 @@
 """Owns what the keys about batch jobs mean: site, queue, set-up, and how quanta are clustered.
 
 A key counts in ``payload``, then in the section of the site, then of the cloud, then at the top level. A
-section or list is taken whole from the first that has it, as in BPS.
+list is taken whole from the first that has it, as in BPS; what is said of `environment` is put together
+(`qgexec.config.environment`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from qgexec.clustering.rules import Algorithm, ClusterRules, NamedCluster
 from qgexec.config.batchsettings import BatchSettings
+from qgexec.config.environment import ENVIRONMENT, differences, job_environment
 from qgexec.config.values import (
     Layers,
     Reader,
@@ -27,7 +29,19 @@ from qgexec.config.values import (
 from qgexec.config.yamlfile import Node, resolve
 from qgexec.errors import UsageError
 
-__all__ = ["CLUSTER_KEYS", "JOB_KEYS", "JOB_KEYS_OF_TASKS", "read_batch"]
+__all__ = [
+    "CLUSTER_KEYS",
+    "JOB_KEYS",
+    "JOB_KEYS_OF_TASKS",
+    "WALLTIME",
+    "Sections",
+    "is_empty_cluster",
+    "read_batch",
+    "read_rules",
+]
+
+WALLTIME = "requestWalltime"
+"""The one request of a cluster that is not its quanta's: all of them together may take so long."""
 
 _BPS = "lsst.ctrl.bps.quantum_clustering_funcs"
 
@@ -77,25 +91,12 @@ def _lines(name: str, node: Node, layers: Layers) -> tuple[str, ...]:
     return tuple(line.strip() for item in texts for line in item.splitlines() if line.strip())
 
 
-def _environment(_: str, node: Node, layers: Layers) -> dict[str, str]:
-    """Read variables of jobs; those of this process in their values are replaced now, as by BPS."""
-    for key, value in node.section.items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-            raise UsageError(
-                f"{value.place}: environment: {key!r} is no name of a variable",
-                hint="Use letters, digits and _, no digit first.",
-            )
-    scalars = {key: resolve(value, [node.section, *layers]) for key, value in node.section.items()}
-    return {key: "" if scalar is None else str(scalar) for key, scalar in scalars.items()}
-
-
 _READERS: dict[str, tuple[str, Reader]] = {
     "computeSite": ("site", one(text)),
     "queue": ("queue", one(text)),
     "accountingGroup": ("account", one(text)),
     "accountingUser": ("accounting_user", one(text)),
     "setup": ("setup", _as_it_stands),
-    "environment": ("environment", _environment),
     "container": ("container", one(text)),
     "submitLines": ("submit_lines", _lines),
     "maxIdle": ("max_idle", one(_jobs)),
@@ -113,34 +114,89 @@ _RULE_READERS: dict[str, tuple[str, Reader]] = {
 }
 """Keys about clusters, by their names in `ClusterRules`."""
 
-JOB_KEYS = frozenset({*_READERS, *_RULE_READERS, "cluster", "finalJob"})
+JOB_KEYS = frozenset({*_READERS, *_RULE_READERS, ENVIRONMENT, "cluster", "finalJob"})
 """Keys that mean something here, for all tasks or for a site."""
 
-JOB_KEYS_OF_TASKS = frozenset({"chunkSize"})
+JOB_KEYS_OF_TASKS = frozenset({"chunkSize", ENVIRONMENT})
 """Those that mean something below the label of a task."""
 
 
-def read_batch(top: Mapping[str, Node], layers: Layers) -> BatchSettings:
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """A file's sections, by what they hold for."""
+
+    top: Mapping[str, Node]
+    """The whole file."""
+    payload: Mapping[str, Node]
+    site: Mapping[str, Node]
+    """That of the site that is chosen."""
+    cloud: Mapping[str, Node]
+
+    @property
+    def general(self) -> Layers:
+        """Where keys are looked for that are not a task's own; the first that has one counts."""
+        return [self.payload, self.site, self.cloud, self.top]
+
+    def of_task(self, *own: Mapping[str, Node]) -> Layers:
+        """Return where a task's keys are looked for, given its own sections: its cluster's, then its own."""
+        return [self.payload, *own, self.site, self.cloud, self.top]
+
+    def environment(self, *own: Mapping[str, Node]) -> dict[str, str]:
+        """Return the variables of the jobs of a task, given its own sections as `of_task` has them."""
+        whole = self.payload if ENVIRONMENT in self.payload else self.top
+        return job_environment([whole, self.cloud, self.site, *reversed(own)], self.of_task(*own))
+
+
+def read_batch(
+    sections: Sections,
+    clustering: ClusterRules,
+    own_sections: Mapping[str, Sequence[Mapping[str, Node]]],
+) -> BatchSettings:
     """Return what is said about batch jobs.
 
     Parameters
     ----------
-    top
-        The whole file.
-    layers
-        Sections in which keys are looked for, the first that has one counts.
+    sections
+        The file.
+    clustering
+        What it says of clusters; see `read_rules`.
+    own_sections
+        By task label the sections of a task's own, as `Sections.of_task` takes them.
 
     Raises
     ------
     qgexec.errors.UsageError
         A value makes no sense: the message begins with file and line.
     """
+    layers = sections.general
     said = _read(_READERS, layers)
     closing = [section_of(section, "finalJob") for section in layers]
     if (node := first(closing, "requestMemory")) is not None:
         memory = one(mebibytes)("finalJob: requestMemory", node, [*closing, *layers])
         said["closing_memory_bytes"] = memory or BatchSettings().closing_memory_bytes
-    return BatchSettings(**said, said=frozenset(said), clustering=_rules(top, layers))
+    common = sections.environment()
+    own = {label: sections.environment(*each) for label, each in own_sections.items()}
+    if clustering.effective is Algorithm.DIMENSIONS:
+        _check_shared_jobs(clustering, own)
+    environments = {label: changed for label, each in own.items() if (changed := differences(each, common))}
+    if any(ENVIRONMENT in section for section in layers):
+        said["environment"] = common
+    return BatchSettings(**said, environments=environments, said=frozenset(said), clustering=clustering)
+
+
+def _check_shared_jobs(rules: ClusterRules, environments: Mapping[str, Mapping[str, str]]) -> None:
+    """Check that tasks of one cluster, whose quanta are in the same jobs, say the same of its variables."""
+    for name, cluster in rules.clusters.items():
+        first, *others = cluster.pipetasks
+        for label in others:
+            one_, other = environments[first], environments[label]
+            changed = sorted(key for key in {**one_, **other} if one_.get(key) != other.get(key))
+            if changed:
+                raise UsageError(
+                    f"{cluster.where}: cluster {name}: tasks {first} and {label} are in the same jobs, "
+                    f"and the environment of one says something else of {', '.join(changed)}",
+                    hint="Say it below the cluster, or put them into clusters of their own.",
+                )
 
 
 def _read(readers: Mapping[str, tuple[str, Reader]], layers: Layers) -> dict[str, Any]:
@@ -150,16 +206,26 @@ def _read(readers: Mapping[str, tuple[str, Reader]], layers: Layers) -> dict[str
     }
 
 
-def _rules(top: Mapping[str, Node], layers: Layers) -> ClusterRules:
+def read_rules(sections: Sections) -> ClusterRules:
+    """Return what is said about clusters; raises as `read_batch`."""
+    top, layers = sections.top, sections.general
     chunk_sizes = {
         label: one(_quanta)("chunkSize", node.section["chunkSize"], [node.section, *layers])
         for label, node in section_of(top, "pipetask").items()
         if "chunkSize" in node.section
     }
+    said = _read(_RULE_READERS, layers)
     clusters = {
-        name: _Cluster(name, node, layers).read() for name, node in section_of(top, "cluster").items()
+        name: _Cluster(name, node, layers).read()
+        for name, node in section_of(top, "cluster").items()
+        if said.get("algorithm") is Algorithm.DIMENSIONS or not is_empty_cluster(node)
     }
-    return ClusterRules(**_read(_RULE_READERS, layers), clusters=clusters, chunk_sizes=chunk_sizes)
+    return ClusterRules(**said, clusters=clusters, chunk_sizes=chunk_sizes)
+
+
+def is_empty_cluster(node: Node) -> bool:
+    """Return whether an entry says what jobs are given, and nothing of which quanta they are of."""
+    return isinstance(node.content, Mapping) and not CLUSTER_KEYS & node.content.keys()
 
 
 class _Cluster:
@@ -181,6 +247,7 @@ class _Cluster:
             partition_max_size=self._number("partitionMaxSize", _values),
             find_dependency_method=self._method("findDependencyMethod"),
             size=self._number("size", _quanta),
+            walltime_s=self._walltime(),
             where=str(self._node.place),
         )
         if not cluster.pipetasks:
@@ -224,6 +291,10 @@ class _Cluster:
     def _number(self, key: str, read: Callable[[Value], int]) -> int | None:
         node = self._node.section.get(key)
         return None if node is None else cast("int | None", one(read)(key, node, self._layers))
+
+    def _walltime(self) -> float | None:
+        node = self._node.section.get(WALLTIME)
+        return None if node is None else cast("float | None", one(seconds)(WALLTIME, node, self._layers))
 
     def _method(self, key: str) -> str | None:
         node = self._node.section.get(key)

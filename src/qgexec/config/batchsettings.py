@@ -31,7 +31,10 @@ class BatchSettings:
     """Shell commands that each job runs before anything else, in one shell."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables that each job gets; ``environment`` of BPS."""
+    """Variables that each job gets; ``environment`` of BPS. ``${NAME}`` in a value is the job's own."""
+
+    environments: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    """By task label in what the variables of its jobs differ; `None` for one that they are not given."""
 
     container: str | None = None
     """Image that jobs run in, where the batch system can do that."""
@@ -73,8 +76,21 @@ class BatchSettings:
         values = {name: getattr(later, name) for name in later.said}
         if later.environment:
             values["environment"] = {**self.environment, **later.environment}
+        earlier = {} if "environment" in later.said and not later.environment else self.environments
+        values["environments"] = {
+            label: {**earlier.get(label, {}), **later.environments.get(label, {})}
+            for label in {**earlier, **later.environments}
+        }
         values["clustering"] = self.clustering.updated(later.clustering)
         return replace(self, **values, said=self.said | later.said)
+
+    def environment_codes(self) -> dict[str, int]:
+        """Return a number by task label, the same for tasks whose jobs may be the same; 0 for all others."""
+        numbers: dict[frozenset[tuple[str, str | None]], int] = {frozenset(): 0}
+        return {
+            label: numbers.setdefault(frozenset(changed.items()), len(numbers))
+            for label, changed in self.environments.items()
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings by their names, as JSON can hold them."""

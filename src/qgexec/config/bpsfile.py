@@ -1,7 +1,8 @@
 """Owns what the keys of a BPS configuration mean here: from files to a `qgexec.config.runconfig.RunConfig`.
 
-Of one key in several sections that counts which BPS would take: ``payload``, then
-``pipetask: <label>``, then ``site: <computeSite>``, then ``cloud: <computeCloud>``, then the top level.
+Of one key in several sections that counts which BPS would take: ``payload``, then ``cluster: <name>``, if
+the task is in that named cluster, then ``pipetask: <label>``, then ``site: <computeSite>``, then
+``cloud: <computeCloud>``, then the top level.
 BPS's own defaults are not read: only what is written in a file is a request.
 """
 
@@ -16,8 +17,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
-from qgexec.config.batchfile import CLUSTER_KEYS, JOB_KEYS, JOB_KEYS_OF_TASKS, read_batch
+from qgexec.clustering.rules import Algorithm, ClusterRules
+from qgexec.config.batchfile import (
+    CLUSTER_KEYS,
+    JOB_KEYS,
+    JOB_KEYS_OF_TASKS,
+    WALLTIME,
+    Sections,
+    is_empty_cluster,
+    read_batch,
+    read_rules,
+)
 from qgexec.config.bpskeys import BATCH_KEYS
+from qgexec.config.environment import ENVIRONMENT
+from qgexec.config.orderfile import ORDER_KEYS, ORDERING, ordering_of, read_ordering
 from qgexec.config.runconfig import ISOLATIONS, RunConfig, TaskSettings
 from qgexec.config.values import Layers, Reader, Value, first, listed, mebibytes, one, seconds, section_of
 from qgexec.config.yamlfile import Node, Place, merged, read_yaml, resolve, variables_in
@@ -169,22 +182,36 @@ TASK_KEYS = frozenset({*_READERS, _RETRIES, _TASK_OPTIONS})
 
 def _interpret(root: Node) -> RunConfig:
     top, payload = root.section, section_of(root.section, "payload")
-    general = [_part(top, "site", "computeSite"), _part(top, "cloud", "computeCloud"), top]
-    common = _said([payload, *general])
+    sections = Sections(top, payload, _part(top, "site", "computeSite"), _part(top, "cloud", "computeCloud"))
+    rules = read_rules(sections)
+    common = _said(sections.general)
+    own_sections = _own_sections(top, rules)
     tasks = {}
-    for label, node in section_of(top, "pipetask").items():
-        own = node.section
-        layers = [payload, own, *general]
+    for label, own in own_sections.items():
+        layers = sections.of_task(*own)
         # What stands elsewhere is another value for this task if a variable in it is the task's own.
         said = {key: value for key, value in _said(layers).items() if value != common.get(key)}
-        uncovered = {key: value for key, value in own.items() if key not in payload}
-        tasks[label] = said | _said([uncovered], layers)
+        uncovered = [{key: node for key, node in each.items() if key not in payload} for each in own]
+        tasks[label] = said | _said(uncovered, layers)
     return RunConfig(
         cast("TaskSettings", common),
         {label: cast("TaskSettings", said) for label, said in tasks.items()},
-        read_batch(top, [payload, *general]),
-        tuple(_unknown(root)),
+        read_batch(sections, rules, own_sections),
+        read_ordering(ordering_of(top, payload), rules, sections.general),
+        tuple(_unknown(root, rules)),
     )
+
+
+def _own_sections(top: Mapping[str, Node], rules: ClusterRules) -> dict[str, list[Mapping[str, Node]]]:
+    """Return by task label the sections that are for it alone: that of its cluster, then its own."""
+    tasks = {label: node.section for label, node in section_of(top, "pipetask").items()}
+    entries: dict[str, Mapping[str, Node]] = {}
+    if rules.effective is Algorithm.DIMENSIONS:
+        for name, cluster in rules.clusters.items():
+            entry = dict(top["cluster"].section[name].section)
+            entry.pop(WALLTIME, None)
+            entries |= dict.fromkeys(cluster.pipetasks, entry)
+    return {label: [entries.get(label, {}), tasks.get(label, {})] for label in {**tasks, **entries}}
 
 
 def _part(top: Mapping[str, Node], key: str, chooser: str) -> Mapping[str, Node]:
@@ -196,7 +223,7 @@ def _part(top: Mapping[str, Node], key: str, chooser: str) -> Mapping[str, Node]
     return {
         name: node
         for name, node in section.items()
-        if name not in (_RETRIES, "environment") or node.content is None or isinstance(node.content, Mapping)
+        if name not in (_RETRIES, ENVIRONMENT) or node.content is None or isinstance(node.content, Mapping)
     }
 
 
@@ -242,13 +269,18 @@ def _not_taken(node: Node, cores: int | None) -> str | None:
     return shlex.join(left) or None
 
 
-def _unknown(root: Node) -> Iterator[str]:
+def _unknown(root: Node, rules: ClusterRules) -> Iterator[str]:
     """Yield the name of each key that means nothing, and where it is."""
     used = variables_in(root)
     top = root.section
     tasks = _sections_in(top, "pipetask")
     known, known_of_task = (BATCH_KEYS | TASK_KEYS | keys for keys in (JOB_KEYS, JOB_KEYS_OF_TASKS))
     yield from _sites_missing(top)
+    for node in _sections_in(top, ORDERING):
+        keys = ORDER_KEYS | used
+        yield from (
+            _described(key, value.place, keys) for key, value in node.section.items() if key not in keys
+        )
     site = _part(top, "site", "computeSite")
     places = [(top, known), (site if "class" not in site else {}, known)]
     for section, keys in (*places, *((node.section, known_of_task) for node in tasks)):
@@ -257,19 +289,29 @@ def _unknown(root: Node) -> Iterator[str]:
                 yield f"{key} ({value.place}; not taken for a single task)"
             elif key not in keys | used:
                 yield _described(key, value.place, keys)
-        for key, value in section_of(section, _RETRIES).items():
-            if key not in RETRY_KEYS:
-                yield _described(key, value.place, RETRY_KEYS)
-    for key, value in section_of(top, "finalJob").items():
-        if key not in known and get_close_matches(key, ["requestMemory"], 1, cutoff=0.8):
-            yield _described(key, value.place, ["requestMemory"])
+        yield from _unknown_retries(section)
+    yield from _unknown_of_final_job(section_of(top, "finalJob"), known)
     clusters = _sections_in(top, "cluster")
-    for node in clusters:
-        yield from _unknown_of_cluster(node.section, used)
+    for name, node in section_of(top, "cluster").items():
+        yield from _unknown_of_cluster(name, node, used, rules)
     sections = (top[key] for key in ("pipetask", "cluster") if key in top)
     for node in (root, *tasks, *clusters, *sections):
         for key, place in node.repeated:
             yield f"{key} ({place}; it stood there before, this one counts)"
+
+
+def _unknown_of_final_job(section: Mapping[str, Node], known: Collection[str]) -> Iterator[str]:
+    for key, value in section.items():
+        if key == ENVIRONMENT:
+            yield f"finalJob: {key} ({value.place}; the final job is given that of all jobs)"
+        elif key not in known and get_close_matches(key, ["requestMemory"], 1, cutoff=0.8):
+            yield _described(key, value.place, ["requestMemory"])
+
+
+def _unknown_retries(section: Mapping[str, Node]) -> Iterator[str]:
+    for key, value in section_of(section, _RETRIES).items():
+        if key not in RETRY_KEYS:
+            yield _described(key, value.place, RETRY_KEYS)
 
 
 def _sites_missing(top: Mapping[str, Node]) -> Iterator[str]:
@@ -282,15 +324,22 @@ def _sites_missing(top: Mapping[str, Node]) -> Iterator[str]:
             yield f"{chooser} ({top[chooser].place}; {there})"
 
 
-def _unknown_of_cluster(section: Mapping[str, Node], used: Collection[str]) -> Iterator[str]:
+def _unknown_of_cluster(name: str, node: Node, used: Collection[str], rules: ClusterRules) -> Iterator[str]:
+    section, taken = node.section, TASK_KEYS | {ENVIRONMENT}
+    if is_empty_cluster(node):
+        yield f"cluster {name} ({node.place}; it names no tasks, so it holds for none)"
+        return
     for key in ("partitionMaxClusters", "partitionMaxSize"):
         if key in section and "partitionDimensions" not in section:
             yield f"{key} ({section[key].place}; only with partitionDimensions)"
     for key, value in section.items():
-        if key in BATCH_KEYS | TASK_KEYS | JOB_KEYS:
-            yield f"{key} ({value.place}; not taken for a cluster: its jobs are given what their quanta are)"
-        elif key not in CLUSTER_KEYS and key not in used:
-            yield _described(key, value.place, CLUSTER_KEYS)
+        if key in taken and rules.effective is not Algorithm.DIMENSIONS:
+            yield f"{key} ({value.place}; of a named cluster, and the algorithm is {rules.effective.value})"
+        elif key in (BATCH_KEYS | JOB_KEYS) - taken:
+            yield f"{key} ({value.place}; not taken for a single cluster)"
+        elif key not in CLUSTER_KEYS | taken and key not in used:
+            yield _described(key, value.place, CLUSTER_KEYS | taken)
+    yield from _unknown_retries(section)
 
 
 def _sections_in(top: Mapping[str, Node], key: str) -> list[Node]:

@@ -14,6 +14,7 @@ from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.units import size_text
 from qgexec.plaintext import few
 from qgexec.quantum import Resources
+from qgexec.scheduling.ordering import OrderGroup
 from qgexec.scheduling.policy import Policy, Retries, TaskRules
 
 __all__ = ["ISOLATIONS", "RunConfig", "TaskSettings", "make_policy", "remarks"]
@@ -85,6 +86,9 @@ class RunConfig:
     batch: BatchSettings = field(default_factory=BatchSettings)
     """For batch jobs."""
 
+    ordering: tuple[OrderGroup, ...] = ()
+    """Order between quanta, for the plan of a run that begins."""
+
     unknown: tuple[str, ...] = field(default=(), compare=False)
     """What files said that means nothing: name and place. Not kept with the run: it has been told then."""
 
@@ -118,26 +122,29 @@ class RunConfig:
             _over(self.common, later.common),
             tasks,
             self.batch.updated(later.batch),
+            later.ordering or self.ordering,
             self.unknown + later.unknown,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``common``, ``tasks`` and ``batch`` as JSON can hold them."""
+        """Return ``common``, ``tasks``, ``batch`` and ``ordering`` as JSON can hold them."""
         return {
             "common": _to_json(self.common),
             "tasks": {label: _to_json(settings) for label, settings in self.tasks.items()},
             "batch": self.batch.to_json(),
+            "ordering": [group.to_json() for group in self.ordering],
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Return what `to_json` gave; KeyError, TypeError or ValueError where it is something else.
 
-        Runs of before there were batch systems say nothing about them.
+        Runs of before there were batch systems, or an order, say nothing about them.
         """
         tasks = {str(label): _from_json(settings) for label, settings in dict(values["tasks"]).items()}
         batch = BatchSettings.from_json(values.get("batch", {}))
-        return cls(_from_json(values["common"]), tasks, batch=batch)
+        ordering = tuple(map(OrderGroup.from_json, values.get("ordering", ())))
+        return cls(_from_json(values["common"]), tasks, batch, ordering)
 
 
 def make_policy(

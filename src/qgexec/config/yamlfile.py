@@ -4,7 +4,7 @@ It knows nothing of what the keys mean. Only plain values are read: no tag in a 
 
 The rules are those of BPS: ``includeConfigs`` may stand in any section, what it names is laid under that
 section, the last of several files on top; ``{name}`` is the value of another key; ``${NAME}`` comes
-from the environment.
+from the environment. In a section ``environment`` ``${NAME}`` in a value of NAME is what is laid under it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ import yaml
 from qgexec.errors import UsageError
 from qgexec.regularfile import YAML_BYTES, read_regular
 
-__all__ = ["Node", "Place", "Scalar", "merged", "read_yaml", "resolve", "variables_in"]
+__all__ = ["Node", "Place", "Scalar", "chained", "merged", "read_yaml", "resolve", "variables_in"]
 
 Scalar = str | int | float | bool | None
 """A value that is neither a section nor a list."""
 
 _INCLUDE = "includeConfigs"
+
+_CHAINED = "environment"
+"""Name of the sections whose values may refer to what is laid under them."""
+
+_LONGEST = 1 << 16
+"""Characters of a value that grows by what is laid under it."""
 
 _PREFIX = "tag:yaml.org,2002:"
 
@@ -141,12 +147,36 @@ def _merged(below: Node, above: Node, done: dict[tuple[int, int], Node]) -> Node
     if pair not in done:
         content = dict(below.content)
         for key, node in above.content.items():
-            content[key] = _merged(content[key], node, done) if key in content else node
+            later = _chained_to(content[key], node) if key in content and key == _CHAINED else node
+            content[key] = _merged(content[key], later, done) if key in content else later
         done[pair] = Node(content, above.place, below.repeated + above.repeated)
     return done[pair]
 
 
-def resolve(node: Node, layers: Sequence[Mapping[str, Node]]) -> Scalar:
+def _chained_to(below: Node, above: Node) -> Node:
+    earlier, later = below.content, above.content
+    if not isinstance(earlier, Mapping) or not isinstance(later, Mapping):
+        return above
+    content = {
+        name: chained(name, earlier[name], node) if name in earlier else node for name, node in later.items()
+    }
+    return replace(above, content=content)
+
+
+def chained(name: str, before: Node, node: Node) -> Node:
+    """Return a variable's value with an earlier one in place of ``${name}``, if both are texts."""
+    if not isinstance(before.content, str) or not isinstance(node.content, str):
+        return node
+    text = node.content.replace(f"${{{name}}}", before.content)
+    if len(text) > _LONGEST:
+        raise UsageError(
+            f"{node.place}: {name} grows to {len(text)} characters, and none may have more than {_LONGEST}",
+            hint=f"Write ${{{name}}} once in it, or not at all.",
+        )
+    return replace(node, content=text)
+
+
+def resolve(node: Node, layers: Sequence[Mapping[str, Node]], *, keeps_unset: bool = False) -> Scalar:
     """Return a scalar with its variables replaced.
 
     Parameters
@@ -155,13 +185,15 @@ def resolve(node: Node, layers: Sequence[Mapping[str, Node]]) -> Scalar:
         A scalar.
     layers
         Sections in which the value of ``{name}`` is looked for, the first that has it counts.
+    keeps_unset
+        A variable of the environment that is not set stays as ``${NAME}``.
 
     Raises
     ------
     qgexec.errors.UsageError
         It is no scalar, or a variable is not defined, is no scalar, or is defined by itself.
     """
-    return _Resolution(layers).value(node, ())
+    return _Resolution(layers, keeps_unset=keeps_unset).value(node, ())
 
 
 def variables_in(node: Node) -> frozenset[str]:
@@ -191,8 +223,9 @@ def _texts(root: Node) -> Iterator[str]:
 class _Resolution:
     """Replaces the variables of one value, and those in the values that it names, within bounds."""
 
-    def __init__(self, layers: Sequence[Mapping[str, Node]]) -> None:
+    def __init__(self, layers: Sequence[Mapping[str, Node]], *, keeps_unset: bool) -> None:
         self._layers = layers
+        self._keeps_unset = keeps_unset
         self._n_variables = 0
 
     def value(self, node: Node, asked: tuple[str, ...]) -> Scalar:
@@ -231,7 +264,8 @@ class _Resolution:
                 hint=f"At most {_MOST_VARIABLES} variables make one value, {_DEEPEST} of them by each other.",
             )
         if match["name"] is None:
-            return _from_environment(match["env"] or match["bare"], place)
+            name = match["env"] or match["bare"]
+            return f"${{{name}}}" if self._keeps_unset and name not in os.environ else _environ(name, place)
         return _text(self._look_up(match["name"], place, asked))
 
     def _look_up(self, name: str, place: Place, asked: tuple[str, ...]) -> Scalar:
@@ -253,7 +287,7 @@ def _text(value: Scalar) -> str:
     return "" if value is None else str(value)
 
 
-def _from_environment(name: str, place: Place) -> str:
+def _environ(name: str, place: Place) -> str:
     try:
         return os.environ[name]
     except KeyError:

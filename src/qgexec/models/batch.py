@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qgexec.batch.jobenvironment import check_environments
 from qgexec.batch.journals import JobJournals
 from qgexec.batch.planning import make_jobs, make_round
 from qgexec.batch.rounds import Round, Ticket, last_round
@@ -254,7 +255,9 @@ class BatchModel:
             durations=self.settings.durations,
             serial_labels=run.serial_labels,
             requests={label: ledger.policy.rules_of(label).request for label in ledger.plan.labels},
+            environments=self.settings.environment_codes(),
         )
+        check_environments(clusters, ledger.plan, self.settings)
         most = self.system.most_jobs(self.settings)
         if most is not None and len(clusters) > most:
             _logger.info("Of %d jobs %d are submitted now, the others after them.", len(clusters), most)

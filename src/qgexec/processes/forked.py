@@ -22,6 +22,7 @@ kills the children (``PR_SET_PDEATHSIG``) of a server that was killed.
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import pickle
 import select

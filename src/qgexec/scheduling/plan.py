@@ -299,14 +299,18 @@ class Plan:
         """
         pairs = [first.bytes + second.bytes for first, second in extra]
         added = find_quanta(self._ids, b"".join(pairs)).reshape(-1, 2)
+        return self.with_more(added[:, 0], added[:, 1])
+
+    def with_more(self, before: Ints, after: Ints) -> Plan:
+        """Return the same, with edges that are given as indices; both arrays are of shape ``(m,)``."""
         predecessors, successors = self._edges()
         return Plan.from_edges(
             labels=dict(zip(self.labels, self._dimensions, strict=True)),
             label_codes=np.asarray(self.label_codes),
             quantum_ids=self._ids,
             data_ids=self._data_ids,
-            predecessors=np.concatenate((predecessors, added[:, 0])),
-            successors=np.concatenate((successors, added[:, 1])),
+            predecessors=np.concatenate((predecessors, before)),
+            successors=np.concatenate((successors, after)),
             source=self._source,
         )
 
