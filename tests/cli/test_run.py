@@ -126,7 +126,7 @@ class TestFailures:
         moods.set({})
         again = go_on(first)
         assert again.code == 0
-        assert f"{N_QUANTA}/{N_QUANTA} done" in again.err
+        assert f"{N_QUANTA}/{N_QUANTA} succeeded" in again.err
         assert datasets(repository, "calibrated") == DETECTORS
         assert datasets(repository, "final_report") == {""}
 
@@ -321,7 +321,7 @@ class TestOptions:
         """Neither the report nor the exit code is lost with it."""
         result = run(repository, "--summary", "/dev/full")
         assert result.code == 0
-        assert "completed" in result.out
+        assert "State          succeeded" in result.out
         assert "--summary /dev/full could not be written" in result.err
         assert "Traceback" not in result.err
 

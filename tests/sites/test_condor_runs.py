@@ -33,7 +33,7 @@ def test_a_run_goes_on_alone(site: Site) -> None:
         "DAG_NodesFailed",
     )
     assert ended.stdout.split() == ["0", "0"]
-    assert "completed" in site.qgexec("status", site.run_dir).stdout
+    assert "succeeded" in site.qgexec("status", site.run_dir).stdout
 
 
 @pytest.mark.thorough

@@ -110,12 +110,12 @@ class _Observer:
 
 def _in_words(view: ProgressView) -> str:
     total = view.total
-    parts = [f"{total.ended}/{total.total} done"]
+    parts = [f"{total.done}/{total.total} succeeded"]
     parts += [
         f"{count} {word}"
         for word, count in (
             ("running", total.running),
-            ("skipped", total.skipped),
+            ("of them skipped", total.skipped),
             ("failed", total.failed),
             ("blocked", total.blocked),
             ("retried", total.retried),
@@ -177,8 +177,9 @@ class _Bar:
         from rich.progress import Progress as RichProgress
 
         self._console = Console(stderr=True)
+        self._column = BarColumn(bar_width=None)
         self._bar = RichProgress(
-            BarColumn(bar_width=None),
+            self._column,
             TextColumn("{task.description}"),
             console=self._console,
             auto_refresh=False,  # no thread: the loop draws, and the workers keep both cores
@@ -188,10 +189,13 @@ class _Bar:
         self._bar.start()
 
     def draw(self, view: ProgressView) -> None:
+        total = view.total
+        if total.failed:
+            self._column.complete_style = "red"
         self._bar.update(
             self._task,
-            total=view.total.total,
-            completed=view.total.ended,
+            total=total.total,
+            completed=total.done,
             description=_in_words(view),
             refresh=True,
         )

@@ -103,8 +103,13 @@ class TaskReport:
 
     @property
     def done(self) -> int:
+        """Quanta that succeeded, in this run or before it."""
+        return self.succeeded + self.skipped
+
+    @property
+    def ended(self) -> int:
         """Quanta that nothing more will happen to."""
-        return self.succeeded + self.skipped + self.failed + self.blocked
+        return self.done + self.failed + self.blocked
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,9 +48,14 @@ class LabelProgress:
     """Attempts that ended badly and were followed by another."""
 
     @property
+    def done(self) -> int:
+        """Number of quanta that succeeded, in this run or before it."""
+        return self.succeeded + self.skipped
+
+    @property
     def ended(self) -> int:
         """Number of quanta of which nothing more is to be expected."""
-        return self.succeeded + self.skipped + self.failed + self.blocked
+        return self.done + self.failed + self.blocked
 
 
 @dataclass(frozen=True, slots=True)
