@@ -5,6 +5,7 @@
     QgexecError
       x UsageError
       x GraphError
+        + EmptyGraphError
         + UnknownQuantumError
       x RepositoryError
         + CollectionError
@@ -27,6 +28,7 @@ from __future__ import annotations
 __all__ = [
     "CollectionError",
     "DatasetTypeError",
+    "EmptyGraphError",
     "GraphError",
     "IllegalEventError",
     "IngestError",
@@ -85,6 +87,10 @@ class GraphError(QgexecError):
 
 class UnknownQuantumError(GraphError, LookupError):
     """The graph file has no such quantum: perhaps it is not the graph any more that the run began with."""
+
+
+class EmptyGraphError(GraphError):
+    """The quantum graph has no quanta."""
 
 
 class RepositoryError(QgexecError):

@@ -225,6 +225,8 @@ class AttemptTimedOut:
     timeout_s: float
     worker: int | None = None
     retried: bool = False
+    exit_code: int | None = None
+    """Exit status of the worker; minus the signal's number where a signal ended it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,10 @@ _PLAIN: Mapping[type[Any], tuple[str, tuple[_Field, ...]]] = {
         "lost",
         (*_ATTEMPT, ("r", "reason", _text), _EXIT_CODE, _PERHAPS_WORKER, _USED, _RETRIED),
     ),
-    ev.AttemptTimedOut: ("late", (*_ATTEMPT, ("l", "timeout_s", _number), _PERHAPS_WORKER, _RETRIED)),
+    ev.AttemptTimedOut: (
+        "late",
+        (*_ATTEMPT, ("l", "timeout_s", _number), _PERHAPS_WORKER, _RETRIED, _EXIT_CODE),
+    ),
     ev.AttemptOutOfMemory: (
         "oom",
         (

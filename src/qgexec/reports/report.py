@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -175,6 +176,13 @@ class RunReport:
         except OSError as err:
             return f"(the stack cannot be read: {err})"
         return ""
+
+    def message(self, attempt: AttemptRecord) -> str:
+        """Return in full what an attempt ended with; what the journal has of it is cut."""
+        if attempt.detail is not None:
+            with suppress(JournalError):
+                return str(read_detail(self.run_dir.segments, attempt.detail).get("message", attempt.message))
+        return attempt.message
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as what `json.dumps` takes.

@@ -16,6 +16,7 @@ from lsst.daf.butler import Butler, Quantum
 from lsst.pipe.base import BuildId, QuantumGraph
 from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskImportMode, TaskNode
 from lsst.pipe.base.quantum_graph import (
+    HeaderModel,
     PredictedInitQuantaModel,
     PredictedQuantumDatasetsModel,
     PredictedQuantumGraph,
@@ -24,7 +25,7 @@ from lsst.pipe.base.quantum_graph import (
 )
 from lsst.resources import ResourcePath
 
-from qgexec.errors import GraphError
+from qgexec.errors import EmptyGraphError, GraphError
 from qgexec.foreign import no_exit
 from qgexec.rubin.compat import graph_components, keeping_package_metadata
 from qgexec.rubin.graphwrite import BuiltGraph, copy_graph, fetch_graph, into_run_dir, write_graph
@@ -42,6 +43,7 @@ __all__ = [
     "open_graph",
     "peek_graph",
     "prepare_graph",
+    "read_header",
     "read_old",
     "read_output_run",
     "read_plan",
@@ -164,6 +166,19 @@ def read_output_run(graph: AnyGraph) -> str:
         return read_old(uri).header.output_run
     with uri.as_local() as local, QgFile(Path(local.ospath)) as file:
         return str(file.header["output_run"])
+
+
+def read_header(graph: str | Path | PredictedQuantumGraph | QuantumGraph) -> HeaderModel:
+    """Return the header of a graph; raises as `read_output_run`."""
+    if isinstance(graph, PredictedQuantumGraph):
+        return graph.header
+    if isinstance(graph, QuantumGraph):
+        return PredictedQuantumGraphComponents.from_old_quantum_graph(graph).header
+    uri = ResourcePath(graph, forceDirectory=False)
+    if uri.getExtension() == ".qgraph":
+        return read_old(uri).header
+    with uri.as_local() as local, QgFile(Path(local.ospath)) as file:
+        return HeaderModel.model_validate(file.header)
 
 
 def prepare_graph(
@@ -343,7 +358,7 @@ def _graph_file(path: Path, components: PredictedQuantumGraphComponents) -> Grap
 
 def _require_quanta(name: str, n_quanta: int) -> None:
     if n_quanta == 0:
-        raise GraphError(
+        raise EmptyGraphError(
             f"{name} has no quanta: there is nothing to execute",
             hint="What was said when it was built tells why: inputs are missing, or all was done before.",
         )
