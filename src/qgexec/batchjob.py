@@ -35,6 +35,7 @@ from qgexec.books.runsettings import RunSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, UsageError
 from qgexec.events import (
+    AttemptBegan,
     AttemptEvent,
     AttemptFailed,
     AttemptLost,
@@ -344,7 +345,7 @@ class _JobPool(Pool):
 
 
 def _renumbered(event: Event, number_of: Callable[[int], int]) -> Event:
-    if not isinstance(event, AttemptEvent):
+    if not isinstance(event, AttemptEvent | AttemptBegan):
         return event
     number = number_of(event.index)
     if isinstance(event, AttemptSucceeded | AttemptSkipped | AttemptFailed):

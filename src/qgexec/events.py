@@ -13,6 +13,7 @@ from qgexec.quantum import Outcome
 
 __all__ = [
     "COLLECTING",
+    "AttemptBegan",
     "AttemptEvent",
     "AttemptFailed",
     "AttemptLost",
@@ -95,6 +96,8 @@ class RunStarted:
     n_quanta: int
     birth: Birth | None = None
     """`None` in what older versions wrote, and where the kernel does not tell."""
+    sends_ahead: bool = False
+    """The model has more in hand than it executes, and tells of `AttemptBegan`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,20 @@ class AttemptStarted:
     attempt: int
     seed: int | None = None
     """What its random generators begin with, 32 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptBegan:
+    """A worker began with an attempt that it had been sent; changes no state.
+
+    Told of the first attempt of each worker, and of those that go on for longer than a moment.
+    """
+
+    at: float
+    index: int
+    attempt: int
+    worker: int
+    """Number of the worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +299,7 @@ FailureEvent = AttemptFailed | AttemptLost | AttemptTimedOut | AttemptOutOfMemor
 
 Event = (
     AttemptEvent
+    | AttemptBegan
     | RunStarted
     | RunReopened
     | RunEnded

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.condor, pytest.mark.timeout(900)]
 def test_a_run_is_watched_to_its_end(site: Site) -> None:
     """The driver waits, shows progress, and takes in what a local run makes of the same graph."""
     done = site.qgexec("run", *site.arguments())
-    assert "19/19 done" in done.stderr
+    assert "19/19 succeeded" in done.stderr
     site.check_outputs()
     assert site.n_rounds() == 1
 

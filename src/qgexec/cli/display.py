@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 import click
 
 from qgexec.events import AttemptFailed, Event, FailureEvent, RunEnded, RunStarted
-from qgexec.plaintext import printable
+from qgexec.plaintext import few, printable
 from qgexec.reports.failures import reason_of
 from qgexec.reports.progress import Progress, ProgressView
 from qgexec.scheduling.plan import Plan
@@ -125,8 +125,14 @@ def _in_words(view: ProgressView) -> str:
     if view.rate_per_s and total.ended < total.total:
         parts.append(f"{view.rate_per_s:.3g}/s")
         if view.eta_s is not None:
-            parts.append(f"{_clock(view.eta_s)} left")
+            parts.append(_time_left(view.eta_s, view.unmeasured))
     return ", ".join(parts)
+
+
+def _time_left(seconds: float, unmeasured: Sequence[str]) -> str:
+    if not unmeasured:
+        return f"{_clock(seconds)} left"
+    return f"at least {_clock(seconds)} left ({few(unmeasured)} not measured yet)"
 
 
 def _clock(seconds: float) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from qgexec.config.units import size_text
+from qgexec.events import AttemptBegan
 from qgexec.models.poolsettings import PoolSettings
 from qgexec.models.workers import NEVER, OverMemory, Sentence, Unresponsive, Worker
 from qgexec.processes.machine import MemoryGroup
@@ -82,6 +83,14 @@ class Watch:
                     yield worker, sentence
         took_s = time.monotonic() - began
         self.due_at = now + max(self._settings.watch_period_s, took_s / _SHARE)
+
+    def tell_begun(self, workers: Iterable[Worker]) -> Iterator[AttemptBegan]:
+        """Say which attempts have gone on for a period of this watch, each once."""
+        before = time.time() - self._settings.watch_period_s
+        for worker in workers:
+            attempt = worker.held[0] if worker.held and not worker.doomed else None
+            if attempt is not None and attempt is not worker.told and worker.began_at <= before:
+                yield worker.tell_begin()
 
     def heed_end(self, attempt: Attempt, outcome: Outcome) -> None:
         """Say of an attempt that came to its own end that it used too much, and no round has seen it.

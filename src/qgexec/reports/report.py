@@ -112,7 +112,7 @@ class RunningQuantum:
     task_label: str
     data_id: Mapping[str, DataIdValue]
     started_at: float
-    """When it was handed to the execution model, UNIX seconds."""
+    """When a worker began with it, as far as is known; or was handed to the execution model. UNIX seconds."""
 
     def __str__(self) -> str:
         return describe(self.task_label, self.data_id)
@@ -337,6 +337,7 @@ def add_jobs(run_dir: RunDir, plan: Plan, fold: Fold) -> Submission | None:
     journals = JobJournals(pending, plan, fold.scheduler.state, fold.scheduler.attempts)
     for event in journals.read():
         fold.apply(event)
+    fold.hold_back(journals.waiting())
     return Submission(pending.model, pending.number, pending.name, len(pending.jobs), pending.ticket)
 
 
