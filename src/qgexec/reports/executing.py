@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import get_args
 
 from qgexec.events import (
     AttemptBegan,
@@ -22,7 +23,10 @@ from qgexec.events import (
     WorkerEnded,
 )
 
-__all__ = ["Executing", "ExecutingState"]
+__all__ = ["ENDS", "Executing", "ExecutingState"]
+
+ENDS = frozenset(get_args(AttemptEvent)) - {AttemptStarted}
+"""Types of events that end an attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class ExecutingState:
 
 
 class Executing:
-    """Which quanta are being executed, and since when; about 0.3 us for an event.
+    """Which quanta are being executed, and since when; about 0.4 us for an event.
 
     Parameters
     ----------
@@ -61,12 +65,16 @@ class Executing:
 
     def apply(self, event: Event) -> None:
         """Take in the next event; one that does not follow from those before changes nothing here."""
-        if isinstance(event, AttemptStarted):
-            self._in_hand[event.index] = event.at
-        elif isinstance(event, AttemptEvent):
-            self._in_hand.pop(event.index, None)
-            self._began.pop(event.index, None)
+        # By type, and in this order: two of these for each quantum are nearly all that a journal holds.
+        kind = type(event)
+        if kind in ENDS:
+            index: int = event.index  # type: ignore[union-attr]  # as in the scheduler
+            self._in_hand.pop(index, None)
+            if self._began:
+                self._began.pop(index, None)
             self._last_end_at = max(self._last_end_at, event.at)
+        elif isinstance(event, AttemptStarted):
+            self._in_hand[event.index] = event.at
         elif isinstance(event, AttemptBegan):
             if event.index in self._in_hand:
                 self._began[event.index] = (event.at, event.worker)
@@ -90,7 +98,8 @@ class Executing:
     def __len__(self) -> int:
         """Return how many quanta are being executed."""
         if not self.sends_ahead:
-            return len(self._in_hand) - len(self._waiting & self._in_hand.keys())
+            n_waiting = len(self._waiting & self._in_hand.keys()) if self._waiting else 0
+            return len(self._in_hand) - n_waiting
         return max(len(self._began), min(len(self._in_hand), len(self._workers)))
 
     def since(self, index: int) -> float | None:

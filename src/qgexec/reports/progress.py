@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qgexec.events import (
-    AttemptEvent,
     AttemptFailed,
     AttemptLost,
     AttemptOutOfMemory,
@@ -23,7 +22,7 @@ from qgexec.events import (
     RunReopened,
     RunStarted,
 )
-from qgexec.reports.executing import Executing
+from qgexec.reports.executing import ENDS, Executing
 from qgexec.reports.timeleft import TimeLeft
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.states import State
@@ -128,7 +127,8 @@ class Progress:
         self._recent: deque[tuple[int, int]] = deque()  # whole second, attempts that ended in it
         self._executing = Executing()
         self._time_left = TimeLeft(plan)
-        self._most = 0  # quanta executed at a time
+        self._n_executed = 0
+        self._most = 0  # most of them at a time
         self._slot_s = 0.0  # that number, added up over time
         self._seen_at = 0.0  # up to when
 
@@ -183,7 +183,7 @@ class Progress:
         Those at a time are the most that there were with this driver: where fewer run, others wait for them,
         which is for the longest path to say.
         """
-        slot_s = self._slot_s + max(0.0, now - self._seen_at) * len(self._executing)
+        slot_s = self._slot_s + max(0.0, now - self._seen_at) * self._n_executed
         busy_s = self._time_left.busy_s + sum(map(sum, running))
         return self._most * min(1.0, busy_s / slot_s) if slot_s > 0 else 0.0
 
@@ -215,16 +215,17 @@ class Progress:
             self._tally(descendant).blocked += 1
 
     def _note_executing(self, event: Event) -> None:
+        executing, kind = self._executing, type(event)
         if event.at > self._seen_at:
-            if not isinstance(event, RunStarted):  # before that there was no driver
-                self._slot_s += (event.at - self._seen_at) * len(self._executing)
+            if kind is not RunStarted:  # before that there was no driver
+                self._slot_s += (event.at - self._seen_at) * self._n_executed
             self._seen_at = event.at
-        if isinstance(event, AttemptEvent) and not isinstance(event, AttemptStarted):
-            self._tally(event.index).earlier -= self._executing.since(event.index) is None
-        self._executing.apply(event)
-        if isinstance(event, RunStarted):
-            self._most = 0
-        self._most = max(self._most, len(self._executing))
+        if kind in ENDS and executing.since(event.index) is None:  # type: ignore[union-attr]
+            self._tally(event.index).earlier -= 1  # type: ignore[union-attr]
+        executing.apply(event)
+        self._n_executed = len(executing)
+        if self._n_executed > self._most or kind is RunStarted:
+            self._most = self._n_executed
 
     def _add_time(self, event: AttemptSucceeded | AttemptFailed) -> None:
         outcome = event.outcome

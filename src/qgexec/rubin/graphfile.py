@@ -16,7 +16,6 @@ from lsst.daf.butler import Butler, Quantum
 from lsst.pipe.base import BuildId, QuantumGraph
 from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskImportMode, TaskNode
 from lsst.pipe.base.quantum_graph import (
-    HeaderModel,
     PredictedInitQuantaModel,
     PredictedQuantumDatasetsModel,
     PredictedQuantumGraph,
@@ -43,7 +42,6 @@ __all__ = [
     "open_graph",
     "peek_graph",
     "prepare_graph",
-    "read_header",
     "read_old",
     "read_output_run",
     "read_plan",
@@ -166,19 +164,6 @@ def read_output_run(graph: AnyGraph) -> str:
         return read_old(uri).header.output_run
     with uri.as_local() as local, QgFile(Path(local.ospath)) as file:
         return str(file.header["output_run"])
-
-
-def read_header(graph: str | Path | PredictedQuantumGraph | QuantumGraph) -> HeaderModel:
-    """Return the header of a graph; raises as `read_output_run`."""
-    if isinstance(graph, PredictedQuantumGraph):
-        return graph.header
-    if isinstance(graph, QuantumGraph):
-        return PredictedQuantumGraphComponents.from_old_quantum_graph(graph).header
-    uri = ResourcePath(graph, forceDirectory=False)
-    if uri.getExtension() == ".qgraph":
-        return read_old(uri).header
-    with uri.as_local() as local, QgFile(Path(local.ospath)) as file:
-        return HeaderModel.model_validate(file.header)
 
 
 def prepare_graph(

@@ -14,11 +14,13 @@ from lsst.pipe.base import QuantumGraph
 from lsst.pipe.base.graph import QgraphSummary, QgraphTaskSummary
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError, MPTimeoutError
 from lsst.pipe.base.pipeline_graph import PipelineGraph
-from lsst.pipe.base.quantum_graph import HeaderModel, PredictedQuantumGraph
+from lsst.pipe.base.quantum_graph import HeaderModel, PredictedQuantumGraph, PredictedQuantumGraphComponents
 from lsst.pipe.base.quantum_reports import ExceptionInfo, ExecutionStatus, QuantumReport, Report
+from lsst.resources import ResourcePath
 from lsst.utils.introspection import get_full_type_name
 
-from qgexec.rubin.graphfile import open_graph, read_header
+from qgexec.rubin.graphfile import AnyGraph, open_graph, read_old
+from qgexec.rubin.graphwrite import BuiltGraph
 from qgexec.rubin.qgfile import QgFile
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import INVALID_QUANTUM_EXIT_CODE, Cause
@@ -114,9 +116,23 @@ def make_upstream_report(
     return report
 
 
-def report_nothing(graph: QuantumGraph | PredictedQuantumGraph | str | Path) -> Report:
+def report_nothing(graph: AnyGraph) -> Report:
     """Return upstream's report of a graph that has no quanta."""
-    return Report(qgraphSummary=_summarize(read_header(graph), {}))
+    return Report(qgraphSummary=_summarize(_header_of(graph), {}))
+
+
+def _header_of(graph: AnyGraph) -> HeaderModel:
+    if isinstance(graph, BuiltGraph):
+        return graph.take().header
+    if isinstance(graph, PredictedQuantumGraph):
+        return graph.header
+    if isinstance(graph, QuantumGraph):
+        return PredictedQuantumGraphComponents.from_old_quantum_graph(graph).header
+    uri = ResourcePath(graph, forceDirectory=False)
+    if uri.getExtension() == ".qgraph":
+        return read_old(uri).header
+    with uri.as_local() as local, QgFile(Path(local.ospath)) as file:
+        return HeaderModel.model_validate(file.header)
 
 
 def _add_failure(quantum_report: QuantumReport, failure: FailedQuantum) -> None:
