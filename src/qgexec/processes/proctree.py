@@ -45,6 +45,7 @@ class Sight:
     n_descendants: int = 0
     """Descendants that were counted."""
 
+
 def look_at(
     pid: int, proc: Path = _PROC, without: Collection[int] = (), *, since_s: float = 0.0
 ) -> Sight | None:
