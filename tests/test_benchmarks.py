@@ -158,7 +158,7 @@ def test_synthetic_books(tmp_path: Path) -> None:
     """They are those of a whole run: every quantum has ended, one failed and blocked its exposure."""
     shape = MockShape(3, 10)
     report = read_report(make_books(tmp_path / "run", shape).path)
-    assert report.state is RunState.COMPLETED
+    assert report.state is RunState.SUCCEEDED
     assert (report.total.n_quanta, report.total.done) == (shape.n_quanta, shape.n_quanta)
     assert [quantum.index for quantum in report.failures] == [2]
     assert [quantum.index for quantum in report.retried] == [1]

@@ -5,6 +5,7 @@ It brings the parts together, and turns what became of the quanta into upstream'
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +37,7 @@ from qgexec.books.runsettings import RunSettings
 from qgexec.config.logoptions import LogOptions
 from qgexec.config.runconfig import RunConfig
 from qgexec.config.runoptions import RunOptions
-from qgexec.errors import UsageError
+from qgexec.errors import EmptyGraphError, UsageError
 from qgexec.executor import Loop
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel
@@ -52,10 +53,11 @@ from qgexec.rubin.graphwrite import BuiltGraph
 from qgexec.rubin.opener import ImportedExecutor
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.provenance import write_provenance_graph
+from qgexec.rubin.upstream_report import report_nothing
 from qgexec.scheduling.parts import Part
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.standardstreams import open_standard_streams
-from qgexec.verdict import QuantaFailedError, QuantaTimedOutError, raise_if_failed, upstream_report
+from qgexec.verdict import QuantaFailedError, QuantaTimedOutError, ReportSource, raise_if_failed
 
 if TYPE_CHECKING:
     from lsst.resources import ResourcePathExpression
@@ -69,6 +71,9 @@ __all__ = [
     "QuantaFailedError",
     "QuantaTimedOutError",
 ]
+
+
+_logger = logging.getLogger(__name__)
 
 
 class GraphExecutor(QuantumGraphExecutor):
@@ -237,6 +242,8 @@ class GraphExecutor(QuantumGraphExecutor):
         """Where the last run keeps its books; `None` before `execute`."""
         self.has_left = False
         """The run goes on without this process: a batch system has what was left."""
+        self.nothing_to_do: EmptyGraphError | None = None
+        """Says so, where the last graph had no quanta: then there is no run, and no run directory."""
         self._report: Callable[[], Report] | None = None
 
     @classmethod
@@ -351,7 +358,7 @@ class GraphExecutor(QuantumGraphExecutor):
         *,
         provenance_graph_file: str | None = None,
     ) -> None:
-        """Execute a graph.
+        """Execute a graph; one without quanta is nothing to do.
 
         Parameters
         ----------
@@ -377,7 +384,11 @@ class GraphExecutor(QuantumGraphExecutor):
                 "A provenance graph is made from the outputs, but there is no butler to read them with.",
                 hint="Give the repository as butler=.",
             )
-        self._execute(graph, self._client, provenance_graph_file)
+        try:
+            self._execute(graph, self._client, provenance_graph_file)
+        except EmptyGraphError as error:
+            _logger.info("Nothing was executed: %s.", error.message)
+            self.nothing_to_do, self._report = error, partial(report_nothing, graph)
 
     def submit(self, graph: AnyGraph) -> Path:
         """Leave a graph to a batch system, and do not wait for it.
@@ -445,6 +456,7 @@ class GraphExecutor(QuantumGraphExecutor):
         client: Client,
         provenance_graph_file: str | None,
     ) -> None:
+        self.run_dir = self.nothing_to_do = self._report = None
         options = self._options
         model = make_model(client, options)
         if isinstance(model, BatchModel):
@@ -456,7 +468,7 @@ class GraphExecutor(QuantumGraphExecutor):
         if not isinstance(model, ExecutionModel):
             journal.withdraw()  # nobody has it in hand: what this model does is not recorded
             self.run_dir = opened.run_dir.path
-            self._report = partial(upstream_report, opened, scheduler)
+            self._report = ReportSource(opened, scheduler)
             hand_over(model, opened)
             return
         tell_beforehand(options, opened.plan, model, policy)
@@ -465,8 +477,8 @@ class GraphExecutor(QuantumGraphExecutor):
 
     def _drive(self, opened: OpenRun, loop: Loop, provenance_graph_file: str | None) -> None:
         self.run_dir = opened.run_dir.path
-        self._report = partial(upstream_report, opened, loop.scheduler)
-        with keeping_snapshots(opened.run_dir, len(opened.plan)):
+        self._report = source = ReportSource(opened, loop.scheduler, loop.model.facts)
+        with source.noting_error(), keeping_snapshots(opened.run_dir, len(opened.plan)):
             loop.execute()
         self.has_left = loop.has_left
         if self.has_left:
@@ -477,7 +489,8 @@ class GraphExecutor(QuantumGraphExecutor):
             write_provenance_graph(
                 opened.context.graph_file, opened.context.repository, provenance_graph_file
             )
-        raise_if_failed(opened.run_dir, loop.scheduler)
+        with source.noting_error():
+            raise_if_failed(opened.run_dir, loop.scheduler)
 
     def getReport(self) -> Report:  # noqa: N802 - upstream's name
         """Return upstream's report of the last call to `execute`.

@@ -36,6 +36,7 @@ from qgexec.books.runsettings import RunSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, UntrustedError, UsageError
 from qgexec.events import (
+    AttemptBegan,
     AttemptEvent,
     AttemptFailed,
     AttemptLost,
@@ -354,7 +355,7 @@ class _JobPool(Pool):
 
 
 def _renumbered(event: Event, number_of: Callable[[int], int]) -> Event:
-    if not isinstance(event, AttemptEvent):
+    if not isinstance(event, AttemptEvent | AttemptBegan):
         return event
     number = number_of(event.index)
     if isinstance(event, AttemptSucceeded | AttemptSkipped | AttemptFailed):

@@ -6,6 +6,7 @@
       x UsageError
         + NotUtf8Error
       x GraphError
+        + EmptyGraphError
         + UnknownQuantumError
       x RepositoryError
         + CollectionError
@@ -29,6 +30,7 @@ from __future__ import annotations
 __all__ = [
     "CollectionError",
     "DatasetTypeError",
+    "EmptyGraphError",
     "GraphError",
     "IllegalEventError",
     "IngestError",
@@ -109,6 +111,10 @@ class GraphError(QgexecError):
 
 class UnknownQuantumError(GraphError, LookupError):
     """The graph file has no such quantum: perhaps it is not the graph any more that the run began with."""
+
+
+class EmptyGraphError(GraphError):
+    """The quantum graph has no quanta."""
 
 
 class RepositoryError(QgexecError):

@@ -13,6 +13,7 @@ from qgexec.quantum import Outcome
 
 __all__ = [
     "COLLECTING",
+    "AttemptBegan",
     "AttemptEvent",
     "AttemptFailed",
     "AttemptLost",
@@ -95,6 +96,8 @@ class RunStarted:
     n_quanta: int
     birth: Birth | None = None
     """`None` in what older versions wrote, and where the kernel does not tell."""
+    sends_ahead: bool = False
+    """The model has more in hand than it executes, and tells of `AttemptBegan`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,20 @@ class AttemptStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptBegan:
+    """A worker began with an attempt that it had been sent; changes no state.
+
+    Told of the first attempt of each worker, and of those that go on for longer than a moment.
+    """
+
+    at: float
+    index: int
+    attempt: int
+    worker: int
+    """Number of the worker."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Ended:
     """An attempt came to its own end."""
 
@@ -225,6 +242,8 @@ class AttemptTimedOut:
     timeout_s: float
     worker: int | None = None
     retried: bool = False
+    exit_code: int | None = None
+    """Exit status of the worker; minus the signal's number where a signal ended it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +299,7 @@ FailureEvent = AttemptFailed | AttemptLost | AttemptTimedOut | AttemptOutOfMemor
 
 Event = (
     AttemptEvent
+    | AttemptBegan
     | RunStarted
     | RunReopened
     | RunEnded

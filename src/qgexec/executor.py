@@ -38,7 +38,7 @@ from qgexec.events import (
 )
 from qgexec.ingestion.base import Ingestion
 from qgexec.interrupts import Interrupts
-from qgexec.models.base import ExecutionModel, Run
+from qgexec.models.base import ExecutionModel, ModelFacts, Run
 from qgexec.processes.randomness import draw_seed
 from qgexec.quantum import Attempt, Outcome, SegmentRef
 from qgexec.scheduling.scheduler import Scheduler
@@ -144,7 +144,7 @@ class Loop:
         """
         reason = EndReason.BROKEN
         try:
-            self._record(_run_started(self.clock(), self.model_name, self.n_quanta))
+            self._record(_run_started(self.clock(), self.model_name, self.n_quanta, self.model.facts))
             self._open_again()
             for index, detail in self.offers.items():
                 self.ingestion.offer(index, detail)
@@ -390,6 +390,15 @@ class Loop:
             self.ingestion.offer(outcome.index, outcome.detail)
 
 
-def _run_started(at: float, model_name: str, n_quanta: int) -> RunStarted:
+def _run_started(at: float, model_name: str, n_quanta: int, facts: ModelFacts) -> RunStarted:
     me = this_process()
-    return RunStarted(at, me.host, me.pid, me.pid_started_at, model_name, n_quanta, me.birth)
+    return RunStarted(
+        at=at,
+        host=me.host,
+        pid=me.pid,
+        pid_started_at=me.pid_started_at,
+        model=model_name,
+        n_quanta=n_quanta,
+        birth=me.birth,
+        sends_ahead=facts.sends_ahead,
+    )

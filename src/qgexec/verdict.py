@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError, MPTimeoutError
@@ -11,13 +14,15 @@ from qgexec.assembly import OpenRun
 from qgexec.books.rundir import RunDir
 from qgexec.errors import QgexecError
 from qgexec.events import StopReason
-from qgexec.reports.report import read_report
-from qgexec.rubin.qgfile import QgFile
-from qgexec.rubin.upstream_report import make_upstream_report
+from qgexec.models.base import ModelFacts
+from qgexec.reports.failures import TroubledQuantum
+from qgexec.reports.report import RunReport, read_report
+from qgexec.rubin.upstream_report import FailedQuantum, make_upstream_report
+from qgexec.scheduling.policy import Cause
 from qgexec.scheduling.scheduler import Scheduler
 from qgexec.scheduling.states import State
 
-__all__ = ["QuantaFailedError", "QuantaTimedOutError", "raise_if_failed", "upstream_report"]
+__all__ = ["QuantaFailedError", "QuantaTimedOutError", "ReportSource", "raise_if_failed"]
 
 
 class QuantaFailedError(QgexecError, MPGraphExecutorError):
@@ -28,12 +33,43 @@ class QuantaTimedOutError(QuantaFailedError, MPTimeoutError):
     """Some quanta took longer than allowed, and none failed in another way."""
 
 
-def upstream_report(opened: OpenRun, scheduler: Scheduler) -> Report:
-    """Return upstream's report of a run, as far as it has come."""
-    failures = {failure.index: failure for failure in read_report(opened.run_dir.path).failures}
-    with QgFile(Path(opened.context.graph_file)) as file:
-        header = file.header
-    return make_upstream_report(opened.plan, map(scheduler.state, range(len(opened.plan))), failures, header)
+@dataclass(slots=True)
+class ReportSource:
+    """Gives upstream's report of a run, as far as it has come when it is called."""
+
+    opened: OpenRun
+    scheduler: Scheduler
+    facts: ModelFacts | None = None
+    """Of the execution model; `None` where it is one of which nothing is known."""
+    error: Exception | None = None
+    """What the run raised."""
+
+    def __call__(self) -> Report:
+        """Read the run's journal, and its graph for the numbers of datasets."""
+        opened, facts = self.opened, self.facts
+        found = read_report(opened.run_dir.path)
+        return make_upstream_report(
+            opened.plan,
+            Path(opened.context.graph_file),
+            map(self.scheduler.state, range(len(opened.plan))),
+            {each.index: _failed(each, found) for each in found.failures},
+            in_process=facts is not None and not (facts.parallel or facts.orders_itself),
+            error=self.error,
+        )
+
+    @contextmanager
+    def noting_error(self) -> Iterator[None]:
+        """Keep what is raised in the block, for the report."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _failed(quantum: TroubledQuantum, report: RunReport) -> FailedQuantum:
+    last = quantum.last
+    return FailedQuantum(Cause(last.ended), last.exception_type, report.message(last), last.exit_code)
 
 
 def raise_if_failed(run_dir: RunDir, scheduler: Scheduler) -> None:

@@ -82,6 +82,14 @@ def test_each_event_once(desk: Desk) -> None:
     assert desk.read() == []
 
 
+def test_what_waits_in_a_job(desk: Desk) -> None:
+    """A job has one worker: the oldest of what it was sent runs, the others wait."""
+    write(desk.round, 0, [BEGAN, started(1), started(0)])
+    write(desk.round, 1, [BEGAN, started(2)])
+    desk.read()
+    assert (desk.journals.running, desk.journals.waiting()) == ((1, 0, 2), {0})
+
+
 def test_a_child_seen_before_its_parents(desk: Desk) -> None:
     """Its events wait until those of all its parents have been seen."""
     write(desk.round, 2, [BEGAN, started(3), succeeded(3), ENDED])

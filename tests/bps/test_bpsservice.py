@@ -137,7 +137,7 @@ def test_cancelled_while_it_runs(bps: Bps, moods: Moods) -> None:
 
     moods.set({})
     bps("restart", "--id", bps.submit_path)
-    assert bps.wait(lambda report: report.state is RunState.COMPLETED).all_succeeded
+    assert bps.wait(lambda report: report.state is RunState.SUCCEEDED).all_succeeded
     bps("status", "--id", bps.submit_path)
 
 

@@ -58,7 +58,7 @@ def test_submitted_failed_cancelled_restarted(
     moods.set({})
     bps("restart", "--id", bps.submit_path)
     assert "resume" in (bps.submit_path / "qgexec.log").read_text()
-    assert bps.wait(lambda report: report.state is RunState.COMPLETED).all_succeeded
+    assert bps.wait(lambda report: report.state is RunState.SUCCEEDED).all_succeeded
     bps("status", "--id", bps.submit_path)
     assert len(datasets(bps.repository, "calibrated")) == 8
     assert datasets(bps.repository, "final_report")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from qgexec.cli.display import Display
 from qgexec.events import AttemptFailed, AttemptLost, AttemptOutOfMemory, AttemptStarted, EndReason, RunEnded
-from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus
-from qgexec.testing import make_plan
+from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus
+from qgexec.testing import Ending, ended, make_plan
 
 PLAN = make_plan("isr:1 isr:2 isr:3 isr:4")
 ERROR = ExceptionSummary("builtins.ValueError", "no stars\nat all")
@@ -41,7 +43,7 @@ class TestDisplay:
             in shown
         )
         assert "isr{detector: 4} failed: worker 1 was killed" in shown
-        assert "2/4 done, 2 failed, 2 retried" in shown
+        assert "0/4 succeeded, 2 failed, 2 retried" in shown
         assert "at all" not in shown
 
     def test_show_now(self, on_terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +55,35 @@ class TestDisplay:
             capsys.readouterr()
             observe(AttemptStarted(1.0, 1, 1))
             display.show_now()
-            assert "0/4 done, 2 running" in capsys.readouterr().err
+            assert "0/4 succeeded, 2 running" in capsys.readouterr().err
+
+
+def _colours(capsys: pytest.CaptureFixture[str], n_failed: int) -> list[str]:
+    """Return the colours in which the last bar of a run of two quanta is drawn."""
+    with Display(on_terminal=True) as display:
+        observe = display.observe(make_plan("isr:1 isr:2"), {})
+        for index in range(2):
+            observe(AttemptStarted(1.0, index, 1))
+            attempt = Attempt(index, 1, PLAN.quantum_id(index), "isr")
+            observe(ended(attempt, Ending.FAIL if index < n_failed else Ending.SUCCEED, 2.0))
+        observe(RunEnded(3.0, EndReason.COMPLETED))
+    bar = capsys.readouterr().err.rpartition("\x1b[2K")[2]
+    return re.findall(r"\x1b\[([\d;]+)m[━╸╺]+", bar)
+
+
+def test_the_bar_is_full_and_green_only_where_all_succeeded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With failures it ends short of that, in red."""
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "60"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    green, red = "38;5;70", "31"
+    assert _colours(capsys, 0) == [green]
+    some_failed = _colours(capsys, 1)
+    assert some_failed[0] == red
+    assert len(some_failed) > 1
+    assert green not in some_failed
 
 
 def test_nothing_to_show_yet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from qgexec.events import EndReason, RunEnded
 from tests.kit.butler.repos import N_QUANTA, MockRepository, copy_template
 from tests.kit.checkout import PYTHONPATH
 from tests.kit.commands.qgexec import Command, Moods, call, one_message, working_in
 from tests.kit.processes import warm
+from tests.kit.runs.handbooks import BEGAN, HandBooks, started, succeeded
+from tests.kit.runs.reportschema import assert_valid
 
 Start = Callable[..., Command]
 
@@ -61,7 +64,7 @@ class TestReading:
             [sys.executable, "-c", code, *command, failed_run], check=False, capture_output=True, text=True
         )
         assert done.stderr.strip() == "set()"
-        assert done.returncode == (0 if command == ["status"] else 1)
+        assert done.returncode == 1
 
     def test_reader_that_has_enough(self, failed_run: Path, command: list[str]) -> None:
         """`| head -1`: no complaint, and the exit code is still the run's."""
@@ -75,7 +78,7 @@ class TestReading:
         process.stdout.close()
         with process.stderr:
             assert process.stderr.read() == b""
-        assert process.wait(60) == (0 if command == ["status"] else 1)
+        assert process.wait(60) == 1
 
     @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
     def test_any_locale(self, failed_run: Path, command: list[str], encoding: str) -> None:
@@ -116,7 +119,7 @@ def test_report_fits(failed_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json(failed_run: Path) -> None:
     """It is JSON with a version, whatever the terminal's width."""
     report = json.loads(call("report", failed_run, "--json").out)
-    assert (report["format"], report["version"]) == ("qgexec-report", 3)
+    assert (report["format"], report["version"]) == ("qgexec-report", 4)
     assert report["total"]["failed"] == len(report["failures"]) > 0
 
 
@@ -130,11 +133,27 @@ def test_status_while_it_runs(repository: MockRepository, moods: Moods, start: S
     status = call("status", folder / "b")
     assert status.code == 0
     assert re.search(r"State +running", status.out)
-    assert re.search(rf"0 of {N_QUANTA} quanta done \(0 %\), 1 running", status.out)
+    assert re.search(rf"0 of {N_QUANTA} quanta succeeded \(0 %\), 1 running", status.out)
     report = call("report", folder / "b")
     assert report.code == 1
     moods.let_go()
     assert command.finish().code == 0
+
+
+def test_status_of_a_run_with_failures(tmp_path: Path) -> None:
+    """It is not completed, nor all of it done; the exit code says so to scripts, with and without --json."""
+    books = HandBooks(tmp_path / "run")
+    books.write(BEGAN, *started(0, 1), succeeded(0))
+    assert call("status", books.run_dir.path).code == 0
+    books.write(books.failed(1), *started(2, 3, 4), *map(succeeded, (2, 3, 4)), *started(5), succeeded(5))
+    books.write(RunEnded(BEGAN.at + 9, EndReason.COMPLETED))
+    plain, as_json = (call("status", books.run_dir.path, *how) for how in ((), ("--json",)))
+    assert (plain.code, as_json.code) == (1, 1)
+    assert "State          failed\n" in plain.out
+    assert "Progress       5 of 8 quanta succeeded (62 %), 1 failed, 2 blocked\n" in plain.out
+    report = json.loads(as_json.out)
+    assert_valid(report)
+    assert (report["state"], report["all_succeeded"]) == ("failed", False)
 
 
 def test_every_attempt_is_kept(repository: MockRepository, moods: Moods, folder: Path) -> None:
@@ -175,7 +194,7 @@ class TestProgress:
         moods.set({"isr 1,1": "raise"})
         given = ["run", "-b", repository.root, "-g", repository.graph, "--register-dataset-types"]
         shown = _in_terminal(given, folder, environment)
-        assert f"{N_QUANTA}/{N_QUANTA} done, 1 failed, 3 blocked" in shown
+        assert f"{N_QUANTA - 4}/{N_QUANTA} succeeded, 1 failed, 3 blocked" in shown
         assert "failed: ValueError: bad pixels in isr 1,1" in shown.replace("\r\n", " ")
         assert shown.rfind("\x1b[?25h") >= shown.rfind("\x1b[?25l")
         assert shown.endswith("\n")
@@ -187,7 +206,7 @@ class TestProgress:
         given = ["run", "-b", repository.root, "-g", repository.graph, "--register-dataset-types"]
         result = start(*given).finish()
         assert "\x1b" not in result.err + result.out
-        assert result.err.splitlines()[-1] == f"{N_QUANTA}/{N_QUANTA} done"
+        assert result.err.splitlines()[-1] == f"{N_QUANTA}/{N_QUANTA} succeeded"
         assert "19 quanta on execution model inprocess" in result.err
         assert result.out.startswith("Run directory ")
 

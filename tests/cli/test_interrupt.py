@@ -56,7 +56,7 @@ def test_first_signal(
     moods.set({})
     again = call(*shlex.split(go_on_command(result.err))[1:])
     assert again.code == 0
-    assert f"{N_QUANTA}/{N_QUANTA} done" in again.err
+    assert f"{N_QUANTA}/{N_QUANTA} succeeded" in again.err
     assert report_of(folder / "books")["total"]["succeeded"] == N_QUANTA
     counts = [len(datasets(repository, name)) for name in ("post_isr", "calibrated", "visit_summary_mock")]
     assert counts == [8, 8, 2]
@@ -139,7 +139,7 @@ def test_asked_how_far_it_is(begin: Callable[[int], Command], moods: Moods, fold
     """SIGUSR1 has a line of progress printed, and is no harm before and after the run either."""
     command = begin(2)
     command.signal(signal.SIGUSR1)
-    command.wait_for(f"0/{N_QUANTA} done, 2 running")
+    command.wait_for(f"0/{N_QUANTA} succeeded, 2 running")
     moods.let_go()
     assert command.finish().code == 0
 

@@ -35,7 +35,7 @@ def program(folder: Path, *arguments: object, code: int = 0) -> str:
 def test_run_and_report(repository: MockRepository, folder: Path) -> None:
     """A run in workers of a new server, and what is said of it."""
     given = ["-b", repository.root, "-g", repository.graph, "--register-dataset-types", "-j", 2]
-    assert f"{N_QUANTA}/{N_QUANTA} done" in program(folder, "run", *given, "--run-dir", "books")
+    assert f"{N_QUANTA}/{N_QUANTA} succeeded" in program(folder, "run", *given, "--run-dir", "books")
     assert str(N_QUANTA) in program(folder, "status", "books")
     assert "isr" in program(folder, "report", "books")
     assert len(datasets(repository, "calibrated")) == 8

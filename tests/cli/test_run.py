@@ -126,7 +126,7 @@ class TestFailures:
         moods.set({})
         again = go_on(first)
         assert again.code == 0
-        assert f"{N_QUANTA}/{N_QUANTA} done" in again.err
+        assert f"{N_QUANTA}/{N_QUANTA} succeeded" in again.err
         assert datasets(repository, "calibrated") == DETECTORS
         assert datasets(repository, "final_report") == {""}
 
@@ -321,7 +321,7 @@ class TestOptions:
         """Neither the report nor the exit code is lost with it."""
         result = run(repository, "--summary", "/dev/full")
         assert result.code == 0
-        assert "completed" in result.out
+        assert "State          succeeded" in result.out
         assert "--summary /dev/full could not be written" in result.err
         assert "Traceback" not in result.err
 
@@ -336,7 +336,7 @@ class TestOptions:
         )
         assert result.code == 0, result.err
         assert "The graph is saved as kept.qg" in result.err
-        assert "10/10 done" in result.err
+        assert "10/10 succeeded" in result.err
         assert Path("kept.qg").is_file()
         with repository.butler() as butler:
             (name,) = butler.collections.query("u/me/*")
@@ -354,7 +354,7 @@ class TestOptions:
         moods.set({})
         again = go_on(first)
         assert again.code == 0, again.err
-        assert "10/10 done" in again.err
+        assert "10/10 succeeded" in again.err
 
     @pytest.mark.every(2)
     @pytest.mark.parametrize("command", [["init"], ["run", "--init-only"]])

@@ -35,8 +35,8 @@ def test_run_waits(place: Place, given: list[object]) -> None:
     """It ends with the report, as any run."""
     result = call("run", *given)
     assert result.code == 0
-    assert f"{N_QUANTA}/{N_QUANTA} done" in result.err
-    assert place.report().state is RunState.COMPLETED
+    assert f"{N_QUANTA}/{N_QUANTA} succeeded" in result.err
+    assert place.report().state is RunState.SUCCEEDED
 
 
 @pytest.mark.thorough

@@ -17,10 +17,31 @@ import pytest
 from qgexec.errors import ModelError, QuantumTimeUp, RepositoryError, UsageError
 from qgexec.events import AttemptReturned, AttemptSucceeded, AttemptTimedOut, Event
 from qgexec.models.inprocess import InProcess
+from qgexec.processes.treewatch import TreeWatch
 from qgexec.quantum import Attempt
 from tests.kit.checkout import PYTHONPATH
 from tests.kit.processes import warm
 from tests.kit.runs.benches import PATIENCE_S, Bench, Ears, attempts, endings, make_run, wait_gone
+
+
+class SeesMuch(TreeWatch):
+    """Has seen that a quantum and what it started use much together."""
+
+    def end(self) -> int:
+        super().end()
+        return 10**12
+
+
+def test_peak_of_the_whole_tree(tmp_path: Path) -> None:
+    """The peak of a quantum is that of all that it starts together, where that is more than its own."""
+    model = InProcess(watch_memory=SeesMuch)
+    model.open(make_run(tmp_path))
+    model.start(attempts("isr"))
+    (event,) = model.wait(0.0)
+    model.close(cancel=False)
+    assert isinstance(event, AttemptSucceeded)
+    assert event.outcome.peak_rss_bytes == 10**12
+    assert not [thread for thread in threading.enumerate() if thread.name == "qgexec-memory"]
 
 
 class Local(Bench):
@@ -231,6 +252,7 @@ import sys
 from pathlib import Path
 from tests.kit.runs.benches import attempts, make_run
 from qgexec.models.inprocess import InProcess
+from qgexec.processes.treewatch import TreeWatch
 model = InProcess(grace_s=0.1)
 model.open(make_run(Path(sys.argv[1])))
 model.start(attempts(sys.argv[2], timeout_s=0.1))

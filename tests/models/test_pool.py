@@ -11,6 +11,7 @@ import pytest
 
 from qgexec.errors import UsageError, WorkerStartError
 from qgexec.events import (
+    AttemptBegan,
     AttemptLost,
     AttemptReturned,
     AttemptSucceeded,
@@ -65,6 +66,20 @@ def test_a_thousand_processes(tmp_path: Path) -> None:
     assert len(endings(events)) == 5
     n_cores = len(os.sched_getaffinity(0))
     assert sum(isinstance(event, WorkerStarted) for event in events) <= max(5, n_cores)
+
+
+def test_it_tells_when_quanta_begin(ears: Ears, tmp_path: Path) -> None:
+    """Of the first of each worker, and of what goes on for a while; not of what is short."""
+    pool = Pool(1, watch_period_s=0.01)
+    pool.open(make_run(tmp_path))
+    first = work_off(pool, attempts("isr"))
+    assert [event.index for event in first if isinstance(event, AttemptBegan)] == [0]
+    *_, slow = attempts("isr", "isr", "hang")
+    pool.start([slow])
+    began = wait_for(pool, AttemptBegan)[-1]
+    assert isinstance(began, AttemptBegan)
+    assert (began.index, began.attempt, began.worker) == (slow.index, 1, 1)
+    pool.close(cancel=True)
 
 
 def test_parallel(ears: Ears, tmp_path: Path) -> None:

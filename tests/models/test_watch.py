@@ -92,6 +92,22 @@ def test_short_quanta_are_not_looked_at(site: Site) -> None:
         assert site.worker.used_bytes is None
 
 
+def test_short_quanta_that_start_processes_are_looked_at(site: Site) -> None:
+    """What they use together is noted from the first look on, and the next comes soon; none is judged."""
+    child = site.proc / "78"
+    child.mkdir()
+    site.show("S", 20 * MIB)
+    (child / "stat").write_text((site.proc / str(PID) / "stat").read_text())
+    threads = site.proc / str(PID) / "task" / str(PID)
+    threads.mkdir(parents=True)
+    (threads / "children").write_text("78")
+    site.run(limited())
+    before = site.now
+    assert site.go_round() == []
+    assert site.worker.peak_bytes == 40 * MIB
+    assert site.watch.due_at < before + 1.0
+
+
 def test_over_the_limit(site: Site) -> None:
     """An attempt that uses more than it may is named, with both figures; exactly its limit it may use."""
     attempt = limited()

@@ -146,7 +146,7 @@ def assert_same(plan: Plan, fold: Fold, live: Scheduler) -> None:
     failures = failures_of(fold)
     assert len(failures) == total.failed
     assert sum(failure.n_blocked for failure in failures) == total.blocked
-    assert total.n_quanta == len(plan) == total.done + total.running + total.not_run
+    assert total.n_quanta == len(plan) == total.ended + total.running + total.not_run
     n_bad = sum(len(quantum.bad) for quantum in fold.troubled(NoFiles()))
     assert total.retried == n_bad - total.failed
 
@@ -181,7 +181,7 @@ def test_quanta_are_counted_by_task() -> None:
     assert (b.n_quanta, b.not_run, b.peak_rss_bytes) == (1, 1, None)
     assert (c.n_quanta, c.running) == (1, 1)
     total = total_of((a, b, c))
-    assert (total.n_quanta, total.succeeded, total.running, total.not_run, total.done) == (4, 2, 1, 1, 2)
+    assert (total.n_quanta, total.succeeded, total.running, total.not_run, total.ended) == (4, 2, 1, 1, 2)
     assert (total.peak_rss_bytes, total.caveats) == (3000, a.caveats)
 
 

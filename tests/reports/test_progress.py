@@ -7,10 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from qgexec.events import AttemptStarted, Event, FailureEvent, RunReopened, RunStarted, WorkerStarted
+from qgexec.events import (
+    AttemptStarted,
+    AttemptSucceeded,
+    Event,
+    FailureEvent,
+    RunReopened,
+    RunStarted,
+    WorkerStarted,
+)
 from qgexec.quantum import Attempt
 from qgexec.reports.progress import RATE_WINDOW_S, LabelProgress, Progress
 from qgexec.scheduling.plan import Plan
+from qgexec.scheduling.states import State
 from qgexec.testing import Ending, ended, make_plan
 
 
@@ -49,15 +58,84 @@ def test_nothing_has_begun() -> None:
     assert (view.elapsed_s, view.rate_per_s, view.eta_s) == (0.0, 0.0, None)
 
 
-def test_time_left_counts_workers_and_kinds_of_work() -> None:
-    """Two workers, one-second quanta: the four left take two seconds, also those of a task not seen yet."""
-    plan = make_plan("a:1 a:2 a:3 a:4 -> b:1 b:2 b:3 b:4")
-    events: list[Event] = [AttemptStarted(10.0 + index // 2, index, 1) for index in range(4)]
-    events += [ended(_attempt(plan, index), Ending.SUCCEED, 11.0 + index // 2) for index in range(4)]
-    view = _folded(plan, *events).view(12.0)
-    assert view.elapsed_s == 2.0
-    assert view.rate_per_s == 2.0
+def _two_at_a_time(plan: Plan, n_quanta: int, took_s: float = 1.0) -> list[Event]:
+    """Return the events of the first quanta, of so many seconds each on two workers, from 10.0 on."""
+    events: list[Event] = []
+    for index in range(n_quanta):
+        at = 10.0 + took_s * (index // 2)
+        events += [AttemptStarted(at, index, 1)]
+        if index % 2:
+            both = (_attempt(plan, index - 1), _attempt(plan, index))
+            events += [_took(attempt, took_s, at + took_s) for attempt in both]
+    return events
+
+
+def _took(attempt: Attempt, took_s: float, at: float) -> Event:
+    event = ended(attempt, Ending.SUCCEED, at)
+    assert isinstance(event, AttemptSucceeded)
+    return replace(event, outcome=replace(event.outcome, started_at=at - took_s))
+
+
+def test_time_left_is_the_work_by_what_is_executed_at_a_time() -> None:
+    """Two workers, one-second quanta: the four left take two seconds."""
+    plan = make_plan(" ".join(f"a:{number}" for number in range(8)))
+    view = _folded(plan, *_two_at_a_time(plan, 4)).view(12.0)
+    assert (view.elapsed_s, view.rate_per_s) == (2.0, 2.0)
     assert view.eta_s == pytest.approx(2.0)
+    assert view.unmeasured == ()
+
+
+def test_there_is_no_time_left_before_there_is_a_basis() -> None:
+    """The first quantum of a process imports; and short tasks say nothing of one that was not measured."""
+    plan = make_plan("a:1 a:2 a:3 a:4 -> b:1 b:2 b:3 b:4 b:5 b:6")
+    events = _two_at_a_time(plan, 8)
+    views = [_folded(plan, *events[:n]).view(events[n - 1].at) for n in range(1, len(events) + 1)]
+    assert [(view.eta_s, view.unmeasured) for view in views[:3]] == [(None, ("a", "b"))] * 3
+    assert {(view.eta_s, view.unmeasured) for view in views[8:11]} == {(None, ("b",))}
+    assert views[-1].eta_s == pytest.approx(1.0)
+    assert views[-1].unmeasured == ()
+
+
+def test_what_is_not_known_comes_on_top() -> None:
+    """Of most quanta it is known how long they take: it takes at least that."""
+    plan = make_plan(" ".join(f"a:{number}" for number in range(8)) + " -> b")
+    view = _folded(plan, *_two_at_a_time(plan, 4)).view(12.0)
+    assert view.eta_s == pytest.approx(2.0)
+    assert view.unmeasured == ("b",)
+
+
+def test_time_left_is_not_less_than_the_longest_path() -> None:
+    """However many workers there are, one quantum of each task must follow the other."""
+    plan = make_plan("; ".join(f"a:{n} -> b:{n} -> c:{n}" for n in range(4)))
+    progress = Progress(plan)
+    for at, name in enumerate("abc"):
+        first = [index for index in range(len(plan)) if plan.label(index) == name][:3]
+        for index in first:
+            progress.apply(AttemptStarted(10.0 + at, index, 1))
+        for index in first:
+            progress.apply(ended(_attempt(plan, index), Ending.SUCCEED, 11.0 + at))
+    assert progress.view(13.0).eta_s == pytest.approx(3.0)
+
+
+def test_quanta_that_are_executed_in_a_row() -> None:
+    """Those of one task that wait for each other take one after the other."""
+    plan = make_plan("a:1 -> a:2 -> a:3 -> a:4 -> a:5; b:1 b:2 b:3 b:4 b:5")
+    chain = [index for index in range(10) if plan.label(index) == "a"]
+    progress = Progress(plan)
+    for at, index in enumerate(chain[:3]):
+        beside = next(i for i in range(10) if plan.label(i) == "b") + at
+        for each in (index, beside):
+            progress.apply(AttemptStarted(10.0 + at, each, 1))
+        for each in (index, beside):
+            progress.apply(ended(_attempt(plan, each), Ending.SUCCEED, 11.0 + at))
+    assert progress.view(13.0).eta_s == pytest.approx(2.0)
+
+
+def test_a_quantum_that_runs_longer_than_the_others() -> None:
+    """What is left of one that runs is what it has not had; after the longest time, as long again."""
+    plan = make_plan(" ".join(f"a:{number}" for number in range(5)))
+    progress = _folded(plan, *_two_at_a_time(plan, 4, took_s=30.0), AttemptStarted(70.0, 4, 1))
+    assert [progress.view(at).eta_s for at in (70.0, 80.0, 130.0)] == [30.0, 20.0, 60.0]
 
 
 def test_skipped_quanta_say_nothing_about_time() -> None:
@@ -125,16 +203,24 @@ def test_reopening_counts_no_failures_any_more() -> None:
 
 def test_time_without_a_driver_does_not_count() -> None:
     """After a night without one, the time left is as it was before."""
-    plan = make_plan(" ".join(f"a:{number}" for number in range(4)))
-    began, again = (RunStarted(at, "host", 1, at, "pool", 4) for at in (10.0, 50_003.0))
+    plan = make_plan(" ".join(f"a:{number}" for number in range(8)))
+    began, again = (RunStarted(at, "host", 1, at, "pool", 8) for at in (10.0, 50_003.0))
     progress = _folded(plan, began)
-    for index in range(2):
+    for index in range(3):
         progress.apply(AttemptStarted(10.0 + index, index, 1))
         progress.apply(ended(_attempt(plan, index), Ending.SUCCEED, 11.0 + index))
     before = progress.view(13.0)
-    assert (before.elapsed_s, before.eta_s) == (3.0, 3.0)
+    assert (before.elapsed_s, before.eta_s) == (3.0, 5.0)
     progress.apply(again)
-    assert progress.view(50_003.0) == replace(before, rate_per_s=0.0)
-    progress.apply(AttemptStarted(50_003.0, 2, 1))
-    progress.apply(ended(_attempt(plan, 2), Ending.SUCCEED, 50_004.0))
-    assert progress.view(50_004.0).eta_s == pytest.approx(4 / 3)
+    assert progress.view(50_003.0).elapsed_s < 5.0
+    progress.apply(AttemptStarted(50_003.0, 3, 1))
+    assert progress.view(50_003.5).eta_s == pytest.approx(4.5)
+
+
+def test_what_an_earlier_driver_left_in_hand_runs() -> None:
+    """Until it is said to have ended."""
+    plan = make_plan("a:1 a:2")
+    progress = Progress(plan, {"a": {State.RUNNING: 2}})
+    assert progress.view(1.0).total == LabelProgress("", 2, running=2)
+    progress.apply(ended(_attempt(plan, 0), Ending.SUCCEED, 2.0))
+    assert progress.view(2.0).total == LabelProgress("", 2, running=1, succeeded=1)

@@ -36,7 +36,8 @@ def test_a_report_counts_everything(mixed: HandBooks) -> None:
     assert (isr.n_quanta, isr.succeeded, isr.failed, isr.ingested, isr.retried) == (5, 1, 4, 2, 2)
     assert (calibrate.n_quanta, calibrate.blocked, calibrate.not_run) == (2, 1, 1)
     assert (coadd.n_quanta, coadd.blocked) == (1, 1)
-    assert (report.total.n_quanta, report.total.done, report.total.not_run) == (8, 7, 1)
+    total = report.total
+    assert (total.n_quanta, total.ended, total.done, total.not_run) == (8, 7, 1, 1)
     assert report.state is RunState.STOPPED
     assert report.stop_reason is StopReason.INTERRUPTED
     assert report.wall_s == 9.0
@@ -73,7 +74,7 @@ def test_the_log_of_a_lost_attempt_is_named_where_there_is_one(mixed: HandBooks)
 def test_the_report_is_json(mixed: HandBooks) -> None:
     """With a format and version, every failure in full, and every attempt of it."""
     report = json.loads(json.dumps(mixed.read().to_json(), allow_nan=False))
-    assert (report["format"], report["version"]) == ("qgexec-report", 3)
+    assert (report["format"], report["version"]) == ("qgexec-report", 4)
     assert (report["state"], report["stop_reason"]) == ("stopped", "interrupted")
     assert report["settings"]["context"]["output_run"] == "u/me/run"
     assert report["tasks"][0]["caveats"] == {"ANY_OUTPUTS_MISSING": 1, "NO_WORK": 1}

@@ -175,7 +175,7 @@ def test_columns_without_anything_to_say_are_left_out(books: HandBooks) -> None:
 def test_status_is_short(mixed: RunReport) -> None:
     """How far it is, and when it was last heard of."""
     text = format_status(mixed, width=80, now=BEGAN.at + 9 + 120)
-    assert "7 of 8 quanta done (87 %), 4 failed, 2 blocked, 2 retried" in text
+    assert "1 of 8 quanta succeeded (12 %), 4 failed, 2 blocked, 2 retried" in text
     assert "Last event     2.0 min ago" in text
     assert "stopped (interrupted)" in text
     assert "Traceback" not in text
@@ -183,7 +183,7 @@ def test_status_is_short(mixed: RunReport) -> None:
 
 def test_a_run_that_has_not_started(books: HandBooks) -> None:
     """It says so, and that nothing is done."""
-    assert "0 of 8 quanta done (0 %)" in format_status(books.read())
+    assert "0 of 8 quanta succeeded (0 %)" in format_status(books.read())
     assert "not started" in format_report(books.read())
 
 
@@ -191,7 +191,7 @@ def test_a_run_that_goes_on(books: HandBooks) -> None:
     """It says what runs, and for how long."""
     books.write(BEGAN, AttemptStarted(BEGAN.at + 2, 2, 1), *started(0, 1))
     text = format_status(books.read(is_alive=True), now=BEGAN.at + 122)
-    assert "0 of 8 quanta done (0 %), 3 running" in text
+    assert "0 of 8 quanta succeeded (0 %), 3 running" in text
     assert text.splitlines()[-5:] == [
         "Running, the longest first",
         "",

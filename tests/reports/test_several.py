@@ -150,8 +150,8 @@ def test_text(make: Make) -> None:
     at = lines.index("CPU time       4.5 s useful, 4.5 s wasted")
     assert [line.split() for line in lines[at + 2 : at + 5]] == [
         ["run", "state", "quanta", "succeeded", "skipped", "recovered", "failed", "blocked", "not", "run"],
-        ["1", "completed", "6", "2", "0", "0", "2", "2", "0"],
-        ["2", "completed", "2", "1", "0", "1", "1", "0", "0"],
+        ["1", "failed", "6", "2", "0", "0", "2", "2", "0"],
+        ["2", "failed", "2", "1", "0", "1", "1", "0", "0"],
     ]
     assert f"Still failed, last tried in run 2 ({second})" in lines
     assert "Still failed, last tried in run 1" not in text

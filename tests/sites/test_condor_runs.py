@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.condor, pytest.mark.timeout(900)]
 def test_a_run_is_watched_to_its_end(site: Site) -> None:
     """The driver waits, shows progress, and takes in what a local run makes of the same graph."""
     done = site.qgexec("run", *site.arguments())
-    assert "19/19 done" in done.stderr
+    assert "19/19 succeeded" in done.stderr
     site.check_outputs()
     assert site.n_rounds() == 1
 
@@ -33,7 +33,7 @@ def test_a_run_goes_on_alone(site: Site) -> None:
         "DAG_NodesFailed",
     )
     assert ended.stdout.split() == ["0", "0"]
-    assert "completed" in site.qgexec("status", site.run_dir).stdout
+    assert "succeeded" in site.qgexec("status", site.run_dir).stdout
 
 
 @pytest.mark.thorough

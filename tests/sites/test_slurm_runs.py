@@ -93,7 +93,7 @@ def test_failing_quanta(runs: Runs, moods: Moods) -> None:
     runs.until(runs.is_closed)
     report = runs.report()
     counts = {task["label"]: task for task in report["tasks"]}
-    assert report["state"] == "completed"
+    assert report["state"] == "failed"
     assert counts["isr"]["failed"] == 1
     assert counts["calibrate"]["succeeded"] == 7
     assert counts["summary"]["succeeded"] == 1

@@ -95,6 +95,13 @@ class JobJournals:
         """Quanta whose attempt has begun and not ended, as far as was read; those of a job as they began."""
         return tuple(self._running)
 
+    def waiting(self) -> set[int]:
+        """Return the running quanta that wait for another one of their job to end: it has one worker."""
+        jobs = self._round.jobs
+        job_of = {index: job for job in jobs for index in jobs.quanta(job) if index in self._running}
+        first = {job_of[index]: index for index in reversed(self._running)}
+        return self._running.keys() - set(first.values())
+
     @property
     def are_over(self) -> bool:
         """Whether all jobs have said their last word, as far as was read; one that was killed never does."""

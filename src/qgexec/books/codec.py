@@ -20,11 +20,12 @@ from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus, SegmentRef
 
 __all__ = ["JOURNAL_VERSION", "decode", "encode"]
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
 """Version of the journal's lines.
 
 1: the first.
 2: out of memory ("oom"), reopened ("again"); "y" where an attempt that ended badly is followed by another.
+3: a worker has begun with what it was sent ("begin").
 
 Readers pass over keys that they do not know, so a new optional key makes no
 new version; a new event does.
@@ -85,7 +86,17 @@ _USED: _Field = ("u", "used_bytes", _optional(as_index))
 _RETRIED: _Field = ("y", "retried", _flag)
 
 _PLAIN: Mapping[type[Any], tuple[str, tuple[_Field, ...]]] = {
-    ev.RunStarted: ("run", (_AT, *_PROCESS, ("m", "model", _text), ("n", "n_quanta", as_index), _BIRTH)),
+    ev.RunStarted: (
+        "run",
+        (
+            _AT,
+            *_PROCESS,
+            ("m", "model", _text),
+            ("n", "n_quanta", as_index),
+            _BIRTH,
+            ("s", "sends_ahead", _flag),
+        ),
+    ),
     ev.RunReopened: ("again", (_AT, ("i", "revoked", _indices))),
     ev.RunEnded: ("end", (_AT, ("r", "reason", ev.EndReason))),
     ev.StopRequested: ("stop", (_AT, ("r", "reason", ev.StopReason))),
@@ -95,11 +106,15 @@ _PLAIN: Mapping[type[Any], tuple[str, tuple[_Field, ...]]] = {
         (_AT, _WORKER, _EXIT_CODE, ("l", "task_label", _optional(_text)), ("r", "left", _optional(_text))),
     ),
     ev.AttemptStarted: ("start", _ATTEMPT),
+    ev.AttemptBegan: ("begin", (*_ATTEMPT, _WORKER)),
     ev.AttemptLost: (
         "lost",
         (*_ATTEMPT, ("r", "reason", _text), _EXIT_CODE, _PERHAPS_WORKER, _USED, _RETRIED),
     ),
-    ev.AttemptTimedOut: ("late", (*_ATTEMPT, ("l", "timeout_s", _number), _PERHAPS_WORKER, _RETRIED)),
+    ev.AttemptTimedOut: (
+        "late",
+        (*_ATTEMPT, ("l", "timeout_s", _number), _PERHAPS_WORKER, _RETRIED, _EXIT_CODE),
+    ),
     ev.AttemptOutOfMemory: (
         "oom",
         (

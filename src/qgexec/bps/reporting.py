@@ -25,13 +25,13 @@ def state_of(report: RunReport) -> WmsStates:
         case RunState.RUNNING | RunState.PERHAPS_RUNNING:
             return WmsStates.RUNNING
         case RunState.SUBMITTED:
-            has_begun = report.total.done or report.total.running
+            has_begun = report.total.ended or report.total.running
             return WmsStates.RUNNING if has_begun else WmsStates.PENDING
-        case RunState.COMPLETED:
-            return WmsStates.SUCCEEDED if report.all_succeeded else WmsStates.FAILED
+        case RunState.SUCCEEDED:
+            return WmsStates.SUCCEEDED
         case RunState.STOPPED:
             return WmsStates.DELETED if is_cancelled(report) else WmsStates.FAILED
-        case RunState.DRIVER_GONE | RunState.BROKEN:
+        case RunState.FAILED | RunState.DRIVER_GONE | RunState.BROKEN:
             return WmsStates.FAILED
 
 

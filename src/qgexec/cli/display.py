@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 import click
 
 from qgexec.events import AttemptFailed, Event, FailureEvent, RunEnded, RunStarted
-from qgexec.plaintext import printable
+from qgexec.plaintext import few, printable
 from qgexec.reports.failures import reason_of
 from qgexec.reports.progress import Progress, ProgressView
 from qgexec.scheduling.plan import Plan
@@ -110,12 +110,12 @@ class _Observer:
 
 def _in_words(view: ProgressView) -> str:
     total = view.total
-    parts = [f"{total.ended}/{total.total} done"]
+    parts = [f"{total.done}/{total.total} succeeded"]
     parts += [
         f"{count} {word}"
         for word, count in (
             ("running", total.running),
-            ("skipped", total.skipped),
+            ("of them skipped", total.skipped),
             ("failed", total.failed),
             ("blocked", total.blocked),
             ("retried", total.retried),
@@ -125,8 +125,14 @@ def _in_words(view: ProgressView) -> str:
     if view.rate_per_s and total.ended < total.total:
         parts.append(f"{view.rate_per_s:.3g}/s")
         if view.eta_s is not None:
-            parts.append(f"{_clock(view.eta_s)} left")
+            parts.append(_time_left(view.eta_s, view.unmeasured))
     return ", ".join(parts)
+
+
+def _time_left(seconds: float, unmeasured: Sequence[str]) -> str:
+    if not unmeasured:
+        return f"{_clock(seconds)} left"
+    return f"at least {_clock(seconds)} left ({few(unmeasured)} not measured yet)"
 
 
 def _clock(seconds: float) -> str:
@@ -177,8 +183,9 @@ class _Bar:
         from rich.progress import Progress as RichProgress
 
         self._console = Console(stderr=True)
+        self._column = BarColumn(bar_width=None)
         self._bar = RichProgress(
-            BarColumn(bar_width=None),
+            self._column,
             TextColumn("{task.description}"),
             console=self._console,
             auto_refresh=False,  # no thread: the loop draws, and the workers keep both cores
@@ -188,10 +195,13 @@ class _Bar:
         self._bar.start()
 
     def draw(self, view: ProgressView) -> None:
+        total = view.total
+        if total.failed:
+            self._column.complete_style = "red"
         self._bar.update(
             self._task,
-            total=view.total.total,
-            completed=view.total.ended,
+            total=total.total,
+            completed=total.done,
             description=_in_words(view),
             refresh=True,
         )

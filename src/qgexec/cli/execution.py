@@ -75,8 +75,8 @@ def conclude(
         It was interrupted before it began.
     """
     if executor.run_dir is None:
-        if broken is not None:
-            raise broken
+        if (error := broken or executor.nothing_to_do) is not None:
+            raise error
         raise KeyboardInterrupt
     if executor.has_left:
         say_it_goes_on(executor.run_dir)

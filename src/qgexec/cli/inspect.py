@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from qgexec.cli import EXIT_TRY_AGAIN
+from qgexec.cli import EXIT_FAILED, EXIT_TRY_AGAIN
 from qgexec.errors import QgexecError
 from qgexec.plaintext import printable
 
 if TYPE_CHECKING:
     from qgexec.reports.report import RunReport
 
-__all__ = ["RUN_DIR", "TRUST_OWNER", "models", "print_report", "status", "terminal_width"]
+__all__ = ["JSON", "RUN_DIR", "TRUST_OWNER", "models", "print_report", "status", "terminal_width"]
 
 RUN_DIR = click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 """The argument that names a run."""
@@ -26,20 +28,31 @@ TRUST_OWNER = click.option(
 )
 """The option of all that acts on a run directory."""
 
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON (format version 4).")
+"""The option that has a report printed for programs."""
+
 _HELD_SHOWN = 10
 
 
 @click.command(epilog="Example:  qgexec status qgexec-runs/u/me/test")
 @RUN_DIR
-def status(*, run_dir: Path) -> None:
-    """Say how far a run is, also while it goes on."""
+@JSON
+def status(*, run_dir: Path, as_json: bool) -> None:
+    """Say how far a run is, also while it goes on.
+
+    Exit codes: 0 no quantum has failed so far, 1 some have.
+    """
     from qgexec.reports.report import read_report
     from qgexec.reports.text import format_status
 
     found = read_report(run_dir)
-    click.echo(format_status(found, width=terminal_width()))
-    if found.submitted is not None:
-        click.echo(f"\n{_batch_status(run_dir)}")
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        click.echo(format_status(found, width=terminal_width()))
+        if found.submitted is not None:
+            click.echo(f"\n{_batch_status(run_dir)}")
+    sys.exit(EXIT_FAILED if found.total.failed else 0)
 
 
 def _batch_status(run_dir: Path) -> str:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from qgexec.cli.building import check_files
 from qgexec.cli.commandclass import LongCommand, section
-from qgexec.cli.inspect import terminal_width
+from qgexec.cli.inspect import JSON, terminal_width
 from qgexec.cli.values import comma_list, filled
 from qgexec.errors import UsageError
 
@@ -34,7 +34,6 @@ class _Report(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON (format version 3).")
 _BRIEF = click.option("--brief", is_flag=True, help="Print counts alone.")
 _FULL_OUTPUT = click.option(
     "--full-output-filename",
@@ -62,7 +61,7 @@ _FOR_GRAPHS = {
 @click.command(cls=LongCommand, epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
 @click.argument("run_dirs", nargs=-1, metavar="[RUN_DIR...]", type=click.Path(path_type=Path))
 @_BRIEF
-@_JSON
+@JSON
 @click.option("--json-schema", is_flag=True, help="Print the JSON schema of all that --json prints, and end.")
 @section(
     "Runs that others executed",
@@ -246,7 +245,7 @@ def _finish_repository(
 @click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path))
 @_FULL_OUTPUT
 @_BRIEF
-@_JSON
+@JSON
 def aggregate_reports(
     *, files: tuple[Path, ...], full_output_filename: str | None, brief: bool, as_json: bool
 ) -> None:

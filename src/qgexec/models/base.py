@@ -57,6 +57,11 @@ class ModelFacts:
     parallel: bool = False
     """Quanta run in other processes: tasks that cannot multiprocess are kept to one dedicated worker each."""
 
+    sends_ahead: bool = False
+    """Attempts that it has in hand may wait behind others, and it tells of `AttemptBegan`: of the first of
+    each worker, and of those that go on for longer than a moment. Otherwise all that it has in hand count
+    as running."""
+
     enforces_timeout: bool = False
     """Attempts over their time limit are ended, with `AttemptTimedOut`."""
 

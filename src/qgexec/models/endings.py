@@ -54,7 +54,8 @@ def epitaph(worker: Worker, attempt: Attempt, around: Surroundings) -> Event:
     used_bytes = worker.used_bytes if attempt is worker.watched else None
     match sentence:
         case OverTime(attempt=guilty, timeout_s=timeout_s) if guilty is attempt:
-            return AttemptTimedOut(now, index, number, timeout_s, worker.number)
+            exit_code = worker.process.exit_code
+            return AttemptTimedOut(now, index, number, timeout_s, worker.number, exit_code=exit_code)
         case OverMemory(attempt=guilty) if guilty is attempt:
             return AttemptOutOfMemory(
                 now, index, number, sentence.used_bytes, sentence.limit_bytes, worker=worker.number

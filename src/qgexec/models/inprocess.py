@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from qgexec.events import AttemptFailed, AttemptReturned, AttemptTimedOut, Event
 from qgexec.models.base import Bench, ModelFacts, Run
 from qgexec.models.guard import CallerGuard
 from qgexec.models.timelimit import TimeLimit, may_limit
-from qgexec.models.worker import as_outcome_event
+from qgexec.models.worker import OutcomeEvent, as_outcome_event, with_peak
 from qgexec.processes.descriptors import Sentinel
+from qgexec.processes.treewatch import TreeWatch
 from qgexec.quantum import Attempt, Resources
 from qgexec.standardstreams import open_standard_streams
 
@@ -31,6 +32,8 @@ class InProcess:
     grace_s
         Time that a quantum has to end itself when its time is up, seconds. After that its stack is written
         to the run directory and this process is ended; the run can be resumed.
+    watch_memory
+        Begins to watch what quanta and the processes that they start use together.
 
     Raises
     ------
@@ -40,7 +43,7 @@ class InProcess:
 
     facts = ModelFacts(enforces_timeout=True)
 
-    def __init__(self, *, grace_s: float = 5.0) -> None:
+    def __init__(self, *, grace_s: float = 5.0, watch_memory: Callable[[], TreeWatch] = TreeWatch) -> None:
         if not grace_s >= 0:
             raise UsageError(f"grace_s is {grace_s}: it must be 0 or more seconds")
         self.facts = ModelFacts(enforces_timeout=may_limit())
@@ -49,6 +52,8 @@ class InProcess:
         self._guard = CallerGuard()
         self._bench: Bench | None = None
         self._sentinel: Sentinel | None = None
+        self._watch_memory = watch_memory
+        self._memory: TreeWatch | None = None
         self._started: deque[Attempt] = deque()
 
     def open(self, run: Run) -> None:
@@ -67,6 +72,7 @@ class InProcess:
             raise
         except Exception as err:
             raise ModelError(f"cannot open the bench: {type(err).__name__}: {err}") from err
+        self._memory = self._watch_memory()
 
     def capacity(self) -> Resources:
         """One quantum at a time."""
@@ -88,7 +94,7 @@ class InProcess:
             return ()
         attempt = self._started[0]
         try:
-            event = self._guard.run(attempt, self._execute)
+            event = self._guard.run(attempt, self._measured)
         except QgexecError:
             self._require_descriptors(attempt)
             raise
@@ -119,7 +125,18 @@ class InProcess:
                 hint="Repair the task. In a worker it costs nobody but itself: go on with -j 2.",
             )
 
-    def _execute(self, attempt: Attempt) -> Event:
+    def _measured(self, attempt: Attempt) -> Event:
+        """Execute an attempt; its peak of memory is that of all that it starts together."""
+        if self._memory is None:
+            return self._execute(attempt)
+        self._memory.begin()
+        try:
+            event = self._execute(attempt)
+        finally:
+            seen_bytes = self._memory.end()
+        return event if isinstance(event, AttemptTimedOut) else with_peak(event, seen_bytes)
+
+    def _execute(self, attempt: Attempt) -> OutcomeEvent | AttemptTimedOut:
         """Execute an attempt, within its time limit if it has one."""
         bench, timeout_s = self._bench, attempt.timeout_s
         assert bench is not None
@@ -128,7 +145,7 @@ class InProcess:
         stack_file = self._logs / f"{attempt.index}.{attempt.number}.stack"
         limit = TimeLimit(timeout_s, self._grace_s, stack_file)
         try:
-            event: Event = as_outcome_event(limit.run(lambda: bench.execute(attempt)), attempt)
+            event = as_outcome_event(limit.run(lambda: bench.execute(attempt)), attempt)
         except QuantumTimeUp:
             return _timed_out(attempt, timeout_s)
         # A quantum that has caught the exception may have succeeded all the same; if not, time is the cause.
@@ -142,6 +159,9 @@ class InProcess:
         self._started.clear()
         bench, self._bench = self._bench, None
         sentinel, self._sentinel = self._sentinel, None
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.close()
         if bench is not None:
             # Of files that were closed under it nothing is left to be closed, and no complaint is of use.
             is_lost = sentinel is not None and sentinel.is_lost()

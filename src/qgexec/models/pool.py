@@ -19,7 +19,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from qgexec.errors import ModelError, WorkerStartError
-from qgexec.events import AttemptFailed, AttemptLost, AttemptReturned, Event, WorkerEnded, WorkerStarted
+from qgexec.events import (
+    AttemptFailed,
+    AttemptLost,
+    AttemptReturned,
+    Event,
+    WorkerEnded,
+    WorkerStarted,
+)
 from qgexec.models.alarms import Alarms
 from qgexec.models.base import ModelFacts, Run
 from qgexec.models.dispatch import Dispatch
@@ -100,7 +107,7 @@ class Pool:
         A setting that makes no sense, as fewer than one process.
     """
 
-    facts = ModelFacts(parallel=True, enforces_timeout=True, enforces_memory=True)
+    facts = ModelFacts(parallel=True, sends_ahead=True, enforces_timeout=True, enforces_memory=True)
 
     def __init__(
         self,
@@ -157,7 +164,7 @@ class Pool:
         self._machine_bytes = machine_memory_bytes()
         self._memory_bytes = self.settings.memory_bytes or self._machine_bytes
         self._oom_kills = OomKills(find_memory_group())
-        self._dispatch = Dispatch(self.settings.cores, run.serial_labels, self._set_limit)
+        self._dispatch = Dispatch(self.settings.cores, run.serial_labels, self._note_begin)
         self._epoll = select.epoll()
         self._wake_end, self._waker = socket.socketpair()
         for end in (self._wake_end, self._waker):
@@ -286,6 +293,7 @@ class Pool:
         for worker, sentence in self._watch.go_round(workers, now, self._heed_messages):
             worker.sentence = sentence
             self._kill(worker)
+        self._events += self._watch.tell_begun(workers)
 
     def _heed_deadline(self, worker: Worker, now: float) -> None:
         """Do something about a worker whose time is up for what it is doing."""
@@ -454,8 +462,11 @@ class Pool:
         self._end(worker, signal.SIGKILL)
         self._alarms.set(worker, self.clock() + _GONE_S)
 
-    def _set_limit(self, worker: Worker) -> None:
-        """Note until when the attempt that begins now may run."""
+    def _note_begin(self, worker: Worker) -> None:
+        """Note since when an attempt runs, and until when it may."""
+        worker.began_at = time.time()
+        if worker.told is None:
+            self._events.append(worker.tell_begin())
         if not worker.doomed:
             limit_s = worker.held[0].timeout_s
             self._alarms.set(worker, NEVER if limit_s is None else self.clock() + limit_s)

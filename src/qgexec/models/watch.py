@@ -1,7 +1,7 @@
 """Watches over workers whose quantum takes long: what they use, and whether they still answer; ends none.
 
-A quantum that is shorter than the watch's period costs nothing: only what was
-running at the last round, and is running now, is looked at.
+Only what was running at the last round, and is running now, is judged. What has started processes
+of its own is looked at from its first round on, and more often.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from qgexec.config.units import size_text
+from qgexec.events import AttemptBegan
 from qgexec.models.poolsettings import PoolSettings
 from qgexec.models.workers import NEVER, OverMemory, Sentence, Unresponsive, Worker
 from qgexec.processes.machine import MemoryGroup
@@ -30,6 +31,9 @@ _ABSENCE_S = 5.0
 
 _SHARE = 0.05
 """Most of the driver's time that looking may take."""
+
+_TREE_PERIOD_S = 0.1
+"""Time between two looks while a quantum has processes of its own: nobody keeps their peak together."""
 
 _LAPSE_S = 10.0
 """A kernel's kill that is not known to be of a worker for so long was one of something else, seconds."""
@@ -70,18 +74,31 @@ class Watch:
         """
         began = time.monotonic()
         was_absent = now > self.due_at + _ABSENCE_S
+        period_s = self._settings.watch_period_s
         for worker in workers:
-            attempt = self._watched(worker, now, forget=was_absent)
-            pid = worker.process.pid
+            known = self._watched(worker, now, forget=was_absent)
+            attempt, pid = worker.watched, worker.process.pid
             if attempt is None or pid is None or (sight := look_at(pid, self._proc, worker.kept)) is None:
                 continue
             settle(worker)
-            if worker.held and worker.held[0] is attempt and not worker.doomed:
-                sentence = self._judge(worker, attempt, sight, now)
-                if sentence is not None:
-                    yield worker, sentence
+            if not worker.held or worker.held[0] is not attempt or worker.doomed:
+                continue
+            if known is not None or sight.n_descendants:
+                worker.used_bytes = sight.used_bytes
+                worker.peak_bytes = max(worker.peak_bytes, sight.used_bytes)
+            period_s = min(period_s, _TREE_PERIOD_S if sight.n_descendants else period_s)
+            if known is not None and (sentence := self._judge(worker, attempt, sight, now)) is not None:
+                yield worker, sentence
         took_s = time.monotonic() - began
-        self.due_at = now + max(self._settings.watch_period_s, took_s / _SHARE)
+        self.due_at = now + max(period_s, took_s / _SHARE)
+
+    def tell_begun(self, workers: Iterable[Worker]) -> Iterator[AttemptBegan]:
+        """Say which attempts have gone on for a period of this watch, each once."""
+        before = time.time() - self._settings.watch_period_s
+        for worker in workers:
+            attempt = worker.held[0] if worker.held and not worker.doomed else None
+            if attempt is not None and attempt is not worker.told and worker.began_at <= before:
+                yield worker.tell_begin()
 
     def heed_end(self, attempt: Attempt, outcome: Outcome) -> None:
         """Say of an attempt that came to its own end that it used too much, and no round has seen it.
@@ -111,8 +128,6 @@ class Watch:
         return None
 
     def _judge(self, worker: Worker, attempt: Attempt, sight: Sight, now: float) -> Sentence | None:
-        worker.used_bytes = sight.used_bytes
-        worker.peak_bytes = max(worker.peak_bytes, sight.used_bytes)
         limit_bytes = attempt.memory_limit_bytes
         if limit_bytes is not None and sight.used_bytes > limit_bytes:
             return OverMemory(attempt, sight.used_bytes, limit_bytes)

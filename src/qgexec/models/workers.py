@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from qgexec.events import AttemptBegan
 from qgexec.processes.forked import Process
 from qgexec.quantum import Attempt
 
@@ -57,6 +58,10 @@ class Worker:
     """The loop has its `WorkerStarted` on record: only then may it be given quanta."""
     ready: bool = False
     """Its bench is open."""
+    began_at: float = 0.0
+    """When it began with what it is running, UNIX seconds."""
+    told: Attempt | None = None
+    """The last attempt of which the loop was told that it has begun with it."""
     took_any: bool = False
     """It has begun a quantum."""
     doomed: bool = False
@@ -102,6 +107,11 @@ class Worker:
     def name(self) -> str:
         """Name of its process, its segment and its logs."""
         return self.process.name
+
+    def tell_begin(self) -> AttemptBegan:
+        """Return that it has begun with what it is running, to be told once."""
+        attempt = self.told = self.held[0]
+        return AttemptBegan(self.began_at, attempt.index, attempt.number, self.number)
 
     @property
     def free(self) -> bool:

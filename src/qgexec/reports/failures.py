@@ -194,7 +194,7 @@ def attempt_record(event: Ending, files: KeptFiles) -> AttemptRecord:
                 event.at,
                 ended=cause_of(event).value,
                 message=reason_of(event),
-                exit_code=event.exit_code if isinstance(event, AttemptLost) else None,
+                exit_code=None if isinstance(event, AttemptOutOfMemory) else event.exit_code,
                 worker=event.worker,
                 peak_rss_bytes=None if isinstance(event, AttemptTimedOut) else event.used_bytes,
                 limit_bytes=event.limit_bytes if isinstance(event, AttemptOutOfMemory) else None,
@@ -308,14 +308,20 @@ def group_failures(failures: Iterable[TroubledQuantum]) -> list[FailureGroup]:
     for quantum in failures:
         last = quantum.last
         task = quantum.task_label if last.ended in _PER_TASK else None
-        place = (last.exception_type, last.where) if last.ended == Cause.RAISED.value else last.exit_code
-        key = (last.ended, task, place, normalise(last.message, quantum.data_id))
+        key = (last.ended, task, _place(last), normalise(last.message, quantum.data_id))
         groups.setdefault(key, []).append(quantum)
     return [_group(str(key[-1]), quanta) for key, quanta in sorted(groups.items(), key=lambda g: -len(g[1]))]
 
 
+def _place(attempt: AttemptRecord) -> object:
+    """Return what tells an ending from others of its kind, besides its message."""
+    if attempt.ended == Cause.RAISED.value:
+        return attempt.exception_type, attempt.where
+    # How a worker died that was ended for its limit, by the first signal or the second, is no cause.
+    return None if attempt.ended in _PER_TASK else attempt.exit_code
+
+
 def _group(message: str, quanta: Sequence[TroubledQuantum]) -> FailureGroup:
     first = quanta[0].last
-    return FailureGroup(
-        first.ended, first.exception_type, first.where, first.exit_code, message, tuple(quanta)
-    )
+    exit_code = None if first.ended in _PER_TASK else first.exit_code
+    return FailureGroup(first.ended, first.exception_type, first.where, exit_code, message, tuple(quanta))

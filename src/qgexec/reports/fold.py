@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import isnan, nan
 from typing import Any
@@ -33,6 +33,7 @@ from qgexec.events import (
     StopRequested,
 )
 from qgexec.quantum import Outcome
+from qgexec.reports.executing import Executing, ExecutingState
 from qgexec.reports.failures import Ending, KeptFiles, TroubledQuantum, attempt_record
 from qgexec.reports.measured import Measured, Spread
 from qgexec.scheduling.plan import Plan
@@ -66,7 +67,7 @@ class TaskReport:
     running: int = 0
     """Where the driver is gone: they were running then."""
     not_run: int = 0
-    """Neither started nor blocked, up to now."""
+    """Neither begun nor blocked, up to now."""
     recovered: int = 0
     """Succeeded quanta that had failed, or were blocked, in an earlier run; where there are several."""
     unknown: int = 0
@@ -103,8 +104,13 @@ class TaskReport:
 
     @property
     def done(self) -> int:
+        """Quanta that succeeded, in this run or before it."""
+        return self.succeeded + self.skipped
+
+    @property
+    def ended(self) -> int:
         """Quanta that nothing more will happen to."""
-        return self.succeeded + self.skipped + self.failed + self.blocked
+        return self.done + self.failed + self.blocked
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +127,8 @@ class FoldState:
     """Flags by quantum."""
     blocked: Mapping[int, int]
     """Quanta that a failure blocked, by the quantum that failed."""
-    started: Mapping[int, float]
-    """When the attempts that run were started, by quantum; UNIX seconds."""
+    executing: ExecutingState
+    """What the model has in hand."""
     endings: Sequence[Ending]
     """What ended attempts at quanta that had trouble; those of one quantum in order."""
     quantum_s: Sequence[float]
@@ -166,7 +172,7 @@ class Fold:
         self._blocked: dict[int, int] = {}
         self._caveats: dict[int, int] = {}
         self._ingested = bytearray(len(plan))
-        self._started_at = array("d", bytes(8 * len(plan)))
+        self._executing = Executing()
         self._quantum_s = [0.0] * n_labels
         self._cpu_s = [0.0] * n_labels
         self._peak_rss_bytes: list[int | None] = [None] * n_labels
@@ -202,6 +208,7 @@ class Fold:
             self._apply_failure(event)
         else:
             self._follow(event)
+            self._executing.apply(event)
             if (note := self._notes.get(type(event))) is not None:
                 note(event)
         self.last_event_at = event.at
@@ -221,6 +228,8 @@ class Fold:
         self._follow(event)
         if n_blocked := self.scheduler.counts()[State.BLOCKED] - blocked_before:
             self._blocked[event.index] = n_blocked
+        began_at = self._executing.since(event.index)
+        self._executing.apply(event)
         self._endings.setdefault(event.index, []).append(event)
         code = self._plan.label_codes[event.index]
         if isinstance(event, AttemptFailed):
@@ -229,11 +238,10 @@ class Fold:
             return
         if not isinstance(event, AttemptTimedOut) and event.used_bytes is not None:
             self._add_peak(event.index, event.used_bytes)
-        if started_at := self._started_at[event.index]:  # else the line that said it was damaged
-            self._wasted_unmeasured_s[code] += max(0.0, event.at - started_at)
+        if began_at is not None:  # else the line that said it was damaged
+            self._wasted_unmeasured_s[code] += max(0.0, event.at - began_at)
 
     def _note_started(self, event: AttemptStarted) -> None:
-        self._started_at[event.index] = event.at
         if event.attempt > 1:  # what an earlier attempt left is no longer true
             self._caveats.pop(event.index, None)
             self._ingested[event.index] = 0
@@ -306,6 +314,9 @@ class Fold:
         for index, flags in self._caveats.items():
             caveats[plan.label_codes[index]].update(caveat_names(flags))
         measured = self._measured()
+        running = [0] * n_labels
+        for index in self.running():
+            running[plan.label_codes[index]] += 1
         retried = [0] * n_labels
         for index, endings in self._endings.items():
             n_bad = sum(isinstance(event, FailureEvent) for event in endings)
@@ -318,8 +329,8 @@ class Fold:
                 skipped=counts[State.SKIPPED],
                 failed=counts[State.FAILED],
                 blocked=counts[State.BLOCKED],
-                running=counts[State.RUNNING],
-                not_run=counts[State.WAITING] + counts[State.READY],
+                running=running[code],
+                not_run=counts[State.WAITING] + counts[State.READY] + counts[State.RUNNING] - running[code],
                 retried=retried[code],
                 quantum_s=self._quantum_s[code],
                 cpu_s=self._cpu_s[code],
@@ -353,9 +364,13 @@ class Fold:
 
     def running(self) -> dict[int, float]:
         """Return by index since when quanta run, UNIX seconds; the one that has run longest first."""
-        return dict(
-            sorted(((i, self._started_at[i]) for i in self.scheduler.running()), key=lambda item: item[1])
-        )
+        state = self.scheduler.state  # where lines are damaged it knows better
+        found = self._executing.running()
+        return {index: since for index, since in found.items() if state(index) is State.RUNNING}
+
+    def hold_back(self, indices: Collection[int]) -> None:
+        """Take it that these quanta, which a model has in hand, wait behind others."""
+        self._executing.hold_back(indices)
 
     def endings(self, index: int) -> Sequence[Ending]:
         """Return what ended the attempts at a quantum, in order; nothing if none of them ended badly."""
@@ -391,7 +406,7 @@ class Fold:
             ingested=bytes(self._ingested),
             caveats=dict(self._caveats),
             blocked=dict(self._blocked),
-            started=self.running(),
+            executing=self._executing.state(),
             endings=[event for endings in self._endings.values() for event in endings],
             quantum_s=tuple(self._quantum_s),
             cpu_s=tuple(self._cpu_s),
@@ -432,8 +447,7 @@ class Fold:
             fold._endings.setdefault(event.index, []).append(event)
         fold._blocked, fold._caveats = dict(state.blocked), dict(state.caveats)
         fold._ingested = bytearray(state.ingested)
-        for index, at in state.started.items():
-            fold._started_at[index] = at
+        fold._executing = Executing(state.executing)
         fold._quantum_s, fold._cpu_s = list(state.quantum_s), list(state.cpu_s)
         fold._peak_rss_bytes = list(state.peak_rss_bytes)
         fold._wasted_cpu_s, fold._wasted_unmeasured_s = (list(values) for values in wasted)

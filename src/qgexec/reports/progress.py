@@ -13,7 +13,6 @@ from qgexec.events import (
     AttemptFailed,
     AttemptLost,
     AttemptOutOfMemory,
-    AttemptReturned,
     AttemptSkipped,
     AttemptStarted,
     AttemptSucceeded,
@@ -23,6 +22,8 @@ from qgexec.events import (
     RunReopened,
     RunStarted,
 )
+from qgexec.reports.executing import ENDS, Executing
+from qgexec.reports.timeleft import TimeLeft
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.states import State
 
@@ -48,9 +49,14 @@ class LabelProgress:
     """Attempts that ended badly and were followed by another."""
 
     @property
+    def done(self) -> int:
+        """Number of quanta that succeeded, in this run or before it."""
+        return self.succeeded + self.skipped
+
+    @property
     def ended(self) -> int:
         """Number of quanta of which nothing more is to be expected."""
-        return self.succeeded + self.skipped + self.failed + self.blocked
+        return self.done + self.failed + self.blocked
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,10 @@ class ProgressView:
     """Attempts that ended per second, over the last `RATE_WINDOW_S` seconds."""
 
     eta_s: float | None
-    """Time until the last quantum ends, seconds; `None` while nothing is known about it."""
+    """Time until the last quantum ends, seconds; `None` where there is no basis to say it."""
+
+    unmeasured: tuple[str, ...] = ()
+    """Tasks with quanta left of which it is not known how long they take: that comes on top of `eta_s`."""
 
     @property
     def total(self) -> LabelProgress:
@@ -79,17 +88,19 @@ class ProgressView:
 class _Tally:
     """Running numbers of one task."""
 
-    __slots__ = ("blocked", "busy_s", "failed", "retried", "running", "skipped", "succeeded", "timed")
+    __slots__ = ("blocked", "earlier", "failed", "retried", "skipped", "succeeded")
 
     def __init__(self, counts: Mapping[State, int]) -> None:
-        self.running = counts.get(State.RUNNING, 0)
+        self.earlier = counts.get(State.RUNNING, 0)  # what ran before the first event, and still does
         self.succeeded = counts.get(State.SUCCEEDED, 0)
         self.skipped = counts.get(State.SKIPPED, 0)
         self.failed = counts.get(State.FAILED, 0)
         self.blocked = counts.get(State.BLOCKED, 0)
         self.retried = 0
-        self.timed = 0  # attempts that were executed to an end of their own
-        self.busy_s = 0.0  # the time they took
+
+    def ended(self) -> tuple[int, int, int, int]:
+        """Return how many succeeded, were skipped, failed and are blocked."""
+        return self.succeeded, self.skipped, self.failed, self.blocked
 
 
 class Progress:
@@ -114,16 +125,20 @@ class Progress:
         self._blocked: list[int] = []
         self._first_at: float | None = None
         self._recent: deque[tuple[int, int]] = deque()  # whole second, attempts that ended in it
+        self._executing = Executing()
+        self._time_left = TimeLeft(plan)
+        self._n_executed = 0
+        self._most = 0  # most of them at a time
+        self._slot_s = 0.0  # that number, added up over time
+        self._seen_at = 0.0  # up to when
 
     def apply(self, event: Event) -> None:
-        """Take one event into account; about a microsecond."""
+        """Take one event into account; about two microseconds."""
+        self._note_executing(event)
         match event:
             case AttemptStarted():
                 if self._first_at is None:
                     self._first_at = event.at
-                self._tally(event.index).running += 1
-            case AttemptReturned():
-                self._tally(event.index).running -= 1
             case AttemptSucceeded() | AttemptSkipped():
                 self._end_well(event)
             case AttemptFailed() | AttemptLost() | AttemptTimedOut() | AttemptOutOfMemory():
@@ -142,57 +157,54 @@ class Progress:
         ----------
         now
             UNIX seconds.
-
-        Notes
-        -----
-        The time left is the work left (per task: quanta left times the mean time of those done, or of all
-        tasks where none was done) over the speed so far (time spent in quanta per time elapsed), which has
-        the number of workers and all overhead in it. Skipped quanta took no time worth counting.
         """
+        running = self._running(now)
         labels = tuple(
-            LabelProgress(
-                label, total, row.running, row.succeeded, row.skipped, row.failed, row.blocked, row.retried
-            )
-            for (label, total), row in zip(self._totals.items(), self._tallies, strict=True)
+            LabelProgress(label, total, len(those) + row.earlier, *row.ended(), row.retried)
+            for (label, total), row, those in zip(self._totals.items(), self._tallies, running, strict=True)
         )
         elapsed = max(now - self._first_at, 0.0) if self._first_at is not None else 0.0
         recent = sum(count for second, count in self._recent if second > now - RATE_WINDOW_S)
         window = min(max(elapsed, 1.0), RATE_WINDOW_S)
-        return ProgressView(labels, elapsed, recent / window, self._eta_s(labels, elapsed))
+        left = [row.total - row.ended for row in labels]
+        left_s = self._time_left.estimate(left, dict(enumerate(running)), self._speed(running, now))
+        return ProgressView(labels, elapsed, recent / window, left_s.seconds, left_s.unmeasured)
 
-    def _eta_s(self, labels: tuple[LabelProgress, ...], elapsed_s: float) -> float | None:
-        if all(row.ended == row.total for row in labels):
-            return 0.0
-        timed = sum(row.timed for row in self._tallies)
-        busy_s = sum(row.busy_s for row in self._tallies)
-        if not timed or busy_s <= 0 or elapsed_s <= 0:
-            return None
-        left_s = sum(
-            (label.total - label.ended) * (row.busy_s / row.timed if row.timed else busy_s / timed)
-            for label, row in zip(labels, self._tallies, strict=True)
-        )
-        return left_s / (busy_s / elapsed_s)
+    def _running(self, now: float) -> list[list[float]]:
+        """Return for each task for how long those of its quanta have run that are executed, seconds."""
+        running: list[list[float]] = [[] for _ in self._tallies]
+        for index, since in self._executing.running().items():
+            running[self._plan.label_codes[index]].append(max(0.0, now - since))
+        return running
+
+    def _speed(self, running: list[list[float]], now: float) -> float:
+        """Return how many quanta are executed at a time, less the part of it that is lost between them.
+
+        Those at a time are the most that there were with this driver: where fewer run, others wait for them,
+        which is for the longest path to say.
+        """
+        slot_s = self._slot_s + max(0.0, now - self._seen_at) * self._n_executed
+        busy_s = self._time_left.busy_s + sum(map(sum, running))
+        return self._most * min(1.0, busy_s / slot_s) if slot_s > 0 else 0.0
 
     def _tally(self, index: int) -> _Tally:
         return self._tallies[self._plan.label_codes[index]]
 
     def _end_well(self, event: AttemptSucceeded | AttemptSkipped) -> None:
         tally = self._tally(event.index)
-        tally.running -= 1
         self._marks[event.index] = 1
         self._count_recent(int(event.at))
         if isinstance(event, AttemptSkipped):
             tally.skipped += 1
         else:
             tally.succeeded += 1
-            self._add_time(tally, event)
+            self._add_time(event)
 
     def _end_badly(self, event: FailureEvent) -> None:
         tally = self._tally(event.index)
-        tally.running -= 1
         self._count_recent(int(event.at))
         if isinstance(event, AttemptFailed):
-            self._add_time(tally, event)
+            self._add_time(event)
         if event.retried:
             tally.retried += 1
             return
@@ -202,10 +214,23 @@ class Progress:
         for descendant in blocked:
             self._tally(descendant).blocked += 1
 
-    @staticmethod
-    def _add_time(tally: _Tally, event: AttemptSucceeded | AttemptFailed) -> None:
-        tally.timed += 1
-        tally.busy_s += event.outcome.ended_at - event.outcome.started_at
+    def _note_executing(self, event: Event) -> None:
+        executing, kind = self._executing, type(event)
+        if event.at > self._seen_at:
+            if kind is not RunStarted:  # before that there was no driver
+                self._slot_s += (event.at - self._seen_at) * self._n_executed
+            self._seen_at = event.at
+        if kind in ENDS and executing.since(event.index) is None:  # type: ignore[union-attr]
+            self._tally(event.index).earlier -= 1  # type: ignore[union-attr]
+        executing.apply(event)
+        self._n_executed = len(executing)
+        if self._n_executed > self._most or kind is RunStarted:
+            self._most = self._n_executed
+
+    def _add_time(self, event: AttemptSucceeded | AttemptFailed) -> None:
+        outcome = event.outcome
+        took_s = outcome.ended_at - outcome.started_at
+        self._time_left.add(self._plan.label_codes[event.index], took_s, (outcome.host, outcome.pid))
 
     def _reopen(self, event: RunReopened) -> None:
         for tally in self._tallies:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -41,7 +42,7 @@ __all__ = [
     "read_run",
 ]
 
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 """Version of `RunReport.to_json`.
 
 1: the first.
@@ -49,6 +50,7 @@ REPORT_VERSION = 3
    Since then ``submitted`` and ``running`` have come in, and the state "submitted".
 3: ``kind``; of each task what was useful and wasted, ``memory``, ``wall``, ``requested_memory_bytes``,
    ``recovered``, ``unknown`` and ``wonky``.
+4: the states "succeeded" and "failed" instead of "completed", which was said of both.
 """
 
 _LONGEST_STACK = 100_000
@@ -70,8 +72,11 @@ class RunState(Enum):
     DRIVER_GONE = "driver gone"
     """Its driver died without closing its books."""
 
-    COMPLETED = "completed"
-    """Nothing is left that could run."""
+    SUCCEEDED = "succeeded"
+    """Every quantum succeeded, or was skipped as done before."""
+
+    FAILED = "failed"
+    """Nothing is left that could run, and quanta have failed; others may be blocked by them."""
 
     STOPPED = "stopped"
     """It was told to stop; quanta that could run are left."""
@@ -81,13 +86,6 @@ class RunState(Enum):
 
     BROKEN = "broken"
     """The execution model, the registry or the disk failed under it."""
-
-
-_ENDED_STATES = {
-    EndReason.COMPLETED: RunState.COMPLETED,
-    EndReason.STOPPED: RunState.STOPPED,
-    EndReason.BROKEN: RunState.BROKEN,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ class RunningQuantum:
     task_label: str
     data_id: Mapping[str, DataIdValue]
     started_at: float
-    """When it was handed to the execution model, UNIX seconds."""
+    """When a worker began with it, as far as is known; or was handed to the execution model. UNIX seconds."""
 
     def __str__(self) -> str:
         return describe(self.task_label, self.data_id)
@@ -152,7 +150,7 @@ class RunReport:
     @property
     def all_succeeded(self) -> bool:
         """Whether every quantum succeeded, or was skipped as done before."""
-        return self.total.succeeded + self.total.skipped == self.total.n_quanta
+        return self.total.done == self.total.n_quanta
 
     def causes(self) -> list[FailureGroup]:
         """Return the failures, grouped by what looks like one cause; the most frequent first."""
@@ -179,6 +177,13 @@ class RunReport:
         except OSError as err:
             return f"(the stack cannot be read: {err})"
         return ""
+
+    def message(self, attempt: AttemptRecord) -> str:
+        """Return in full what an attempt ended with; what the journal has of it is cut."""
+        if attempt.detail is not None:
+            with suppress(JournalError):
+                return str(read_detail(self.run_dir.segments, attempt.detail).get("message", attempt.message))
+        return attempt.message
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as what `json.dumps` takes.
@@ -287,17 +292,18 @@ def read_run(
     fold = read_fold(found.journal, plan, found.snapshot_file)
     submitted = add_jobs(found, plan, fold)
     tasks = _with_requests(fold.tasks(), settings)
+    total = total_of(tasks)
     troubled = fold.troubled(_Kept(found))
     report = RunReport(
         run_dir=found,
         settings=settings,
-        state=_state(fold, is_alive, submitted),
+        state=_state(fold, is_alive, submitted, total),
         stop_reason=fold.stop_reason,
         driver=fold.driver,
         last_event_at=fold.last_event_at,
         wall_s=fold.wall_s,
         tasks=tasks,
-        total=total_of(tasks),
+        total=total,
         submitted=submitted,
         running=tuple(
             RunningQuantum(index, fold.scheduler.attempts(index), plan.label(index), plan.data_id(index), at)
@@ -332,18 +338,22 @@ def add_jobs(run_dir: RunDir, plan: Plan, fold: Fold) -> Submission | None:
     journals = JobJournals(pending, plan, fold.scheduler.state, fold.scheduler.attempts)
     for event in journals.read():
         fold.apply(event)
+    fold.hold_back(journals.waiting())
     return Submission(pending.model, pending.number, pending.name, len(pending.jobs), pending.ticket)
 
 
 def _state(
-    fold: Fold, is_alive: Callable[[RunStarted], bool | None], submitted: Submission | None
+    fold: Fold,
+    is_alive: Callable[[RunStarted], bool | None],
+    submitted: Submission | None,
+    total: TaskReport,
 ) -> RunState:
     if fold.driver is None:
         return RunState.NOT_STARTED
     if fold.end is not None:
         if submitted is not None:
             return RunState.SUBMITTED
-        return _ENDED_STATES[fold.end]
+        return _ended_state(fold.end, total)
     match is_alive(fold.driver):
         case True:
             return RunState.RUNNING
@@ -351,6 +361,16 @@ def _state(
             return RunState.DRIVER_GONE
         case None:
             return RunState.PERHAPS_RUNNING
+
+
+def _ended_state(reason: EndReason, total: TaskReport) -> RunState:
+    match reason:
+        case EndReason.COMPLETED:
+            return RunState.SUCCEEDED if total.done == total.n_quanta else RunState.FAILED
+        case EndReason.STOPPED:
+            return RunState.STOPPED
+        case EndReason.BROKEN:
+            return RunState.BROKEN
 
 
 class _Kept:

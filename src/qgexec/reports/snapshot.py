@@ -35,6 +35,7 @@ from qgexec.books.journalfile import LONGEST_LINE_BYTES
 from qgexec.errors import IllegalEventError, JournalError
 from qgexec.events import EndReason, RunStarted, StopReason
 from qgexec.regularfile import open_regular
+from qgexec.reports.executing import ExecutingState
 from qgexec.reports.failures import Ending
 from qgexec.reports.fold import Fold, FoldState
 from qgexec.reports.measured import Measured
@@ -43,12 +44,13 @@ from qgexec.scheduling.restorable import STATE_CODES
 
 __all__ = ["SNAPSHOT_VERSION", "WORTH_KEEPING", "SnapshotReader", "read_fold"]
 
-SNAPSHOT_VERSION = 3
+SNAPSHOT_VERSION = 4
 """Version of the file, an ``.npz`` without objects.
 
 1: header (JSON), states, attempts, ingested, caveats and blocked (index and value), endings (journal lines).
 2: also running and started_at.
 3: also cpu_s, wall_s and peak_rss_bytes of each quantum; what was wasted, by task.
+4: also which of what runs is known to have begun, and which workers have.
 """
 
 WORTH_KEEPING = 20_000
@@ -188,6 +190,10 @@ def _header(state: FoldState, journal: Path, plan: Plan, positions: Mapping[int,
             ]
             for epoch, position in positions.items()
         ],
+        "began": [[index, *told] for index, told in state.executing.began.items()],
+        "workers": list(state.executing.workers),
+        "last_end_at": state.executing.last_end_at,
+        "sends_ahead": state.executing.sends_ahead,
         "driver": state.driver and encode(state.driver).decode("ascii"),
         "end": state.end and state.end.value,
         "stop_reason": state.stop_reason and state.stop_reason.value,
@@ -270,7 +276,13 @@ def _state(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) ->
         ingested=arrays["ingested"].tobytes(),
         caveats=dict(arrays["caveats"].tolist()),
         blocked=dict(arrays["blocked"].tolist()),
-        started=dict(zip(arrays["running"].tolist(), arrays["started_at"].tolist(), strict=True)),
+        executing=ExecutingState(
+            in_hand=dict(zip(arrays["running"].tolist(), arrays["started_at"].tolist(), strict=True)),
+            began={index: (at, worker) for index, at, worker in header["began"]},
+            workers=header["workers"],
+            last_end_at=header["last_end_at"],
+            sends_ahead=header["sends_ahead"],
+        ),
         endings=endings,
         quantum_s=header["quantum_s"],
         cpu_s=header["cpu_s"],
@@ -288,6 +300,7 @@ def _state(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) ->
 
 def _write_snapshot(snapshot: Path, state: FoldState, header: Mapping[str, Any]) -> None:
     """Write it aside and rename it: of two readers at once the last wins, and each is right."""
+    in_hand = state.executing.in_hand
     arrays: dict[str, Any] = {
         "header": _bytes_array(json.dumps(header).encode("ascii")),
         "states": _bytes_array(state.states),
@@ -295,8 +308,8 @@ def _write_snapshot(snapshot: Path, state: FoldState, header: Mapping[str, Any])
         "ingested": _bytes_array(state.ingested),
         "caveats": _pairs(state.caveats),
         "blocked": _pairs(state.blocked),
-        "running": np.array(list(state.started), dtype=np.int64),
-        "started_at": np.array(list(state.started.values()), dtype=np.float64),
+        "running": np.array(list(in_hand), dtype=np.int64),
+        "started_at": np.array(list(in_hand.values()), dtype=np.float64),
         **{name: getattr(state.measured, name) for name in _MEASURED},
         "endings": _bytes_array(b"".join(map(encode, state.endings))),
     }

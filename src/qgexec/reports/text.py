@@ -14,6 +14,7 @@ from qgexec.config.units import duration_text, size_text
 from qgexec.events import COLLECTING, RunStarted
 from qgexec.plaintext import printable
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum
+from qgexec.reports.fold import TaskReport
 from qgexec.reports.report import RunReport, RunState
 from qgexec.reports.table import Column, fit, render, render_parts, wrapped
 from qgexec.reports.tasktables import caveat_lines, task_columns, use_lines
@@ -73,11 +74,23 @@ def format_status(report: RunReport, *, width: int = 100, now: float | None = No
         UNIX seconds; by default the clock's.
     """
     total = report.total
+    now = time.time() if now is None else now
+    progress = wrapped(f"Progress       {_progress(total)}", width, hanging=_HEAD)
+    lines = [*_head(report, width), *progress]
+    if report.last_event_at is not None:
+        ago = max(0.0, now - report.last_event_at)
+        lines.append(f"Last event     {duration_text(ago)} ago")
+    lines += ["", *render_parts(task_columns(report.tasks, report.total), width)]
+    return "\n".join([*lines, *_running_lines(report, width, now)])
+
+
+def _progress(total: TaskReport) -> str:
     percent = 100 * total.done // total.n_quanta if total.n_quanta else 100
-    words = [f"{total.done} of {total.n_quanta} quanta done ({percent} %)"]
+    words = [f"{total.done} of {total.n_quanta} quanta succeeded ({percent} %)"]
     words += [
         f"{number} {word}"
         for number, word in (
+            (total.skipped, "of them skipped"),
             (total.failed, "failed"),
             (total.blocked, "blocked"),
             (total.running, "running"),
@@ -85,14 +98,7 @@ def format_status(report: RunReport, *, width: int = 100, now: float | None = No
         )
         if number
     ]
-    now = time.time() if now is None else now
-    progress = wrapped(f"Progress       {', '.join(words)}", width, hanging=_HEAD)
-    lines = [*_head(report, width), *progress]
-    if report.last_event_at is not None:
-        ago = max(0.0, now - report.last_event_at)
-        lines.append(f"Last event     {duration_text(ago)} ago")
-    lines += ["", *render_parts(task_columns(report.tasks, report.total), width)]
-    return "\n".join([*lines, *_running_lines(report, width, now)])
+    return ", ".join(words)
 
 
 def _head(report: RunReport, width: int) -> list[str]:

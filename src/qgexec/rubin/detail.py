@@ -26,6 +26,9 @@ class Detail(TypedDict, total=False):
     traceback: str
     """Whole traceback of a failure."""
 
+    message: str
+    """Whole message of what was raised, where the summary has it cut."""
+
     outputs: list[OutputRow]
     """Datasets that the attempt put, or that were found after it."""
 

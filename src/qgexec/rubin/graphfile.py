@@ -24,7 +24,7 @@ from lsst.pipe.base.quantum_graph import (
 )
 from lsst.resources import ResourcePath
 
-from qgexec.errors import GraphError
+from qgexec.errors import EmptyGraphError, GraphError
 from qgexec.foreign import no_exit
 from qgexec.regularfile import UnfitFileError
 from qgexec.rubin.compat import graph_components, keeping_package_metadata
@@ -346,7 +346,7 @@ def _graph_file(path: Path, components: PredictedQuantumGraphComponents) -> Grap
 
 def _require_quanta(name: str, n_quanta: int) -> None:
     if n_quanta == 0:
-        raise GraphError(
+        raise EmptyGraphError(
             f"{name} has no quanta: there is nothing to execute",
             hint="What was said when it was built tells why: inputs are missing, or all was done before.",
         )

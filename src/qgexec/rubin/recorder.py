@@ -49,8 +49,19 @@ class _Ending:
     caveats: int = 0
     exception: ExceptionSummary | None = None
     traceback: str = ""
+    message: str = ""
+    """What was raised says so, in full."""
     error: BaseException | None = None
     """Only for a debugger: it keeps all that the quantum had in memory."""
+
+    def detail(self) -> Detail:
+        """Return what the outcome has no room for."""
+        detail: Detail = {}
+        if self.traceback:
+            detail["traceback"] = self.traceback
+        if len(self.message) > MESSAGE_LENGTH:
+            detail["message"] = self.message
+        return detail
 
 
 class Recorder:
@@ -187,12 +198,12 @@ class Recorder:
         usage = self._meter.read()
         if self._debugger is not None and ending.error is not None:
             importlib.import_module(self._debugger).post_mortem(ending.error.__traceback__)
-        detail: Detail = {"traceback": ending.traceback} if ending.traceback else {}
+        detail = ending.detail()
         try:
             detail |= outputs(ending.status)
         except Exception as error:  # noqa: BLE001  a quantum whose outputs cannot be listed has not succeeded
             ending = _failure(error)
-            detail = {"traceback": ending.traceback}
+            detail = ending.detail()
         return ending, detail, usage
 
     def _lost(self, attempt: Attempt, usage: Usage, answer: Answer) -> AttemptLost:
@@ -248,7 +259,12 @@ def _failure(error: BaseException) -> _Ending:
         text = "".join(traceback.format_exception(error))
     except Exception:  # noqa: BLE001  formatting runs the exception's own code
         text = "".join(traceback.format_tb(error.__traceback__)) + get_full_type_name(error) + "\n"
-    return _Ending(OutcomeStatus.FAILED, exception=summarise(error), traceback=encodable(text))
+    return _Ending(
+        OutcomeStatus.FAILED,
+        exception=summarise(error),
+        traceback=encodable(text),
+        message=encodable(_message(error)),
+    )
 
 
 def summarise(error: BaseException) -> ExceptionSummary:

@@ -19,6 +19,7 @@ import numpy as np
 
 from qgexec.errors import IllegalEventError
 from qgexec.events import (
+    AttemptBegan,
     AttemptEvent,
     AttemptReturned,
     Event,
@@ -50,7 +51,16 @@ from qgexec.scheduling.troubles import Past, Troubles
 __all__ = ["Scheduler", "State"]
 
 _EVENTS_OF_THE_RUN = frozenset(
-    {RunStarted, RunReopened, RunEnded, StopRequested, WorkerStarted, WorkerEnded, OutputsIngested}
+    {
+        AttemptBegan,
+        RunStarted,
+        RunReopened,
+        RunEnded,
+        StopRequested,
+        WorkerStarted,
+        WorkerEnded,
+        OutputsIngested,
+    }
 )
 
 # A state in a bytearray is its position in State; an illegal move is a number that is no position.

@@ -135,7 +135,7 @@ class Runs:
         """All outputs are there, each once, and the books say so."""
         report = self.report()
         assert report["all_succeeded"], report
-        assert report["state"] == "completed", report
+        assert report["state"] == "succeeded", report
         assert [len(datasets(self.repository, name)) for name in ("post_isr", "calibrated")] == [8, 8]
         assert len(datasets(self.repository, "visit_summary_mock")) == 2
         assert datasets(self.repository, "final_report")
