@@ -339,6 +339,8 @@ class SegmentWriter:
     ----------
     path
         The file, which must not exist; see `segment_path`.
+    syncs
+        Force each detail to the disk: other machines see on a network file system what is.
 
     Raises
     ------
@@ -346,7 +348,8 @@ class SegmentWriter:
         The file exists already, or cannot be created.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, syncs: bool = False) -> None:
+        self._syncs = syncs
         self._file = LineFile(path, {"format": _SEGMENT_FORMAT, "version": SEGMENT_VERSION})
         self._is_empty = True
 
@@ -364,6 +367,8 @@ class SegmentWriter:
             raise JournalError(f"cannot write a detail to {self._file.path}: {err}") from err
         self._file.write(line)
         self._is_empty = False
+        if self._syncs:
+            self._file.sync()
         return SegmentRef(self._file.path.name, self._file.end() - len(line), len(line))
 
     def close(self) -> None:
