@@ -1,16 +1,28 @@
-"""Ctrl-C and SIGTERM: what runs is finished, what was done is kept, and the run can be gone on with."""
+"""Ctrl-C, SIGTERM, SIGHUP: what runs is finished, what was done is kept, and the run can be gone on with."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.kit.butler.repos import N_QUANTA, MockRepository
-from tests.kit.commands.qgexec import Command, Moods, call, datasets, go_on_command, report_of
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.commands.qgexec import (
+    DEADLINE_S,
+    Command,
+    Moods,
+    call,
+    datasets,
+    go_on_command,
+    report_of,
+)
+from tests.kit.processes import warm
 
 Start = Callable[..., Command]
 
@@ -94,6 +106,59 @@ def test_nobody_reads_what_it_says(
     assert report_of(folder / "books")["total"]["succeeded"] == N_QUANTA
 
 
+_ON_TERMINAL = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from qgexec.cli.main import main
+main()
+"""
+
+
+def test_terminal_is_closed(repository: MockRepository, moods: Moods, folder: Path) -> None:
+    """What runs is waited for, the books are closed, and that nobody reads it is no error."""
+    moods.set({"isr": "wait"})
+    terminal, theirs = os.openpty()
+    given = ["--register-dataset-types", "--run-dir", str(folder / "books"), "-j", "2"]
+    command = warm.Popen(
+        [sys.executable, "-c", _ON_TERMINAL, "run", "-b", repository.root, "-g", repository.graph, *given],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        moods.wait_for(2)
+        os.close(terminal)
+        moods.let_go(2)
+        assert command.wait(DEADLINE_S) == 130
+    finally:
+        command.kill()
+        command.wait()
+    report = report_of(folder / "books")
+    assert report["stop_reason"] == "interrupted"
+    assert (report["total"]["succeeded"], report["total"]["failed"]) == (2, 0)
+
+
+def test_hangup_under_nohup(repository: MockRepository, moods: Moods, start: Start, folder: Path) -> None:
+    """A run that was told so goes on to its own end."""
+    moods.set({"isr": "wait"})
+    given = ["--register-dataset-types", "--run-dir", "books", "-j", 2]
+    command = start("run", "-b", repository.root, "-g", repository.graph, *given, interpreter=("-c", _NOHUP))
+    moods.wait_for(2)
+    command.signal(signal.SIGHUP)
+    moods.let_go()
+    assert command.finish().code == 0
+    assert report_of(folder / "books")["total"]["succeeded"] == N_QUANTA
+
+
+_NOHUP = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from qgexec.cli.main import main
+main()
+"""
+
+
 def test_killed(
     begin: Callable[[int], Command], repository: MockRepository, moods: Moods, folder: Path
 ) -> None:
@@ -125,9 +190,9 @@ _INTERRUPTED_WHILE_READING = """
 import os, signal, sys
 import qgexec.rubin.graphfile as graphfile
 read = graphfile.prepare_graph
-def interrupted(*arguments):
+def interrupted(*arguments, **options):
     os.kill(os.getpid(), signal.SIGINT)
-    return read(*arguments)
+    return read(*arguments, **options)
 import qgexec.api
 qgexec.newrun.prepare_graph = interrupted
 from qgexec.cli.main import main
