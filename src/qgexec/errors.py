@@ -11,6 +11,7 @@
         + CollectionError
         + DatasetTypeError
         + InitOutputsError
+        + RepositoryFullError
       x RunDirError
         + JournalError
           * RunHeldError
@@ -39,6 +40,7 @@ __all__ = [
     "QgexecError",
     "QuantumTimeUp",
     "RepositoryError",
+    "RepositoryFullError",
     "RunDirError",
     "RunHeldError",
     "RunInterrupted",
@@ -125,6 +127,10 @@ class DatasetTypeError(RepositoryError):
 
 class InitOutputsError(RepositoryError):
     """Init-outputs, configurations or package versions differ from those in the output RUN."""
+
+
+class RepositoryFullError(RepositoryError):
+    """The file system that a datastore writes to has no room left, or the user's quota is used up."""
 
 
 class RunDirError(QgexecError):

@@ -151,9 +151,13 @@ class Loop:
             with self.interrupts.watching():
                 if not self.scheduler.finished:
                     self._run_model()
+                self.journal.check_in_place()
                 self._finish_ingestion()
             went_on = self.scheduler.stopping is None and not self.has_left
             reason = EndReason.COMPLETED if went_on else EndReason.STOPPED
+        except Exception:
+            self.journal.check_in_place()  # a better reason for whatever else was missing
+            raise
         finally:
             last_events = self.ingestion.close()
             self._close_books(reason, last_events)
@@ -272,6 +276,7 @@ class Loop:
         if now >= self._check_due_at:
             self._check_due_at = now + HEARTBEAT_S
             self.journal.check_held()
+            self.journal.check_in_place()
         if self._is_ingestion_paused:
             return
         try:

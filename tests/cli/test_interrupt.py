@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -104,6 +105,42 @@ def test_nobody_reads_what_it_says(
     moods.let_go()
     assert command.finish().code == 0
     assert report_of(folder / "books")["total"]["succeeded"] == N_QUANTA
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_run_directory_is_deleted(
+    begin: Callable[[int], Command], repository: MockRepository, moods: Moods, folder: Path, processes: int
+) -> None:
+    """The run breaks off and says so, once, and what it advises does the rest."""
+    command = begin(processes)
+    shutil.rmtree(folder / "books")
+    moods.let_go()
+    result = command.finish()
+    assert result.code == 2
+    assert result.err.count(f"{folder / 'books'} was deleted or moved while the run went on") == 1
+    assert "Traceback" not in result.err
+    moods.set({})
+    advised = ["--extend-run", "--clobber-outputs"]
+    assert all(option in result.err for option in advised)
+    again = call("run", "-b", repository.root, "-g", repository.graph, *advised)
+    assert again.code == 0
+    counts = [len(datasets(repository, name)) for name in ("post_isr", "calibrated", "visit_summary_mock")]
+    assert counts == [8, 8, 2]
+
+
+def test_run_directory_is_moved(
+    begin: Callable[[int], Command], repository: MockRepository, moods: Moods, folder: Path
+) -> None:
+    """The run breaks off and says so; it goes on where the run directory is now."""
+    command = begin(2)
+    (folder / "books").rename(folder / "moved")
+    moods.let_go()
+    result = command.finish()
+    assert result.code == 2
+    assert "was deleted or moved while the run went on" in result.err
+    moods.set({})
+    assert call("resume", folder / "moved").code == 0
+    assert len(datasets(repository, "calibrated")) == 8
 
 
 _ON_TERMINAL = """

@@ -250,6 +250,22 @@ class Journal:
                 hint="It was told to, by --force: this one writes nothing more.",
             )
 
+    def check_in_place(self) -> None:
+        """Check that nobody has removed or moved the run directory.
+
+        Raises
+        ------
+        qgexec.errors.JournalError
+            It is not where it was: all that is written now is written for nobody.
+        """
+        if not self._file.is_in_place():
+            raise JournalError(
+                f"the run directory {self.path.parent.parent} was deleted or moved while the run went on",
+                hint="If it was moved, go on with it where it is now: qgexec resume NEW_PLACE. If it was "
+                "deleted, give the command that began the run again, with --extend-run --clobber-outputs: "
+                "what is done is skipped.",
+            )
+
     def close(self) -> None:
         """Force everything to the disk and close; may be called twice.
 
