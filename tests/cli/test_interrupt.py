@@ -158,7 +158,9 @@ def test_terminal_is_closed(repository: MockRepository, moods: Moods, folder: Pa
     given = ["--register-dataset-types", "--run-dir", str(folder / "books"), "-j", "2"]
     command = warm.Popen(
         [sys.executable, "-c", _ON_TERMINAL, "run", "-b", repository.root, "-g", repository.graph, *given],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
         env={**os.environ, "PYTHONPATH": PYTHONPATH},
         start_new_session=True,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from traceback import walk_tb
@@ -97,7 +97,7 @@ def _no_room(error: BaseException) -> str:
 
 def _full_root(datastore: Datastore, error: BaseException) -> str:
     """Return the root of the datastore that had no room; empty where it was something else."""
-    roots = [leaf.root.ospath for leaf in leaf_datastores(datastore) if _is_local(leaf)]
+    roots = _roots(leaf_datastores(datastore))
     names = [getattr(error, "filename", None), getattr(error, "filename2", None)]
     paths = [Path(os.fsdecode(name)).absolute() for name in names if isinstance(name, str | bytes)]
     found = [root for root in roots if any(path.is_relative_to(root) for path in paths)]
@@ -106,14 +106,15 @@ def _full_root(datastore: Datastore, error: BaseException) -> str:
     return next(iter(found or filter(_has_no_room, roots)), "")
 
 
-def _is_local(datastore: Datastore) -> bool:
-    return isinstance(datastore, FileDatastore) and datastore.root.isLocal
+def _roots(datastores: Iterable[object]) -> list[str]:
+    """Return the roots of those that write to a file system."""
+    return [each.root.ospath for each in datastores if isinstance(each, FileDatastore) and each.root.isLocal]
 
 
 def _put_to(trace: TracebackType | None) -> list[str]:
     """Return the root of the datastore whose put raised an error: it writes beside where files are to be."""
     owners = [frame.f_locals.get("self") for frame, _ in walk_tb(trace) if frame.f_code.co_name in _PUTS]
-    return [each.root.ospath for each in owners if isinstance(each, FileDatastore) and _is_local(each)]
+    return _roots(owners)
 
 
 def _has_no_room(root: str) -> bool:
