@@ -177,20 +177,38 @@ def test_model_that_breaks_closes_everything(tmp_path: Path, monkeypatch: pytest
     assert [type(event) for event in desk.events()][-2:] == [AttemptReturned, RunEnded]
 
 
-@pytest.mark.parametrize("refusing", ["collect", "drain"])
-def test_quanta_go_on_without_the_registry(tmp_path: Path, refusing: str) -> None:
+@pytest.mark.parametrize("refusing", [("collect", "drain"), ("drain",)])
+def test_quanta_go_on_without_the_registry(tmp_path: Path, refusing: Sequence[str]) -> None:
     """A registry that refuses outputs stops no quantum; the error comes at the end, and says how to go on."""
 
     def refuse(*_: object) -> Sequence[OutputsIngested]:
         raise IngestError("the registry is gone")
 
     ingestion = Remembering()
-    setattr(ingestion, refusing, refuse)
+    for call in refusing:
+        setattr(ingestion, call, refuse)
     desk = Desk(tmp_path, make_plan("a -> b -> c"), FakeModel(), ingestion=ingestion)
     with pytest.raises(IngestError, match=rf"the registry is gone\n.*qgexec collect {tmp_path}"):
         desk.loop.execute()
     assert desk.scheduler.counts()[State.SUCCEEDED] == 3
     assert ingestion.closed
+
+
+def test_registry_that_is_back_at_the_end(tmp_path: Path) -> None:
+    """What could not be taken in while quanta ran is tried once more, and then the run is as any other."""
+    n_refused = 0
+
+    def refuse() -> Sequence[OutputsIngested]:
+        nonlocal n_refused
+        n_refused += 1
+        raise IngestError("the registry is gone")
+
+    ingestion = Remembering()
+    setattr(ingestion, "collect", refuse)  # noqa: B010 - of this one object
+    desk = Desk(tmp_path, make_plan("a -> b -> c"), FakeModel(), ingestion=ingestion)
+    assert desk.loop.execute() is EndReason.COMPLETED
+    assert n_refused == 1
+    assert [event for event in desk.events() if isinstance(event, OutputsIngested)]
 
 
 def test_full_disk_is_said_and_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

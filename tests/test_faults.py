@@ -124,18 +124,34 @@ def succeeded(site: Site) -> dict[str, int]:
 def test_disk_of_the_repository_fills_up(
     small: MockRepository, undisturbed: EndState, disk: Path, tmp_path: Path, model: str
 ) -> None:
-    """Quanta fail, and nothing more is taken in; when there is room again, the rest is done.
+    """The run breaks off with one message, and no quantum has failed; when there is room, the rest is done.
 
-    Whether a quantum or the registry is the first to find the disk full, and breaks off the run, is a race.
+    Whether a quantum or the registry is the first to find the disk full is a race.
     """
     site = make_site(small, tmp_path, place=disk / "site", run_dir=tmp_path / "run")
-    assert begin(site, model, filling(disk / "ballast")) in (1, 2)
-    report = read_report(site.run_dir)
-    stories = [report.traceback(failure.attempts[-1]) for failure in report.failures]
-    assert stories or "database or disk is full" in site.said
-    assert all("No space left on device" in story for story in stories)
+    assert begin(site, model, filling(disk / "ballast")) == 2
+    assert f"the disk of the datastore {site.repository} is full: No space left on device" in site.said
+    assert read_report(site.run_dir).failures == ()
     assert succeeded(site)["final"] == 0  # how many came before it depends on how fast each worker was
     (disk / "ballast").unlink()
+    assert resume(site, model) == 0
+    check_end(site, undisturbed)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_disk_of_a_scratch_folder_fills_up(site: Site, undisturbed: EndState, disk: Path, model: str) -> None:
+    """That is the failure of the quantum that writes there, and others go on."""
+
+    def write() -> None:
+        fill(disk / "ballast")
+        with (disk / "more").open("wb", buffering=0) as file:
+            file.write(b"more")
+
+    assert begin(site, model, in_task(calibrate=write)) == 1
+    report = read_report(site.run_dir)
+    (failure,) = report.failures
+    assert "No space left on device" in (report.traceback(failure.attempts[-1]) or "")
+    assert (succeeded(site)["pair"], succeeded(site)["calibrate"]) == (1, 0)
     assert resume(site, model) == 0
     check_end(site, undisturbed)
 

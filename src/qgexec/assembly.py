@@ -24,7 +24,7 @@ from qgexec.errors import UsageError
 from qgexec.events import Event
 from qgexec.executor import Loop
 from qgexec.ingestion.base import Ingestion, NoIngestion
-from qgexec.ingestion.process import IngestionProcess, InlineIngestion
+from qgexec.ingestion.process import Batching, IngestionProcess, InlineIngestion
 from qgexec.interrupts import Interrupts
 from qgexec.models.base import Bench, BenchOpener, ExecutionModel, Run, SimpleModel
 from qgexec.models.pool import Pool
@@ -345,10 +345,11 @@ def _make_bench(
         return own, NoIngestion()
     opener = workbench_opener(opened, options, books)
     ingester = ingester_opener(opened)
+    batching = Batching(visibility_s=options.config.batch.visibility_s)
     ingestion = (
-        IngestionProcess(ingester, run_dir.segments, run_dir.logs, preload=PRELOAD)
+        IngestionProcess(ingester, run_dir.segments, run_dir.logs, batching, preload=PRELOAD)
         if model.facts.parallel
-        else InlineIngestion(ingester, run_dir.segments)
+        else InlineIngestion(ingester, run_dir.segments, batching)
     )
     return opener, ingestion
 

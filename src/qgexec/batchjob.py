@@ -195,7 +195,10 @@ class _Job:
         number, logging = self.batch_round.number, self.options.logging
         if logging is not None:
             logging = logging.for_job(f"r{number}j{self.number}")
-        books = Books(str(run_dir.segments), number, str(run_dir.logs), "INFO", logging=logging)
+        # As its journal's lines, which say where in a segment to look.
+        books = Books(
+            str(run_dir.segments), number, str(run_dir.logs), "INFO", logging=logging, syncs_segments=True
+        )
         if (executor := ImportedExecutor.of_run(self.settings.options)) is not None:
             return ExecutorBenchOpener(executor, context.graph_file, books, self.options.implicit_threads)
         how = WorkbenchOptions.of_run(

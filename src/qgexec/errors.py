@@ -12,6 +12,7 @@
         + CollectionError
         + DatasetTypeError
         + InitOutputsError
+        + RepositoryFullError
       x RunDirError
         + JournalError
           * RunHeldError
@@ -41,6 +42,7 @@ __all__ = [
     "QgexecError",
     "QuantumTimeUp",
     "RepositoryError",
+    "RepositoryFullError",
     "RunDirError",
     "RunHeldError",
     "RunInterrupted",
@@ -131,6 +133,10 @@ class DatasetTypeError(RepositoryError):
 
 class InitOutputsError(RepositoryError):
     """Init-outputs, configurations or package versions differ from those in the output RUN."""
+
+
+class RepositoryFullError(RepositoryError):
+    """The file system that a datastore writes to has no room left, or the user's quota is used up."""
 
 
 class RunDirError(QgexecError):

@@ -51,7 +51,7 @@ class StopReason(Enum):
     """As many quanta failed as the run was told to bear."""
 
     INTERRUPTED = "interrupted"
-    """The user asked for it: Ctrl-C or SIGTERM."""
+    """The user asked for it: Ctrl-C, SIGTERM or SIGHUP."""
 
 
 class EndReason(Enum):

@@ -126,7 +126,7 @@ class Loop:
     _is_cancelled: bool = field(default=False, init=False)
     has_left: bool = field(default=False, init=False)
     """It went away, and what the model has in hand goes on."""
-    _ingest_error: IngestError | None = field(default=None, init=False)
+    _is_ingestion_paused: bool = field(default=False, init=False)
     _left_behind: set[int] = field(default_factory=set, init=False)
 
     def execute(self) -> EndReason:
@@ -151,9 +151,13 @@ class Loop:
             with self.interrupts.watching():
                 if not self.scheduler.finished:
                     self._run_model()
+                self.journal.check_in_place()
                 self._finish_ingestion()
             went_on = self.scheduler.stopping is None and not self.has_left
             reason = EndReason.COMPLETED if went_on else EndReason.STOPPED
+        except Exception:
+            self.journal.check_in_place()  # a better reason for whatever else was missing
+            raise
         finally:
             last_events = self.ingestion.close()
             self._close_books(reason, last_events)
@@ -272,26 +276,25 @@ class Loop:
         if now >= self._check_due_at:
             self._check_due_at = now + HEARTBEAT_S
             self.journal.check_held()
-        if self._ingest_error is not None:
+            self.journal.check_in_place()
+        if self._is_ingestion_paused:
             return
         try:
             self._record_all(self.ingestion.collect())
         except IngestError as error:
             # Quanta need no registry: they go on, and their outputs wait in the segments.
-            self._ingest_error = error
+            self._is_ingestion_paused = True
             _logger.warning("Quanta go on, and their outputs wait in the run directory: %s", error.message)
 
     def _finish_ingestion(self) -> None:
-        """Take in what is left.
+        """Take in what is left; what could not be taken in before is tried once more.
 
         Raises
         ------
         qgexec.errors.IngestError
-            It cannot be done, now or before; the hint says how to do it later.
+            It cannot be done; the hint says how to do it later.
         """
         try:
-            if self._ingest_error is not None:
-                raise self._ingest_error
             is_done = False
             while not is_done:
                 events = self.ingestion.drain(_DRAIN_S)

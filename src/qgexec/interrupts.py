@@ -15,9 +15,11 @@ __all__ = ["Interrupts"]
 
 
 class Interrupts:
-    """Counts Ctrl-C and SIGTERM, and notes SIGUSR1.
+    """Counts Ctrl-C, SIGTERM and SIGHUP, and notes SIGUSR1.
 
     The first Ctrl-C or SIGTERM lets running quanta finish, the second ends them; SIGUSR1 asks how far it is.
+    SIGHUP is as SIGTERM, but counts once: who closes a terminal has shell and kernel send several. Where it
+    is ignored when the run begins (nohup), it stays so.
 
     Parameters
     ----------
@@ -37,6 +39,7 @@ class Interrupts:
         self._notice = notice
         self._grace_s = grace_s
         self._first_at = 0.0
+        self._has_hung_up = False
         self._may_raise = False
 
     @property
@@ -53,6 +56,8 @@ class Interrupts:
             yield
             return
         handlers = {signal.SIGINT: self.handle, signal.SIGTERM: self.handle, signal.SIGUSR1: self._ask}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handlers[signal.SIGHUP] = self._hang_up
         previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
@@ -75,6 +80,11 @@ class Interrupts:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        if not self._has_hung_up:
+            self._has_hung_up = True
+            self.handle(number, frame)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Count one more signal; the handler of Ctrl-C and SIGTERM."""

@@ -18,7 +18,7 @@ from qgexec.books.journal import Journal, has_ended, last_epoch
 from qgexec.books.rundir import RunDir, reopen
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import ModelError, RunHeldError
-from qgexec.ingestion.process import InlineIngestion
+from qgexec.ingestion.process import Batching, InlineIngestion
 from qgexec.models.base import BenchOpener
 from qgexec.models.batch import BatchModel, remove_round
 from qgexec.plaintext import printable
@@ -118,8 +118,9 @@ def collect(run_dir: Path, *, force: bool = False, trust_owner: bool = False) ->
     """
     books, settings = reopen(run_dir, trust_owner=trust_owner)
     opened = OpenRun(books, settings.context, books.load_plan(), settings.run_is_new, settings.created_at)
-    ingestion = InlineIngestion(ingester_opener(opened), books.segments)
     options = RunOptions.from_json(settings.options)
+    batching = Batching(visibility_s=options.config.batch.visibility_s)
+    ingestion = InlineIngestion(ingester_opener(opened), books.segments, batching)
 
     def harvest(history: History, journal: Journal) -> bool:
         client = Client.of_run(settings)

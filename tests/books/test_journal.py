@@ -365,6 +365,19 @@ def test_details_are_found_by_their_refs(tmp_path: Path) -> None:
     assert refs[0].segment == "0001-worker-0003.jsonl"
 
 
+def test_details_that_others_wait_for(tmp_path: Path, syncs: list[int]) -> None:
+    """A writer that was told to has each detail on the disk before anybody is told where it is."""
+    writers = [SegmentWriter(segment_path(tmp_path, 1, f"{told}"), syncs=told) for told in (False, True)]
+    counts = []
+    for writer in writers:
+        syncs.clear()
+        for detail in DETAILS:
+            writer.append(detail)
+        counts.append(len(syncs))
+        writer.close()
+    assert counts == [0, len(DETAILS)]
+
+
 def test_a_segment_has_one_writer(tmp_path: Path) -> None:
     """A second writer of the same name is refused; in another epoch the name is another."""
     path = segment_path(tmp_path, 1, "driver")

@@ -1,16 +1,29 @@
-"""Ctrl-C and SIGTERM: what runs is finished, what was done is kept, and the run can be gone on with."""
+"""Ctrl-C, SIGTERM, SIGHUP: what runs is finished, what was done is kept, and the run can be gone on with."""
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.kit.butler.repos import N_QUANTA, MockRepository
-from tests.kit.commands.qgexec import Command, Moods, call, datasets, go_on_command, report_of
+from tests.kit.checkout import PYTHONPATH
+from tests.kit.commands.qgexec import (
+    DEADLINE_S,
+    Command,
+    Moods,
+    call,
+    datasets,
+    go_on_command,
+    report_of,
+)
+from tests.kit.processes import warm
 
 Start = Callable[..., Command]
 
@@ -92,6 +105,97 @@ def test_nobody_reads_what_it_says(
     moods.let_go()
     assert command.finish().code == 0
     assert report_of(folder / "books")["total"]["succeeded"] == N_QUANTA
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_run_directory_is_deleted(
+    begin: Callable[[int], Command], repository: MockRepository, moods: Moods, folder: Path, processes: int
+) -> None:
+    """The run breaks off and says so, once, and what it advises does the rest."""
+    command = begin(processes)
+    shutil.rmtree(folder / "books")
+    moods.let_go()
+    result = command.finish()
+    assert result.code == 2
+    assert result.err.count(f"{folder / 'books'} was deleted or moved while the run went on") == 1
+    assert "Traceback" not in result.err
+    moods.set({})
+    advised = ["--extend-run", "--clobber-outputs"]
+    assert all(option in result.err for option in advised)
+    again = call("run", "-b", repository.root, "-g", repository.graph, *advised)
+    assert again.code == 0
+    counts = [len(datasets(repository, name)) for name in ("post_isr", "calibrated", "visit_summary_mock")]
+    assert counts == [8, 8, 2]
+
+
+def test_run_directory_is_moved(
+    begin: Callable[[int], Command], repository: MockRepository, moods: Moods, folder: Path
+) -> None:
+    """The run breaks off and says so; it goes on where the run directory is now."""
+    command = begin(2)
+    (folder / "books").rename(folder / "moved")
+    moods.let_go()
+    result = command.finish()
+    assert result.code == 2
+    assert "was deleted or moved while the run went on" in result.err
+    moods.set({})
+    assert call("resume", folder / "moved").code == 0
+    assert len(datasets(repository, "calibrated")) == 8
+
+
+_ON_TERMINAL = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from qgexec.cli.main import main
+main()
+"""
+
+
+def test_terminal_is_closed(repository: MockRepository, moods: Moods, folder: Path) -> None:
+    """What runs is waited for, the books are closed, and that nobody reads it is no error."""
+    moods.set({"isr": "wait"})
+    terminal, theirs = os.openpty()
+    given = ["--register-dataset-types", "--run-dir", str(folder / "books"), "-j", "2"]
+    command = warm.Popen(
+        [sys.executable, "-c", _ON_TERMINAL, "run", "-b", repository.root, "-g", repository.graph, *given],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        moods.wait_for(2)
+        os.close(terminal)
+        moods.let_go(2)
+        assert command.wait(DEADLINE_S) == 130
+    finally:
+        command.kill()
+        command.wait()
+    report = report_of(folder / "books")
+    assert report["stop_reason"] == "interrupted"
+    assert (report["total"]["succeeded"], report["total"]["failed"]) == (2, 0)
+
+
+def test_hangup_under_nohup(repository: MockRepository, moods: Moods, start: Start, folder: Path) -> None:
+    """A run that was told so goes on to its own end."""
+    moods.set({"isr": "wait"})
+    given = ["--register-dataset-types", "--run-dir", "books", "-j", 2]
+    command = start("run", "-b", repository.root, "-g", repository.graph, *given, interpreter=("-c", _NOHUP))
+    moods.wait_for(2)
+    command.signal(signal.SIGHUP)
+    moods.let_go()
+    assert command.finish().code == 0
+    assert report_of(folder / "books")["total"]["succeeded"] == N_QUANTA
+
+
+_NOHUP = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from qgexec.cli.main import main
+main()
+"""
 
 
 def test_killed(

@@ -32,7 +32,7 @@ class ListIngester:
 
     def ingest(self, details: Sequence[Mapping[str, Any]]) -> int:
         outputs = [output for detail in details for output in detail["outputs"]]
-        if "bad" in outputs:
+        if "bad" in outputs or ("while locked" in outputs and (self.folder / "locked").exists()):
             raise IngestError("the table is locked", hint="Unlock it.")
         if "wrong" in outputs:
             raise ValueError("no such column")
@@ -224,17 +224,91 @@ def test_ingester_that_does_not_open(make: Maker, offers: Offers) -> None:
 
 def test_detail_that_is_not_there(make: Maker) -> None:
     """A detail that cannot be read is an error that names the file."""
-    ingestion = make()
+    ingestion = make(Batching(visibility_s=0.0))
     ingestion.offer(0, SegmentRef("0009-driver.jsonl", 10, 20))
-    with pytest.raises(IngestError, match=r"0009-driver\.jsonl"):
+    with pytest.raises(IngestError, match=r"what 1 quanta wrote is not to be seen .*/0009-driver\.jsonl"):
         drain_all(ingestion)
 
 
-@pytest.mark.parametrize(("quanta", "seconds"), [(0, 1), (5001, 1), (10, -1)])
-def test_impossible_batches(quanta: int, seconds: float) -> None:
+def hide(segments: Path) -> Path:
+    """Make what was offered until now unseen; return where it is."""
+    (segment,) = segments.iterdir()
+    return segment.rename(segments / "hidden")
+
+
+def test_details_that_are_seen_late(make: Maker, offers: Offers, segments: Path, tmp_path: Path) -> None:
+    """An outcome may arrive before its segment can be seen: that is waited for, and others do not wait."""
+    ingestion = make(Batching(quanta=1, seconds=0))
+    late = offers("a", "b")
+    hidden = hide(segments)
+    writer = SegmentWriter(segment_path(segments, 1, "worker"))
+    for offer in (*late, (2, writer.append({"outputs": ["c"]}))):
+        ingestion.offer(*offer)
+    assert [event.indices for event in collect_until(ingestion, 1)] == [(2,)]
+    hidden.rename(segments / late[0][1].segment)
+    assert [i for event in drain(ingestion) for i in event.indices] == [0, 1]
+    assert table(tmp_path) == [["c"], ["a"], ["b"]]
+    writer.close()
+
+
+def test_segment_that_grows_late(make: Maker, offers: Offers, segments: Path, tmp_path: Path) -> None:
+    """A segment of which only the beginning can be seen is waited for as well."""
+    ingestion = make(Batching(quanta=2, seconds=0))
+    late = offers("a", "b")
+    whole = hide(segments)
+    (segments / late[0][1].segment).write_bytes(whole.read_bytes()[: late[1][1].offset + 3])
+    for offer in late:
+        ingestion.offer(*offer)
+    assert [event.indices for event in collect_until(ingestion, 1)] == [(0,)]
+    whole.rename(segments / late[0][1].segment)
+    assert [event.indices for event in drain(ingestion)] == [(1,)]
+    assert table(tmp_path) == [["a"], ["b"]]
+
+
+def test_details_that_are_never_seen(make: Maker, offers: Offers, segments: Path, tmp_path: Path) -> None:
+    """All else is taken in, and cleaned up, before that is an error; what was done is told of."""
+    ingestion = make(Batching(visibility_s=0.0))
+    ingestion.offer(7, SegmentRef("0009-driver.jsonl", 10, 20))
+    ingestion.discard(9)
+    for offer in offers("a", "b"):
+        ingestion.offer(*offer)
+    with pytest.raises(IngestError, match="what 1 quanta wrote is not to be seen"):
+        drain_all(ingestion)
+    assert [event.indices for event in ingested(ingestion.close())] == [(0, 1)]
+    assert sorted(map(str, table(tmp_path))) == ["['a', 'b']", "{'discard': [9]}"]
+
+
+def test_what_failed_is_tried_once_more_at_the_end(make: Maker, offers: Offers, tmp_path: Path) -> None:
+    """An ingester that could not go on in the middle of a run gets another chance when the run ends."""
+    ingestion = make(Batching(quanta=1, seconds=3600))
+    locked = tmp_path / "locked"
+    locked.touch()
+    for offer in offers("a", "while locked", "b"):
+        ingestion.offer(*offer)
+    with pytest.raises(IngestError, match="the table is locked"):
+        collect_until(ingestion, 3)
+    locked.unlink()
+    assert [i for event in drain(ingestion) for i in event.indices][-2:] == [1, 2]
+    assert table(tmp_path) == [["a"], ["while locked"], ["b"]]
+
+
+def test_what_fails_at_the_end_too(make: Maker, offers: Offers, tmp_path: Path) -> None:
+    """The other chance is the last one."""
+    ingestion = make(Batching(quanta=1, seconds=3600))
+    for offer in offers("bad"):
+        ingestion.offer(*offer)
+    with pytest.raises(IngestError, match="the table is locked"):
+        collect_until(ingestion, 1)
+    with pytest.raises(IngestError, match="the table is locked"):
+        drain_all(ingestion)
+    assert not (tmp_path / "table").exists()
+
+
+@pytest.mark.parametrize(("quanta", "seconds", "wait_s"), [(0, 1, 0), (5001, 1, 0), (10, -1, 0), (10, 1, -1)])
+def test_impossible_batches(quanta: int, seconds: float, wait_s: float) -> None:
     """A batch of nothing, of more than a message can name, or of the past is refused."""
     with pytest.raises(UsageError, match="batches"):
-        Batching(quanta, seconds)
+        Batching(quanta, seconds, wait_s)
 
 
 def test_dead_ingester_is_replaced(offers: Offers, segments: Path, tmp_path: Path) -> None:

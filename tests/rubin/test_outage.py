@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, Pro
 
 from qgexec.errors import IngestError, RepositoryError
 from qgexec.rubin.ingest import Ingester, IngesterOpener
-from qgexec.rubin.outage import Patience, in_words, is_gone, is_locked
+from qgexec.rubin.outage import Patience, in_words, is_full, is_gone, is_locked
 from tests.kit.butler.benchwork import Site, prepare_outputs, registered
 from tests.kit.butler.repos import OUTPUT_RUN, MockRepository, add_standard_tasks, open_repository, save_graph
 from tests.kit.processes.postgres import PostgresServer
@@ -35,6 +35,17 @@ def sqlite_error(code: int) -> sqlite3.OperationalError:
 
 def operational(cause: BaseException, **kwargs: Any) -> OperationalError:
     return OperationalError("SELECT 1", None, cause, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("cause", "full"),
+    [(sqlite_error(13), True), (sqlite_error(5), False), (FakeDriverError("full", "53100"), True)],
+)
+def test_database_without_room(cause: Exception, full: bool) -> None:
+    """A full disk below a database is told from all else that it may refuse for."""
+    error = ValueError("upstream's words")
+    error.__cause__ = operational(cause)
+    assert is_full(error) is full
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,22 @@ class Journal:
                 hint="It was told to, by --force: this one writes nothing more.",
             )
 
+    def check_in_place(self) -> None:
+        """Check that nobody has removed or moved the run directory.
+
+        Raises
+        ------
+        qgexec.errors.JournalError
+            It is not where it was: all that is written now is written for nobody.
+        """
+        if not self._file.is_in_place():
+            raise JournalError(
+                f"the run directory {self.path.parent.parent} was deleted or moved while the run went on",
+                hint="If it was moved, go on with it where it is now: qgexec resume NEW_PLACE. If it was "
+                "deleted, give the command that began the run again, with --extend-run --clobber-outputs: "
+                "what is done is skipped.",
+            )
+
     def close(self) -> None:
         """Force everything to the disk and close; may be called twice.
 
@@ -339,6 +355,8 @@ class SegmentWriter:
     ----------
     path
         The file, which must not exist; see `segment_path`.
+    syncs
+        Force each detail to the disk: other machines see on a network file system what is.
 
     Raises
     ------
@@ -346,7 +364,8 @@ class SegmentWriter:
         The file exists already, or cannot be created.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, syncs: bool = False) -> None:
+        self._syncs = syncs
         self._file = LineFile(path, {"format": _SEGMENT_FORMAT, "version": SEGMENT_VERSION})
         self._is_empty = True
 
@@ -364,6 +383,8 @@ class SegmentWriter:
             raise JournalError(f"cannot write a detail to {self._file.path}: {err}") from err
         self._file.write(line)
         self._is_empty = False
+        if self._syncs:
+            self._file.sync()
         return SegmentRef(self._file.path.name, self._file.end() - len(line), len(line))
 
     def close(self) -> None:

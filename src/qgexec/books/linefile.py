@@ -171,6 +171,10 @@ class LineFile:
             raise file_error("repair", self.path, err, JournalError) from err
         self._torn = False
 
+    def is_in_place(self) -> bool:
+        """Return whether the file is still where it was created; it can be written to in any case."""
+        return os.fstat(self._open_fd()).st_nlink > 0 and self.path.exists()
+
     def end(self) -> int:
         """Return the size of the file, bytes."""
         return os.lseek(self._open_fd(), 0, os.SEEK_END)

@@ -10,4 +10,4 @@ EXIT_TRY_AGAIN = 75
 """Another try of a batch job has something to do: ``EX_TEMPFAIL`` of sysexits.h."""
 
 EXIT_INTERRUPTED = 130
-"""Ctrl-C or SIGTERM; what a shell reports for SIGINT."""
+"""Ctrl-C, SIGTERM or SIGHUP; what a shell reports for SIGINT."""

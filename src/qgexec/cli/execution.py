@@ -78,6 +78,8 @@ def conclude(
         if (error := broken or executor.nothing_to_do) is not None:
             raise error
         raise KeyboardInterrupt
+    if broken is not None and not executor.run_dir.is_dir():
+        raise broken  # there is nothing to report from, nor to resume here
     if executor.has_left:
         say_it_goes_on(executor.run_dir)
         return code

@@ -47,6 +47,10 @@ class _OutFile(io.FileIO):
 
     _has_ended = False
 
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._is_terminal = self.isatty()  # one that has been closed since says no
+
     def write(self, data: ReadableBuffer, /) -> int:
         if not self._has_ended:
             try:
@@ -55,6 +59,8 @@ class _OutFile(io.FileIO):
                 self._has_ended = True
             except OSError as error:
                 self._has_ended = True  # Python flushes once more at its end
+                if self._is_terminal:
+                    return memoryview(data).nbytes
                 raise UsageError(
                     f"What was asked for cannot be printed: {error.strerror}.",
                     hint="Print it to where there is room.",
@@ -66,7 +72,7 @@ def say_why() -> None:
     """Let `sys.stdout` be such a file from now on."""
     if not isinstance(sys.stdout, io.TextIOWrapper):
         return  # somebody's own, as in a test
-    file = io.BufferedWriter(_OutFile(sys.stdout.fileno(), "w", closefd=False))
+    file = io.BufferedWriter(_OutFile(sys.stdout.fileno()))
     sys.stdout = _text(file, sys.stdout, line_buffering=sys.stdout.line_buffering)
 
 

@@ -27,7 +27,7 @@ class Ingestion(Protocol):
         ...
 
     def drain(self, timeout_s: float) -> Sequence[Event]:
-        """Take in and remove all that was handed over.
+        """Take in and remove all that was handed over, also what could not be before.
 
         It returns early, to be called once more, where a process began that is to be on record before it
         is given anything: then there is a `WorkerStarted` among the events.

@@ -95,7 +95,9 @@ class InlineIngestion:
             It cannot be done, or not in that time, which is looked at between two batches.
         """
         deadline = time.monotonic() + timeout_s
-        while self._batches.due_in_s() is not None:
+        self._batches.draining = True
+        while (due_in_s := self._batches.due_in_s()) is not None:
+            time.sleep(due_in_s)
             self._work()
             if time.monotonic() > deadline and self._batches.due_in_s() is not None:
                 raise IngestError(f"outputs were not taken into the registry within {timeout_s:.0f} s")
@@ -106,7 +108,7 @@ class InlineIngestion:
         if self._sentinel.is_lost():  # a database must not be written into what has its number now
             raise IngestError("a task has closed the files of this process, the registry's among them")
         try:
-            if self._batches.has_remains and not self._batches.must_ingest_first:
+            if self._batches.may_discard:
                 self._batches.discard()
             elif (event := self._batches.ingest()) is not None:
                 self._events.append(event)
@@ -218,6 +220,8 @@ class IngestionProcess:
     def drain(self, timeout_s: float) -> Sequence[Event]:
         """Have everything taken in that was offered, and everything removed that is to be.
 
+        Where that could not be done before the first drain, it is tried once more.
+
         Returns
         -------
         events
@@ -230,6 +234,8 @@ class IngestionProcess:
             It cannot be done, or not in that time.
         """
         deadline = time.monotonic() + timeout_s
+        if self._error is not None and not self._drain_wanted:
+            self._try_once_more()
         self._drain_wanted, self._drain_sent = True, False
         self._unreported.extend(self._collect())
         while self._n_left and self._announced is self._told:
@@ -350,7 +356,7 @@ class IngestionProcess:
                 self._error.add_note(trace)
 
     def _restart(self) -> None:
-        """Start a new process for what the dead one has not confirmed."""
+        """Start a new process in the place of one that died, unless too many have."""
         if self._error is not None:
             return
         obituary = f"the ingester {describe_exit(self.process.exit_code)}"
@@ -360,6 +366,18 @@ class IngestionProcess:
             )
             return
         self._restarts_left -= 1
+        self._replace_process()
+
+    def _try_once_more(self) -> None:
+        """Start a new process although one could not go on: the reason may have passed."""
+        self.process.channel.finish()
+        self.process.wait(_CLOSE_S)
+        self._tell(self._unreported)
+        self._error = None
+        self._replace_process()
+
+    def _replace_process(self) -> None:
+        """Start a new process for what the last one has not confirmed."""
         self.process.close()
         self._unsent.extendleft(reversed(self._unconfirmed.items()))
         self._unconfirmed.clear()
@@ -385,30 +403,24 @@ def ingest_until_told(channel: Channel, opener: IngesterOpener, segments: str, b
     batches.open()
     poll = select.poll()
     poll.register(channel, select.POLLIN)
-    draining = False
     while not channel.at_end:
-        due_s = 0.0 if draining else batches.due_in_s()
+        due_s = batches.due_in_s()
         poll.poll(None if due_s is None else due_s * 1000)
         while (message := channel.try_receive()) is not None:
-            draining = _accept(message, batches) or draining
-        if batches.has_remains and not batches.must_ingest_first:
+            _accept(message, batches)
+        if batches.may_discard:
             channel.send((_DISCARDED, *batches.discard()))
-        elif draining or batches.due_in_s() == 0:
-            event = batches.ingest()
-            if event is None:
-                draining = False
-            else:
-                channel.send((_INGESTED, event.at, event.indices, event.n_datasets))
+        elif batches.due_in_s() == 0 and (event := batches.ingest()) is not None:
+            channel.send((_INGESTED, event.at, event.indices, event.n_datasets))
     batches.close()
 
 
-def _accept(message: Message, batches: Batches) -> bool:
-    """Take in a message; say whether everything is to be ingested now."""
+def _accept(message: Message, batches: Batches) -> None:
+    """Take in a message."""
     if message[0] == _DRAIN:
-        return True
-    if message[0] == _DISCARD:
+        batches.draining = True
+    elif message[0] == _DISCARD:
         batches.add_remains(message[1:])
-        return False
-    for index, segment, offset, length in message[1:]:
-        batches.add(index, SegmentRef(segment, offset, length))
-    return False
+    else:
+        for index, segment, offset, length in message[1:]:
+            batches.add(index, SegmentRef(segment, offset, length))

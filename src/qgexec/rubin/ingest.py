@@ -32,7 +32,7 @@ from qgexec.errors import DatasetTypeError, IngestError, QgexecError
 from qgexec.rubin.compat import datastore_of, has_fast_ingest, import_datasets
 from qgexec.rubin.detail import records_from_json
 from qgexec.rubin.discard import Discarder
-from qgexec.rubin.outage import Patience, in_words, is_gone, is_locked
+from qgexec.rubin.outage import Patience, in_words, is_full, is_gone, is_locked
 from qgexec.rubin.repository import open_butler
 
 __all__ = ["PATIENCE_S", "Ingester", "IngesterOpener"]
@@ -308,6 +308,8 @@ class Ingester:
 def _advice(error: Exception) -> str:
     if is_locked(error):
         return "Another process keeps the registry locked: end it, then go on."
+    if is_full(error):
+        return "The disk of the registry is full: make room there, then go on."
     if is_gone(error):
         return "The database cannot be reached: see that it runs, then go on."
     return "The files are written and nothing is lost; go on when the reason is gone."

@@ -7,17 +7,16 @@ for. What they did not write is not: it counts as not produced, as it does withi
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from lsst.resources import ResourcePath
 
 from qgexec.books.journal import read_detail
+from qgexec.books.visibility import look_anew
 from qgexec.errors import InitOutputsError, JournalError
 from qgexec.events import AttemptLost, Event
 from qgexec.quantum import Attempt, SegmentRef
@@ -107,7 +106,7 @@ class JobBench(Workbench):
         try:
             detail = read_detail(self._segments, ref)
         except JournalError:
-            _look_anew(self._segments)
+            look_anew(self._segments)
             return str(self._segments / ref.segment)
         datastore = self.supply.datastore
         remote: list[ResourcePath] = []
@@ -115,7 +114,7 @@ class JobBench(Workbench):
             if not file.uri.isLocal:
                 remote.append(file.uri)
             elif not _is_here(file):
-                _look_anew(Path(file.uri.dirname().ospath))
+                look_anew(Path(file.uri.dirname().ospath))
                 return file.uri.ospath
         # Object stores show an object whole or not at all; many are asked for at the same time.
         exist = ResourcePath.mexists(remote) if remote else {}
@@ -127,9 +126,3 @@ def _is_here(file: StoredFile) -> bool:
     recorded = file.info.file_size
     size = file.size()
     return size is not None and (size == recorded or recorded < 0)
-
-
-def _look_anew(folder: Path) -> None:
-    """List a folder: many a network file system asks its server anew for that, and not for one file."""
-    with suppress(OSError):
-        os.listdir(folder)  # noqa: PTH208 - nothing is wanted of it

@@ -56,6 +56,9 @@ class Books:
     logging: LogOptions | None = None
     """What is logged, and where, instead."""
 
+    syncs_segments: bool = False
+    """Details are on the disk, and not only with the kernel, before anybody is told of them."""
+
     debugger: str | None = None
     """Module whose ``post_mortem`` is called where a quantum fails, in a process with a terminal."""
 

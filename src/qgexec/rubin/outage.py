@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-__all__ = ["Patience", "is_gone", "is_locked"]
+__all__ = ["Patience", "is_full", "is_gone", "is_locked"]
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ https://www.postgresql.org/docs/current/errcodes-appendix.html.
 
 _POSTGRES_GONE_CODES = frozenset({"53300", "57P01", "57P02", "57P03"})
 """Too many connections, shut down by an administrator or a crash, cannot connect now (same page)."""
+
+_SQLITE_FULL_CODE = 13
+_POSTGRES_FULL_CODE = "53100"
 
 _POSTGRES_CONNECTION_CLASS = "08"
 
@@ -110,6 +113,11 @@ def is_locked(error: BaseException) -> bool:
     return any(_is_busy(each) for each in _database_errors(error))
 
 
+def is_full(error: BaseException) -> bool:
+    """Tell whether a database has no room on its disk."""
+    return any(_has_no_room(each) for each in _database_errors(error))
+
+
 def is_gone(error: BaseException) -> bool:
     """Tell whether a database cannot be reached, or ended the connection, as when it is started anew."""
     return any(_has_gone(each) for each in _database_errors(error))
@@ -128,6 +136,11 @@ def _is_busy(error: DBAPIError) -> bool:
     if sqlite_code is not None:
         return sqlite_code & 0xFF in _SQLITE_BUSY_CODES  # the low byte is the primary code
     return _sqlstate(error) in _POSTGRES_BUSY_CODES
+
+
+def _has_no_room(error: DBAPIError) -> bool:
+    sqlite_code = getattr(error.orig, "sqlite_errorcode", None)
+    return sqlite_code == _SQLITE_FULL_CODE or _sqlstate(error) == _POSTGRES_FULL_CODE
 
 
 def _has_gone(error: DBAPIError) -> bool:

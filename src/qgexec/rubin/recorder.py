@@ -103,7 +103,8 @@ class Recorder:
             stack.callback(logging.getLogger().removeHandler, self._log)
             if books.log_level is not None:
                 stack.enter_context(pipetask_logging(books.log_level))
-            self._segment = SegmentWriter(segment_path(Path(books.segments), books.epoch, name))
+            path = segment_path(Path(books.segments), books.epoch, name)
+            self._segment = SegmentWriter(path, syncs=books.syncs_segments)
             stack.callback(self._segment.close)
             self._open = stack.pop_all()
 

@@ -32,6 +32,7 @@ from qgexec.rubin.datastores import (
     uncache,
 )
 from qgexec.rubin.detail import Detail, output_row, records_to_json
+from qgexec.rubin.fulldisk import check_room, refuse_without_room
 from qgexec.rubin.graphfile import GraphSource
 from qgexec.rubin.opener import ExecutorBenchOpener, ImportedExecutor, WorkbenchOpener, WorkbenchOptions
 from qgexec.rubin.quantumlog import QuantumLogRecords
@@ -64,9 +65,13 @@ class Workbench:
             The user has ended the run, in whose own process the quantum ran.
         qgexec.errors.JournalError
             The detail cannot be written.
+        qgexec.errors.RepositoryFullError
+            The repository has no room for what the quantum has made.
         """
         with _Sitting(self.supply, self._source, attempt, self._options) as sitting:
-            return self._recorder.record(attempt, sitting.execute, sitting.outputs)
+            event = self._recorder.record(attempt, sitting.execute, sitting.outputs)
+        refuse_without_room(event)
+        return event
 
     def close(self) -> None:
         """Release files and connections; may be called twice."""
@@ -157,9 +162,13 @@ class _Sitting:
             raise_on_partial_outputs=options.raise_on_partial_outputs,
             enable_lsst_debug=options.lsst_debug,
         )
-        return executor.execute(
-            task_node, quantum, quantum_id=self._attempt.quantum_id, log_records=QuantumLogRecords()
-        )
+        try:
+            return executor.execute(
+                task_node, quantum, quantum_id=self._attempt.quantum_id, log_records=QuantumLogRecords()
+            )
+        except Exception as error:
+            check_room(self._supply.datastore, error)
+            raise
 
     def _clear_remains(self, task_node: TaskNode, quantum: Quantum, butler: QuantumBackedButler) -> bool:
         """Remove what earlier attempts left, other than a log; say whether there is one.
