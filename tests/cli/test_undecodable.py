@@ -27,11 +27,14 @@ def odd(folder: Path) -> Path:
 
 
 def test_run_directory(odd: Path, repository: MockRepository) -> None:
-    """It may have any name."""
+    """The stack could not open the graph in it: nothing is left of one; what others have made is read."""
     given = ("-b", repository.root, "-g", repository.graph, "--register-dataset-types", "-j", "1")
-    assert call("run", *given, "--run-dir", odd / "run").code == 0
-    for command in (["status"], ["report"], ["log", "0"], ["collect"], ["resume", "-j", "1"]):
-        assert call(command[0], odd / "run", *command[1:]).code == 0
+    one_message(call("run", *given, "--run-dir", odd / "run"), "caf", SAID)
+    assert [*odd.iterdir()] == []
+    write_mixed(HandBooks(odd / "run"))
+    for command in (["status"], ["report"], ["log", "3"]):
+        said = call(command[0], odd / "run", *command[1:])
+        assert (said.code, "Error" in said.err) == (command[0] != "log", False)
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "qgraph"])
