@@ -39,6 +39,7 @@ from qgexec.config.runconfig import RunConfig
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import EmptyGraphError, UsageError
 from qgexec.executor import Loop
+from qgexec.localpath import local_path
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel
 from qgexec.models.registry import Model
@@ -207,7 +208,7 @@ class GraphExecutor(QuantumGraphExecutor):
             raise UsageError(f"timeout_s={timeout_s} ends every quantum at once.", hint="Give more than 0.")
         self._butler = butler
         self._prepare = prepare or Preparation(extend_run=None, init_writes=False, versions=False)
-        self._wanted_run_dir = Path(run_dir) if run_dir is not None else None
+        self._wanted_run_dir = local_path(run_dir, "the run directory") if run_dir is not None else None
         self._options = RunOptions(
             processes=len(os.sched_getaffinity(0)) if processes is None else processes,
             fail_fast=fail_fast,

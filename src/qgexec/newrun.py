@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from lsst.daf.butler import Butler
 
 from qgexec.assembly import Client, OpenRun, model_name
 from qgexec.books.beginning import Beginning
@@ -19,12 +22,15 @@ from qgexec.config.runoptions import RunOptions
 from qgexec.errors import QgexecError, RunDirError
 from qgexec.otherruns import list_run
 from qgexec.quantum import RunContext
+from qgexec.rubin.existing import existing_quanta, outputs_in_the_way
 from qgexec.rubin.graphfile import GraphFile, prepare_graph, read_plan, serial_labels
-from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run
+from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run, run_collections
 from qgexec.rubin.repository import learn_storage_classes, locate, open_butler, repository_identity
 from qgexec.scheduling.plan import Plan
 
 __all__ = ["entry_of", "finish_preparation", "list_run_of", "open_new_run"]
+
+_logger = logging.getLogger(__name__)
 
 
 def open_new_run(
@@ -60,6 +66,7 @@ def open_new_run(
         butler, uri = None, ""
         if repository is not None:
             given, uri = locate(repository, run_dir.path)
+            _tell_of_namesake(run_dir.path, uri)
             butler = stack.enter_context(open_butler(given, writeable=True))
         if begun is not None:
             _require_same(graph, client, run_dir, begun, uri)
@@ -67,6 +74,8 @@ def open_new_run(
                 preparation = replace(preparation, replaced=Preparation.from_json(begun.preparation).replaced)
         graph_file = prepare_graph(graph, run_dir.path, butler, own=True)
         plan = client.plan_of(graph_file.path, options.config.ordering)
+        if butler is not None and begun is None and client.quantum_executor is None:
+            _require_clear(butler, graph_file, plan, options, preparation)
         # Before the registry is written: where there is no room for it, nothing has changed yet.
         run_dir.save_plan(plan)
         write_down = partial(_write_down, beginning, uri, graph_file, plan, client, options)
@@ -84,6 +93,44 @@ def open_new_run(
                     ),
                 )
         return write_down(prepared, None)
+
+
+def _tell_of_namesake(path: Path, repository: str) -> None:
+    """Say that the run directory has a number in its name for a run on another repository has the name."""
+    name, _, number = path.name.rpartition("_")
+    if not (name and number.isdecimal()):
+        return
+    try:
+        namesake = RunDir.open(path.with_name(name))
+        other = namesake.read_settings().context.repository
+    except QgexecError:
+        return
+    if other != repository:
+        _logger.warning(
+            "%s is the run directory of a run on another repository, %s; that of this run is %s.",
+            namesake.path,
+            other,
+            path,
+        )
+
+
+def _require_clear(
+    butler: Butler, graph_file: GraphFile, plan: Plan, options: RunOptions, preparation: Preparation
+) -> None:
+    """Check that no quantum would fail for what an earlier attempt left in the RUN.
+
+    Raises
+    ------
+    qgexec.errors.CollectionError
+        Some would, or something is wrong with the collections.
+    """
+    if options.clobber_outputs or not options.skip_existing:
+        return
+    collections = run_collections(butler, graph_file, preparation)
+    if collections.run_exists:
+        pipeline = graph_file.pipeline_graph
+        if failed := existing_quanta(butler, pipeline, plan, collections.output_run).failed:
+            raise outputs_in_the_way(plan, failed)
 
 
 def _write_down(

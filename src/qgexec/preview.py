@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,10 +20,9 @@ from qgexec.errors import GraphError, QgexecError
 from qgexec.models.base import ExecutionModel
 from qgexec.models.batch import BatchModel
 from qgexec.otherruns import other_runs
-from qgexec.plaintext import few
 from qgexec.processes.machine import machine_memory_bytes
 from qgexec.quantum import Resources
-from qgexec.rubin.existing import ExistingQuanta, existing_quanta
+from qgexec.rubin.existing import ExistingQuanta, existing_quanta, outputs_in_the_way
 from qgexec.rubin.graphfile import read_output_run
 from qgexec.rubin.preexec import Preparation
 from qgexec.rubin.preflight import Check, Preflight, preflight
@@ -124,7 +122,8 @@ def preview(
     found = _with(found, *_others(given, flight, plan, client))
     existing = _existing(given, flight, plan)
     if existing.failed and not options.clobber_outputs:
-        found = _with(found, _left_behind(plan, existing.failed))
+        in_the_way = outputs_in_the_way(plan, existing.failed)
+        found = _with(found, Check("outputs", in_the_way.message, in_the_way.hint, is_well=False))
     done = existing.done if options.skip_existing else set()
     if not isinstance(model, ExecutionModel):
         return replace(found, tasks=_tasks(plan, done, policy_of(options, plan), {}))
@@ -167,19 +166,6 @@ def _existing(repository: str | Butler, flight: Preflight, plan: Plan) -> Existi
         return ExistingQuanta(set(), set())
     with open_butler(repository) as butler:
         return existing_quanta(butler, flight.graph.pipeline_graph, plan, flight.collections.output_run)
-
-
-def _left_behind(plan: Plan, failed: set[int]) -> Check:
-    """Say that quanta would fail, for an earlier attempt left outputs."""
-    counts = Counter(map(plan.label, failed))
-    by_task = few([f"{counts[label]} of {label}" for label in plan.labels if counts[label]])
-    n_quanta, whose = ("one quantum", "its") if len(failed) == 1 else (f"{len(failed)} quanta", "their")
-    return Check(
-        "outputs",
-        f"{n_quanta} ({by_task}) failed in this RUN, and would fail again: {whose} outputs are in the way",
-        "Let them be removed with --clobber-outputs.",
-        is_well=False,
-    )
 
 
 def _tasks(

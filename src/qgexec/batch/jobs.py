@@ -12,6 +12,7 @@ import numpy.typing as npt
 from qgexec.clustering.clusters import Clusters
 from qgexec.config.units import size_text
 from qgexec.errors import RunDirError
+from qgexec.storedvalues import UNFIT
 
 __all__ = ["OVERHEAD_BYTES", "JobRequest", "Jobs"]
 
@@ -119,12 +120,18 @@ class Jobs:
         try:
             jobs = cls(
                 Clusters.from_arrays(arrays),
-                arrays["cores"].astype(np.int32),
-                arrays["memory_bytes"].astype(np.int64),
-                arrays["walltime_s"].astype(np.float64),
+                _row(arrays["cores"], "iu").astype(np.int32),
+                _row(arrays["memory_bytes"], "iu").astype(np.int64),
+                _row(arrays["walltime_s"], "f").astype(np.float64),
             )
-        except (KeyError, ValueError) as error:
+        except UNFIT as error:
             raise RunDirError(f"the stored jobs are damaged: {error}") from error
         if not len(jobs) == len(jobs.cores) == len(jobs.memory_bytes) == len(jobs.walltime_s):
             raise RunDirError("the stored jobs are damaged: their requests do not fit their number")
         return jobs
+
+
+def _row(stored: npt.NDArray[Any], kinds: str) -> npt.NDArray[Any]:
+    if stored.ndim != 1 or stored.dtype.kind not in kinds:
+        raise ValueError(f"{stored.dtype} of shape {stored.shape}")
+    return stored

@@ -13,6 +13,7 @@ from qgexec.errors import RunDirError
 from qgexec.regularfile import read_regular
 from qgexec.scheduling.policy import Account, Cause
 from qgexec.scheduling.troubles import Past
+from qgexec.storedvalues import UNFIT, check_types, parse_json
 
 __all__ = ["PAST_VERSION", "read_pasts", "write_pasts"]
 
@@ -44,7 +45,7 @@ def read_pasts(path: Path) -> dict[int, Past]:
         It is missing, damaged, or of a newer version.
     """
     try:
-        values = json.loads(read_regular(path))
+        values = parse_json(read_regular(path))
         if values["format"] != _FORMAT:
             raise ValueError(f"its format is {values['format']!r}")
         if values["version"] > PAST_VERSION:
@@ -55,7 +56,7 @@ def read_pasts(path: Path) -> dict[int, Past]:
         return {int(index): _from_json(past) for index, past in values["quanta"].items()}
     except OSError as error:
         raise file_error("read", path, error, RunDirError) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNFIT as error:
         raise RunDirError(f"{path} is damaged: {error}", hint="Bring it back from a copy.") from error
 
 
@@ -69,4 +70,6 @@ def _from_json(values: list[Any]) -> Past:
     accounts: dict[Account, int] = {
         (None if cause is None else Cause(cause), key): int(n) for cause, key, n in charged
     }
-    return Past(int(n_attempts), accounts, int(n_out_of_memory))
+    past = Past(n_attempts, accounts, n_out_of_memory)
+    check_types(past)
+    return past

@@ -17,8 +17,6 @@ A round without a ticket may have been submitted by somebody who died then: it i
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +32,8 @@ from qgexec.books.trust import is_trusted
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.errors import RunDirError
 from qgexec.regularfile import open_regular, read_regular
+from qgexec.storedarrays import read_arrays
+from qgexec.storedvalues import UNFIT, check_types, parse_json
 
 __all__ = ["ROUND_VERSION", "Round", "Ticket", "last_round", "round_folder", "rounds"]
 
@@ -112,7 +112,7 @@ class Round:
         """What the batch system calls it; `None` where that was never written down."""
         path = self.folder / "ticket.json"
         try:
-            ticket = json.loads(read_regular(path))
+            ticket = parse_json(read_regular(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -167,7 +167,7 @@ class Round:
         """
         path = folder / "round.json"
         try:
-            values = json.loads(read_regular(path))
+            values = parse_json(read_regular(path))
             if values["format"] != _FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             if values["version"] > ROUND_VERSION:
@@ -175,28 +175,30 @@ class Round:
                     f"{path} is of version {values['version']}, but this qgexec reads up to {ROUND_VERSION}",
                     hint="Use a newer qgexec.",
                 )
-            return cls(
+            found = cls(
                 folder,
                 int(folder.name),
-                str(values["name"]),
-                str(values["model"]),
+                values["name"],
+                values["model"],
                 _read_jobs(folder / "jobs.npz"),
                 BatchSettings.from_json(values["settings"]),
                 tuple(values["command"]),
             )
+            check_types(found)
+            return found
         except OSError as error:
             raise file_error("read", path, error, RunDirError) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNFIT as error:
             raise RunDirError(f"{path} is damaged: {error}", hint="Bring it back from a copy.") from error
 
 
 def _read_jobs(path: Path) -> Jobs:
     try:
-        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-            return Jobs.from_arrays(dict(arrays))
+        with open_regular(path) as file:
+            return Jobs.from_arrays(read_arrays(file))
     except OSError as error:
         raise file_error("read", path, error, RunDirError) from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNFIT as error:
         raise RunDirError(f"{path} is damaged: {error}", hint="Bring it back from a copy.") from error
 
 

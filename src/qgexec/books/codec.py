@@ -232,8 +232,10 @@ def decode(line: bytes) -> Event:
         return cast("Event", event_type(*[convert(values.get(key)) for key, _, convert in fields]))
     except KeyError as err:
         raise ValueError(f"the key {err} is missing") from err
-    except TypeError as err:
+    except (TypeError, OverflowError) as err:
         raise ValueError(f"a value of the wrong type ({err})") from err
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _decode_ended(tag: str, values: Mapping[str, Any]) -> Event:

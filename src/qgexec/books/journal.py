@@ -11,7 +11,6 @@ torn it is damage, reported with file and line. The reasons are in
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -30,6 +29,7 @@ from qgexec.errors import JournalError, RunHeldError
 from qgexec.events import Event, RunEnded
 from qgexec.quantum import SegmentRef
 from qgexec.regularfile import open_regular
+from qgexec.storedvalues import parse_json
 
 __all__ = [
     "FSYNC_EVERY_S",
@@ -421,7 +421,7 @@ def read_detail(folder: Path, ref: SegmentRef) -> dict[str, Any]:
         raise file_error("read", path, err, JournalError) from err
     check_header(header, _SEGMENT_FORMAT, SEGMENT_VERSION, path)
     try:
-        detail = json.loads(line)
+        detail = parse_json(line)
     except ValueError:
         detail = None
     # With the newline before it, the line must be all there is between two newlines.

@@ -21,6 +21,7 @@ from zlib import crc32
 
 from qgexec.errors import JournalError, RunDirError
 from qgexec.regularfile import UnfitFileError
+from qgexec.storedvalues import parse_json
 
 __all__ = [
     "LineFile",
@@ -280,7 +281,7 @@ def check_header(line: bytes, form: str, newest: int, path: Path) -> Mapping[str
         It is not the header of this format, or of a version above ``newest``.
     """
     try:
-        header = json.loads(line)
+        header = parse_json(line)
         version = as_index(header["version"])
         if header["format"] != form or version < 1:
             raise ValueError(header)

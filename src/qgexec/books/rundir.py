@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import stat
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -35,6 +34,8 @@ from qgexec.books.trust import check_trusted
 from qgexec.errors import GraphError, RunDirError
 from qgexec.regularfile import open_regular, read_regular
 from qgexec.scheduling.plan import Plan
+from qgexec.storedarrays import read_arrays
+from qgexec.storedvalues import UNFIT, parse_json
 
 __all__ = [
     "RunDir",
@@ -258,7 +259,7 @@ class RunDir:
         """
         path = self.settings_file
         try:
-            values = json.loads(read_regular(path))
+            values = parse_json(read_regular(path))
             if values["format"] != RUN_FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             if values["version"] > RUN_VERSION:
@@ -271,7 +272,7 @@ class RunDir:
             raise self._no_run(err) from err
         except OSError as err:
             raise file_error("read", path, err, RunDirError) from err
-        except (ValueError, KeyError, TypeError, AttributeError) as err:
+        except UNFIT as err:
             raise RunDirError(f"{path} is damaged: {err}", hint="Bring it back from a copy.") from err
 
     def _no_run(self, err: OSError) -> RunDirError:
@@ -310,12 +311,11 @@ class RunDir:
         """
         path = self.plan_file
         try:
-            # numpy's own: objects would be pickles, and a run directory may be another user's.
-            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-                return Plan.from_arrays(dict(arrays))
+            with open_regular(path) as file:
+                return Plan.from_arrays(read_arrays(file))
         except OSError as err:
             raise file_error("read", path, err, RunDirError) from err
-        except (GraphError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
+        except (GraphError, *UNFIT) as err:
             raise RunDirError(
                 f"{path} is damaged: {err}", hint="Bring it back from a copy, or start the run anew."
             ) from err

@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from qgexec.storedvalues import UNFIT, check_types, parse_json
+
 __all__ = ["RunEntry", "RunList", "state_folder"]
 
 _logger = logging.getLogger(__name__)
@@ -129,13 +131,9 @@ class RunEntry:
         if values["format"] != _FORMAT or values["version"] > _VERSION:
             raise ValueError("it is no entry, or one of a newer version")
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        for f in fields(cls):
-            if f.name in known and not isinstance(known[f.name], _KINDS[str(f.type)]):
-                raise TypeError(f"its {f.name} is {known[f.name]!r}")
-        return cls(**known | {"written_ns": written_ns})
-
-
-_KINDS: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
+        entry = cls(**known | {"written_ns": written_ns})
+        check_types(entry)
+        return entry
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -247,8 +245,8 @@ def _read_entry(path: Path) -> RunEntry | None:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _ENTRY_BYTES:
             return None
-        return RunEntry.from_json(json.loads(path.read_bytes()), status.st_mtime_ns)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return RunEntry.from_json(parse_json(path.read_bytes()), status.st_mtime_ns)
+    except (OSError, *UNFIT):
         return None
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from qgexec import __version__
 from qgexec.quantum import RunContext
+from qgexec.storedvalues import check_types
 
 __all__ = ["RUN_FORMAT", "RUN_VERSION", "OptionValue", "RunSettings", "user_name"]
 
@@ -80,7 +81,7 @@ class RunSettings:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Return the settings of a ``run.json``; KeyError or TypeError where it holds something else."""
         context = values["context"]
-        return cls(
+        settings = cls(
             context=RunContext(**{**context, "inputs": tuple(context["inputs"])}),
             labels=tuple(values["labels"]),
             serial_labels=tuple(values["serial_labels"]),
@@ -88,6 +89,8 @@ class RunSettings:
             preparation=values.get("preparation"),
             **{f.name: values[f.name] for f in fields(cls) if f.name not in _CONVERTED},
         )
+        check_types(settings)
+        return settings
 
 
 _CONVERTED = frozenset({"context", "labels", "serial_labels", "run_is_new", "preparation"})

@@ -23,6 +23,7 @@ from typing import Any, Self
 from qgexec.books.rundir import write_aside
 from qgexec.errors import RunDirError
 from qgexec.regularfile import read_regular
+from qgexec.storedvalues import UNFIT, check_types, parse_json
 
 __all__ = ["Submission", "remember", "remembered"]
 
@@ -102,18 +103,20 @@ class Submission:
         path = given.parent if given.name == _RUN and not (given / _FILE).exists() else given
         file = path / _FILE
         try:
-            values: dict[str, Any] = json.loads(read_regular(file))
+            values: dict[str, Any] = parse_json(read_regular(file))
             if values.pop("format") != _FORMAT:
                 raise ValueError("it is of another format")
             if (version := values.pop("version")) > _VERSION:
                 raise ValueError(f"it is of version {version}, and this qgexec reads up to {_VERSION}")
-            return cls(path, **{**values, "command": tuple(values["command"])})
+            found = cls(path, **{**values, "command": tuple(values["command"])})
+            check_types(found)
+            return found
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunDirError(
                 f"there is no run of qgexec's in {given}",
                 hint="The id of a run is its submit directory, as bps submit has printed it (Run Id).",
             ) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, *UNFIT) as error:
             raise RunDirError(f"{file} cannot be read: {error}") from error
 
 

@@ -184,7 +184,7 @@ execution_part = section(
         metavar="RUN_DIR",
         type=click.Path(file_okay=False),
         multiple=True,
-        help="Execute only what failed or was blocked there (in the same RUN: with --clobber-outputs).",
+        help="Execute only what failed or was blocked there; in the same RUN, over what it left.",
     ),
     click.option("--with-ancestors", is_flag=True, help="Execute also all that these wait for."),
     click.option("--with-descendants", is_flag=True, help="Execute also all that waits for these."),

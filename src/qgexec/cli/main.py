@@ -95,6 +95,12 @@ class _LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:  # click takes it for the end of what somebody types, and for an interrupt
+            raise RuntimeError("a file, or what another process sent, ended too early") from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # click would import every command for its one line of help.
         for title, commands in SECTIONS.items():

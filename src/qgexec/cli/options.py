@@ -17,6 +17,7 @@ from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.runconfig import ISOLATIONS, RunConfig
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
+from qgexec.localpath import local_path
 
 __all__ = [
     "dry_run",
@@ -127,10 +128,15 @@ graph_fixup = section(
     ),
 )
 
+
+def _folder(text: str) -> str:
+    return str(local_path(filled(text), "the run directory"))
+
+
 run_dir = click.option(
     "--run-dir",
     metavar="DIR",
-    type=filled,
+    type=_folder,
     help="Where the run keeps its books; default: qgexec-runs/RUN.",
 )
 
@@ -215,7 +221,7 @@ resources = section(
         metavar="FILE",
         type=filled,
         multiple=True,
-        help="YAML with BPS's keys for memory, cores, time and retries of each task; repeatable.",
+        help="Local YAML file with BPS's keys for memory, cores, time and retries of each task; repeatable.",
     ),
     click.option(
         "--retries",

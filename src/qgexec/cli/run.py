@@ -175,6 +175,8 @@ def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None
         File, or graph in memory; `None` where something was to be shown, and nothing is to be executed.
         One that is built is in no file, unless one is named for it, or it is only to be prepared for.
     """
+    if given["only_failures_of"]:
+        _try_failures_again(given)
     request = buildoptions.request_of(given)
     buildoptions.check_collections(given)
     _check_use(request, given, init_only=init_only)
@@ -199,6 +201,22 @@ def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None
 
     assert made is not None, "it is only where there is something to show"
     return made.path or BuiltGraph.of(made.components)
+
+
+def _try_failures_again(given: dict[str, Any]) -> None:
+    """Have what failed quanta left removed, and a RUN that is theirs extended: it takes that."""
+    from qgexec.books.rundir import RunDir
+
+    given["clobber_outputs"] = True
+    if given["extend_run"] or given["replace_run"]:
+        return
+    runs = {RunDir.open(Path(each)).read_settings().context.output_run for each in given["only_failures_of"]}
+    output_run = given["output_run"]
+    if output_run is None and given["qgraph"] and given["output"] is None:
+        from qgexec.rubin.graphfile import read_output_run
+
+        output_run = read_output_run(given["qgraph"])
+    given["extend_run"] = output_run in runs
 
 
 def _check_folder_name(request: BuildRequest, given: dict[str, Any], *, init_only: bool) -> None:

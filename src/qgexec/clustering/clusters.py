@@ -15,6 +15,7 @@ from qgexec.scheduling.topology import (
     Ints,
     find_cycle,
     int_array,
+    integers,
     row_offsets,
     topological_order,
     unique_edges,
@@ -156,16 +157,18 @@ class Clusters:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
-        """Return the clusters that `to_arrays` was called on; KeyError or ValueError for anything else."""
-        codes, names = arrays["name_codes"], arrays["names"].tobytes().decode().split("\n")
-        rows = [(arrays[f"{row}_offsets"], arrays[targets]) for row, targets in _ROWS]
+        """Return the clusters that `to_arrays` was called on; an error for anything else."""
+        codes, names = integers(arrays["name_codes"]), arrays["names"].tobytes().decode().split("\n")
+        rows = [(integers(arrays[f"{row}_offsets"]), integers(arrays[targets])) for row, targets in _ROWS]
         for offsets, targets in rows:
             if len(offsets) != len(codes) + 1 or offsets[0] != 0 or offsets[-1] != len(targets):
                 raise ValueError("their rows do not fit their number")
-            if np.any(np.diff(offsets.astype(np.int64)) < 0):
+            if np.any(np.diff(offsets) < 0):
                 raise ValueError("their rows overlap")
         if np.any(codes >= len(names)):
             raise ValueError("a name is missing")
+        if np.any(rows[1][1] >= np.repeat(np.arange(len(codes)), np.diff(rows[1][0]))):
+            raise ValueError("a cluster waits for a later one")
         return cls(names, codes, rows[0], rows[1])
 
 

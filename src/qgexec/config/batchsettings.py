@@ -7,6 +7,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replac
 from typing import Any, Self
 
 from qgexec.clustering.rules import ClusterRules
+from qgexec.storedvalues import check_types
 
 __all__ = ["BatchSettings"]
 
@@ -103,7 +104,9 @@ class BatchSettings:
         known |= {name: tuple(known[name]) for name in ("setup", "submit_lines") if name in known}
         if "clustering" in known:
             known["clustering"] = ClusterRules.from_json(known["clustering"])
-        return cls(**known | {"said": frozenset(known.get("said", ()))})
+        settings = cls(**known | {"said": frozenset(known.get("said", ()))})
+        check_types(settings)
+        return settings
 
 
 def _default(setting: Field[Any]) -> Any:

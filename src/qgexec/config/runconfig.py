@@ -16,6 +16,7 @@ from qgexec.plaintext import few
 from qgexec.quantum import Resources
 from qgexec.scheduling.ordering import OrderGroup
 from qgexec.scheduling.policy import Policy, Retries, TaskRules
+from qgexec.storedvalues import check_types
 
 __all__ = ["ISOLATIONS", "RunConfig", "TaskSettings", "make_policy", "remarks"]
 
@@ -137,14 +138,16 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return what `to_json` gave; KeyError, TypeError or ValueError where it is something else.
+        """Return what `to_json` gave; an error of `UNFIT` where it is something else.
 
         Runs of before there were batch systems, or an order, say nothing about them.
         """
         tasks = {str(label): _from_json(settings) for label, settings in dict(values["tasks"]).items()}
         batch = BatchSettings.from_json(values.get("batch", {}))
         ordering = tuple(map(OrderGroup.from_json, values.get("ordering", ())))
-        return cls(_from_json(values["common"]), tasks, batch, ordering)
+        config = cls(_from_json(values["common"]), tasks, batch, ordering)
+        check_types(config)
+        return config
 
 
 def make_policy(

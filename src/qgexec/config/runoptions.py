@@ -11,6 +11,7 @@ from qgexec.config.logoptions import LogOptions
 from qgexec.config.runconfig import RunConfig, make_policy
 from qgexec.errors import UsageError
 from qgexec.scheduling.policy import Policy
+from qgexec.storedvalues import UNFIT, check_types
 
 if TYPE_CHECKING:
     from qgexec.scheduling.plan import Plan  # numpy, which --help does not wait for
@@ -125,10 +126,24 @@ class RunOptions:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the options that `to_json` gave; one that is not there has its default."""
+        """Return the options that `to_json` gave; one that is not there has its default.
+
+        Raises
+        ------
+        qgexec.errors.UsageError
+            They are others, or of other types.
+        """
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        if "config" in known:
-            known["config"] = RunConfig.from_json(known["config"])
-        if known.get("logging") is not None:
-            known["logging"] = LogOptions.from_json(known["logging"])
-        return cls(**known)
+        try:
+            if "config" in known:
+                known["config"] = RunConfig.from_json(known["config"])
+            if known.get("logging") is not None:
+                known["logging"] = LogOptions.from_json(known["logging"])
+            options = cls(**known)
+            check_types(options)
+        except UNFIT as error:
+            raise UsageError(
+                f"the run's options in its run.json are damaged: {error}",
+                hint="Bring run.json back from a copy.",
+            ) from error
+        return options

@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from qgexec.errors import UsageError
+from qgexec.localpath import local_path
 from qgexec.regularfile import YAML_BYTES, read_regular
 
 __all__ = ["Node", "Place", "Scalar", "chained", "merged", "read_yaml", "resolve", "variables_in"]
@@ -124,7 +125,7 @@ def read_yaml(path: str | Path) -> Node:
     qgexec.errors.UsageError
         A file cannot be read, is no YAML, holds something else than plain values, or includes itself.
     """
-    return _read(Path(path), ())
+    return _read(local_path(path, "a file of settings"), ())
 
 
 def merged(below: Node, above: Node) -> Node:

@@ -440,6 +440,11 @@ class Fold:
             n_labels
         }:
             raise ValueError("it is the state of another plan")
+        known = range(n_quanta)
+        in_hand = (*state.executing.in_hand, *state.executing.began)
+        indices = (*state.caveats, *state.blocked, *in_hand, *(event.index for event in state.endings))
+        if not all(index in known for index in indices):
+            raise ValueError("it speaks of quanta that the plan does not have")
         fold.scheduler.restore(state.states, state.attempts)
         if state.stop_reason is not None:
             fold.scheduler.apply(StopRequested(0.0, state.stop_reason))

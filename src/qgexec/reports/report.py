@@ -30,6 +30,7 @@ from qgexec.reports.fold import Fold, TaskReport, total_of
 from qgexec.reports.snapshot import read_fold
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.states import State
+from qgexec.storedvalues import UNFIT
 
 __all__ = [
     "REPORT_VERSION",
@@ -322,7 +323,7 @@ def _with_requests(tasks: tuple[TaskReport, ...], settings: RunSettings) -> tupl
         return tasks
     try:
         policy = make_policy(RunConfig.from_json(config), [task.label for task in tasks])
-    except (KeyError, TypeError, ValueError, QgexecError):  # another version's: all else can be told
+    except (QgexecError, *UNFIT):  # another version's: all else can be told
         return tasks
     return tuple(
         replace(task, requested_memory_bytes=policy.rules_of(task.label).request.memory_bytes)

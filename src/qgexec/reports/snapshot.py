@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import sys
-import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ from qgexec.books.journal import (
     tell_of_damage,
 )
 from qgexec.books.journalfile import LONGEST_LINE_BYTES
-from qgexec.errors import IllegalEventError, JournalError
+from qgexec.errors import IllegalEventError, JournalError, QgexecError
 from qgexec.events import EndReason, RunStarted, StopReason
 from qgexec.regularfile import open_regular
 from qgexec.reports.executing import ExecutingState
@@ -41,6 +40,8 @@ from qgexec.reports.fold import Fold, FoldState
 from qgexec.reports.measured import Measured
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.restorable import STATE_CODES
+from qgexec.storedarrays import read_arrays
+from qgexec.storedvalues import UNFIT, check_types, parse_json
 
 __all__ = ["SNAPSHOT_VERSION", "WORTH_KEEPING", "SnapshotReader", "read_fold"]
 
@@ -169,12 +170,14 @@ def _n_lines(positions: Mapping[int, Position]) -> int:
 
 def _read_snapshot(snapshot: Path, journal: Path, plan: Plan) -> tuple[Fold, dict[int, Position]]:
     try:
-        with open_regular(snapshot) as file, np.load(file, allow_pickle=False) as members:
-            arrays: dict[str, npt.NDArray[Any]] = dict(members)
-        header = json.loads(arrays["header"].tobytes())
+        with open_regular(snapshot) as file:
+            arrays = read_arrays(file)
+        header = parse_json(arrays["header"].tobytes())
         positions = _checked_positions(header, journal, plan)
-        return Fold.restored(plan, _state(header, arrays)), positions
-    except (OSError, _UnfitError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, EOFError):
+        state = _state(header, arrays)
+        check_types(state)
+        return Fold.restored(plan, state), positions
+    except (OSError, QgexecError, _UnfitError, *UNFIT):
         return Fold(plan), {}
 
 

@@ -9,6 +9,7 @@ from lsst.daf.butler import DatasetRef
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData, SerializedDatastoreRecordData
 from lsst.utils.introspection import get_full_type_name
 
+from qgexec.errors import JournalError
 from qgexec.quantum import DataIdValue
 
 __all__ = ["Detail", "OutputRow", "output_row", "records_from_json", "records_to_json"]
@@ -70,8 +71,18 @@ def _data_to_json(data: DatastoreRecordData) -> dict[str, Any]:
 
 
 def records_from_json(records: Mapping[str, Mapping[str, Any]]) -> dict[str, DatastoreRecordData]:
-    """Return a detail's datastore records as upstream's objects."""
-    return {
-        name: DatastoreRecordData.from_simple(SerializedDatastoreRecordData.direct(**simple))
-        for name, simple in records.items()
-    }
+    """Return a detail's datastore records as upstream's objects.
+
+    Raises
+    ------
+    qgexec.errors.JournalError
+        They are none: the detail is damaged.
+    """
+    try:
+        return {
+            name: DatastoreRecordData.from_simple(SerializedDatastoreRecordData.direct(**simple))
+            for name, simple in records.items()
+        }
+    except Exception as error:  # of damaged ones upstream may raise anything
+        what = f"{type(error).__name__}: {error}"
+        raise JournalError(f"datastore records in a segment are damaged: {what}") from error

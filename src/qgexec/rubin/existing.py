@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from lsst.daf.butler import Butler, MissingCollectionError, MissingDatasetTypeError
 from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskNode, WriteEdge
 
+from qgexec.errors import CollectionError
+from qgexec.plaintext import few
 from qgexec.quantum import DataIdValue
 from qgexec.scheduling.plan import Plan
 
-__all__ = ["ExistingQuanta", "existing_data_ids", "existing_quanta"]
+__all__ = ["ExistingQuanta", "existing_data_ids", "existing_quanta", "outputs_in_the_way"]
 
 
 def existing_data_ids(
@@ -70,6 +73,17 @@ def existing_quanta(butler: Butler, pipeline: PipelineGraph, plan: Plan, run: st
     done = _quanta_with(butler, tasks, [task.metadata_output for task in tasks], plan, run)
     logged = _quanta_with(butler, tasks, [task.log_output for task in tasks], plan, run)
     return ExistingQuanta(done, logged - done)
+
+
+def outputs_in_the_way(plan: Plan, failed: Collection[int]) -> CollectionError:
+    """Return the error that says that quanta would fail, for an earlier attempt left outputs."""
+    counts = Counter(map(plan.label, failed))
+    by_task = few([f"{counts[label]} of {label}" for label in plan.labels if counts[label]])
+    n_quanta, whose = ("one quantum", "its") if len(failed) == 1 else (f"{len(failed)} quanta", "their")
+    return CollectionError(
+        f"{n_quanta} ({by_task}) failed in this RUN, and would fail again: {whose} outputs are in the way",
+        hint="Let them be removed with --clobber-outputs.",
+    )
 
 
 def _quanta_with(

@@ -27,11 +27,12 @@ from lsst.resources import ResourcePath
 from qgexec.errors import EmptyGraphError, GraphError
 from qgexec.foreign import no_exit
 from qgexec.regularfile import UnfitFileError
+from qgexec.rubin.addresses import local_copy, locate_file, reaching
 from qgexec.rubin.compat import graph_components, keeping_package_metadata
 from qgexec.rubin.graphwrite import BuiltGraph, copy_graph, fetch_graph, into_run_dir, write_graph
 from qgexec.rubin.inputrecords import attach_records, check_known, look_for_records
 from qgexec.rubin.localfile import check_local
-from qgexec.rubin.qgfile import QgFile
+from qgexec.rubin.qgfile import QgFile, reading
 from qgexec.rubin.repository import learn_storage_classes, open_butler
 from qgexec.rubin.thingraph import ThinGraph, parse_thin_graph
 from qgexec.scheduling.dataids import DataIds
@@ -104,7 +105,7 @@ def read_plan(path: Path) -> Plan:
     with QgFile(path) as file:
         _require_quanta(str(path), file.header["n_quanta"])
         text = file.block("thin_graph") if file.header["version"] > 0 else b""
-    with open_graph(path, imports=False) as reader:
+    with open_graph(path, imports=False) as reader, reading(path):
         tasks = reader.pipeline_graph.tasks
         dimensions = {label: tuple(node.dimensions.data_coordinate_keys) for label, node in tasks.items()}
         thin = parse_thin_graph(text)
@@ -161,10 +162,10 @@ def read_output_run(graph: AnyGraph) -> str:
         return graph.header.output_run
     if isinstance(graph, QuantumGraph):
         return str(graph.metadata.get("output_run") or "")
-    uri = ResourcePath(graph, forceDirectory=False)
+    uri = locate_file(graph)
     if uri.getExtension() == ".qgraph":
         return read_old(uri).header.output_run
-    with uri.as_local() as local, QgFile(Path(local.ospath)) as file:
+    with local_copy(uri) as path, QgFile(path) as file:
         return str(file.header["output_run"])
 
 
@@ -207,7 +208,7 @@ def prepare_graph(
         butler = stack.enter_context(open_butler(repository)) if repository is not None else None
         if not isinstance(graph, str | Path | ResourcePath):
             return _prepare_components(_components_of(graph), target, butler)
-        uri = ResourcePath(graph, forceDirectory=False)
+        uri = locate_file(graph)
         if uri.getExtension() == ".qgraph":
             return _prepare_components(read_old(uri), target, butler)
         path = _local_path(uri, target)
@@ -234,7 +235,8 @@ def peek_graph(path: Path) -> GraphFile:
 def _prepare_file(path: Path, target: Path, butler: Butler | None) -> GraphFile:
     with QgFile(path) as file:
         _require_quanta(str(path), file.header["n_quanta"])
-        sample = look_for_records(file)
+        with reading(path):
+            sample = look_for_records(file)
     with open_graph(path) as reader:
         graph_file = _graph_file(path, reader.components)
         if butler is None:
@@ -244,7 +246,8 @@ def _prepare_file(path: Path, target: Path, butler: Butler | None) -> GraphFile:
             check_known(str(path), butler, sample.overall_input)
         if not sample.lacks_records:
             return graph_file
-        reader.read_all()
+        with reading(path):
+            reader.read_all()
         if not attach_records(str(path), reader.components, butler):
             return graph_file
         with into_run_dir(target):
@@ -295,8 +298,9 @@ def read_old(
         The file is missing or damaged, has another identifier, or not these quanta.
     """
     name = uri.ospath if uri.isLocal else str(uri)
-    if not uri.exists():
-        raise GraphError(f"graph file {name} does not exist", hint="Check the path.")
+    with reaching(uri):
+        if not uri.exists():
+            raise GraphError(f"graph file {name} does not exist", hint="Check the path.")
     _check_regular(uri)
     try:
         with no_exit(), keeping_package_metadata():
@@ -439,7 +443,8 @@ class GraphSource:
         qgexec.errors.GraphError
             The file is missing or damaged.
         """
-        return PredictedQuantumDatasetsModel.model_validate_json(self._file.quantum(quantum_id))
+        with reading(self.path):
+            return PredictedQuantumDatasetsModel.model_validate_json(self._file.quantum(quantum_id))
 
     def quantum(self, quantum_id: uuid.UUID) -> Quantum:
         """Read one quantum, data IDs expanded and datastore records attached; about 0.5 ms.
@@ -453,7 +458,8 @@ class GraphSource:
         """
         datasets = self.datasets(quantum_id)
         whole = self._components
-        init = self._init_quanta[datasets.task_label]
+        with reading(self.path):
+            init = self._init_quanta[datasets.task_label]
         only = PredictedQuantumGraphComponents(
             header=whole.header,
             pipeline_graph=whole.pipeline_graph,
@@ -461,7 +467,8 @@ class GraphSource:
             init_quanta=PredictedInitQuantaModel.model_construct(root=[init]),
             quantum_datasets={quantum_id: datasets},
         )
-        return only.assemble().build_execution_quanta([quantum_id])[quantum_id]
+        with reading(self.path):
+            return only.assemble().build_execution_quanta([quantum_id])[quantum_id]
 
     def task_node(self, task_label: str) -> TaskNode:
         """Return the node of this task in the pipeline graph.
@@ -487,8 +494,9 @@ class GraphSource:
         if self._repository:
             learn_storage_classes(self._repository)
         with open_graph(self.path) as reader:
-            reader.read_init_quanta()
-            reader.read_dimension_data()
+            with reading(self.path):
+                reader.read_init_quanta()
+                reader.read_dimension_data()
             return reader.components
 
     @functools.cached_property

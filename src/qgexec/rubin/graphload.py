@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraphComponents
-from lsst.resources import ResourcePath
 
 from qgexec.errors import GraphError, UsageError
+from qgexec.rubin.addresses import local_copy, locate_file
 from qgexec.rubin.graphfile import open_graph, read_old
 from qgexec.rubin.qgfile import QgFile
 from qgexec.rubin.repository import learn_storage_classes
@@ -57,15 +56,12 @@ def load_graph(
     if repository is not None:
         learn_storage_classes(repository)
     wanted = [_uuid(text) for text in quantum_ids]
-    uri = ResourcePath(file, forceDirectory=False)
+    uri = locate_file(file)
     if uri.getExtension() == ".qgraph":
         return read_old(uri, wanted, graph_id)
     if graph_id is not None:
         _logger.warning("--qgraph-id means nothing for .qg files: they have no identifier.")
-    if not uri.exists():
-        raise GraphError(f"graph file {file} does not exist", hint="Check the path.")
-    with uri.as_local() as local:
-        path = Path(local.ospath)
+    with local_copy(uri) as path:
         with QgFile(path) as opened:
             if not opened.header["n_quanta"]:
                 raise GraphError(f"{file} has no quanta")

@@ -14,12 +14,12 @@ from typing import NamedTuple
 from lsst.daf.butler import DatasetRef
 from lsst.daf.butler.dimensions import DataCoordinate, DimensionDataAttacher
 from lsst.pipe.base.pipeline_graph import PipelineGraph
-from lsst.resources import ResourcePath
 
 from qgexec.errors import GraphError
 from qgexec.quantum import DataIdValue
+from qgexec.rubin.addresses import local_copy, locate_file
 from qgexec.rubin.graphfile import open_graph, prepare_graph, read_plan
-from qgexec.rubin.qgfile import QgFile
+from qgexec.rubin.qgfile import QgFile, reading
 from qgexec.scheduling.plan import Plan
 
 __all__ = ["GraphOutputs", "Output", "read_graph_outputs"]
@@ -91,16 +91,13 @@ class GraphOutputs:
 @contextmanager
 def _local(graph: str) -> Iterator[Path]:
     """Give a graph as a local ``.qg`` file."""
-    uri = ResourcePath(graph, forceDirectory=False)
+    uri = locate_file(graph)
     if uri.getExtension() == ".qgraph":
         with TemporaryDirectory(prefix="qgexec-report-") as folder:
             yield prepare_graph(uri, Path(folder), None).path
         return
-    try:
-        with uri.as_local() as local:
-            yield Path(local.ospath)
-    except FileNotFoundError:
-        raise GraphError(f"graph file {graph} does not exist", hint="Check the path.") from None
+    with local_copy(uri) as path:
+        yield path
 
 
 def read_graph_outputs(graph: str) -> GraphOutputs:
@@ -123,7 +120,7 @@ def read_graph_outputs(graph: str) -> GraphOutputs:
     """
     with _local(graph) as path:
         plan = read_plan(path)
-        with open_graph(path, imports=False) as reader:
+        with open_graph(path, imports=False) as reader, reading(path):
             reader.read_dimension_data()
             components = reader.components
         header, pipeline_graph = components.header, components.pipeline_graph
@@ -151,7 +148,7 @@ def read_graph_outputs(graph: str) -> GraphOutputs:
 def _read_outputs(path: Path, plan: Plan, pipeline_graph: PipelineGraph) -> list[tuple[Output, ...]]:
     n_required = {node.name: len(node.dimensions.required) for node in pipeline_graph.dataset_types.values()}
     found: list[tuple[Output, ...]] = [()] * len(plan)
-    with QgFile(path) as file:
+    with QgFile(path) as file, reading(path):
         for text in file.quanta():
             quantum = json.loads(text)
             try:

@@ -16,6 +16,7 @@ from lsst.resources import ResourcePath
 
 from qgexec.books.linefile import file_error
 from qgexec.errors import GraphError, RunDirError
+from qgexec.rubin.addresses import local_copy
 
 __all__ = [
     "BuiltGraph",
@@ -134,14 +135,12 @@ def fetch_graph(uri: ResourcePath, target: Path) -> None:
     Raises
     ------
     qgexec.errors.GraphError
-        There is no such file.
+        There is no such file, or it cannot be reached.
     OSError
         It cannot be written.
     """
-    try:
-        _write_aside(target, lambda aside: ResourcePath(str(aside)).transfer_from(uri, transfer="copy"))
-    except FileNotFoundError:
-        raise GraphError(f"graph file {uri} does not exist", hint="Check the address.") from None
+    with local_copy(uri) as copy:
+        _write_aside(target, lambda aside: shutil.copyfile(copy, aside))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from qgexec.plaintext import few
 from qgexec.rubin.compat import datastore_of
 from qgexec.rubin.datastores import remove_files
 from qgexec.rubin.graphfile import GraphFile
-from qgexec.rubin.qgfile import QgFile
+from qgexec.rubin.qgfile import QgFile, reading
 
 __all__ = ["InitOutputs", "describe_changes", "plan_init_outputs"]
 
@@ -102,7 +102,7 @@ def plan_init_outputs(butler: Butler, graph: GraphFile, *, run_exists: bool, ver
 
 
 def _read_init_quanta(graph: GraphFile) -> PredictedQuantumGraphComponents:
-    with QgFile(graph.path) as file:
+    with QgFile(graph.path) as file, reading(graph.path):
         return PredictedQuantumGraphComponents(
             header=HeaderModel.model_validate(file.header),
             pipeline_graph=graph.pipeline_graph,

@@ -19,6 +19,7 @@ from qgexec.config.runoptions import RunOptions
 from qgexec.errors import UsageError
 from qgexec.foreign import no_exit
 from qgexec.quantum import SegmentRef
+from qgexec.storedvalues import UNFIT, check_types
 
 if TYPE_CHECKING:
     from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
@@ -235,9 +236,25 @@ class ImportedExecutor:
 
     @classmethod
     def of_run(cls, options: Mapping[str, Any]) -> Self | None:
-        """Return the one that ``run.json`` names among a run's options; `None` where it names none."""
+        """Return the one that ``run.json`` names among a run's options; `None` where it names none.
+
+        Raises
+        ------
+        qgexec.errors.UsageError
+            What it says is no executor.
+        """
         named = options.get("own_executor")
-        return cls(named["path"], named["arguments"]) if isinstance(named, Mapping) else None
+        if not isinstance(named, Mapping):
+            return None
+        try:
+            executor = cls(named["path"], named["arguments"])
+            check_types(executor)
+        except UNFIT as error:
+            raise UsageError(
+                f"the executor in the run's run.json is damaged: {error}",
+                hint="Bring run.json back from a copy.",
+            ) from error
+        return executor
 
 
 def _makes_executors(found: object) -> bool:

@@ -22,11 +22,12 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from sqlalchemy.exc import SQLAlchemyError
 
-from qgexec.errors import CollectionError, DatasetTypeError, RepositoryError
+from qgexec.errors import CollectionError, DatasetTypeError, RepositoryError, RunDirError
 from qgexec.rubin.collections import Replacement, RunCollections, prune_replaced, resolve_collections
 from qgexec.rubin.graphfile import GraphFile
 from qgexec.rubin.initoutputs import InitOutputs, plan_init_outputs
 from qgexec.rubin.repository import open_butler, require_writeable
+from qgexec.storedvalues import UNFIT, check_types
 
 __all__ = [
     "Begun",
@@ -84,8 +85,22 @@ class Preparation:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return what `to_json` was called for."""
-        return cls(**{**values, "inputs": tuple(values["inputs"])})
+        """Return what `to_json` was called for.
+
+        Raises
+        ------
+        qgexec.errors.RunDirError
+            It is something else.
+        """
+        try:
+            preparation = cls(**{**values, "inputs": tuple(values["inputs"])})
+            check_types(preparation)
+        except UNFIT as error:
+            raise RunDirError(
+                f"what the run's run.json says is to be done to the registry is damaged: {error}",
+                hint="Bring run.json back from a copy.",
+            ) from error
+        return preparation
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,21 +10,23 @@ all that lies before: here both are a few reads at known places.
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import zstandard
 
-from qgexec.errors import GraphError, UnknownQuantumError
+from qgexec.errors import GraphError, QgexecError, UnknownQuantumError
 from qgexec.regularfile import open_regular
+from qgexec.storedvalues import UNFIT, parse_json
 
-__all__ = ["NEWEST_VERSION", "QgFile"]
+__all__ = ["NEWEST_VERSION", "QgFile", "reading"]
 
 NEWEST_VERSION = 1
 """Newest format version that is read.
@@ -35,8 +37,30 @@ NEWEST_VERSION = 1
 
 _LOCAL_HEADER_SIZE = 30
 _ID_SIZE = 16
+_LONGEST_INT = 8
 _ROWS_READ_AT_ONCE = 64
-_DAMAGE = (zipfile.BadZipFile, zstandard.ZstdError, KeyError, EOFError, ValueError)
+_LARGEST_FACTOR = 1000
+"""No JSON text is compressed better; one that claims so would fill the memory."""
+
+# OSError: offsets that are none; RuntimeError, NotImplementedError: members that are said to be encrypted,
+# or packed in another way.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    zstandard.ZstdError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+    *UNFIT,
+)
+
+_HEADER_TYPES = {"version": int, "n_quanta": int, "int_size": int, "output_run": str}
+"""What is used of the header besides the type of the graph."""
+
+
+_LONGEST_MESSAGE = 500
+"""Characters; upstream's models name every value that does not fit."""
 
 
 class QgFile:
@@ -72,9 +96,10 @@ class QgFile:
             raise
 
     def _open(self) -> None:
+        self._size = os.fstat(self._stream.fileno()).st_size
         try:
             self._zip = zipfile.ZipFile(self._stream)
-        except (zipfile.BadZipFile, OSError) as error:
+        except _DAMAGE as error:
             raise GraphError(
                 f"{self.path} {self._complaint()}", hint="Build it again, or copy it again."
             ) from error
@@ -83,11 +108,14 @@ class QgFile:
             raise GraphError(
                 f"{self.path} is a zip file, but not a quantum graph (.qg) file", hint="Check the path."
             )
-        shared = self._zip.read("compression_dict") if "compression_dict" in names else None
-        dictionary = zstandard.ZstdCompressionDict(shared) if shared is not None else None
-        self._decompressor = zstandard.ZstdDecompressor(dict_data=dictionary)
-        self.header: dict[str, Any] = json.loads(self.block("header"))
-        """Header as in upstream's ``HeaderModel``."""
+        try:
+            shared = self._zip.read("compression_dict") if "compression_dict" in names else None
+            dictionary = zstandard.ZstdCompressionDict(shared) if shared is not None else None
+            self._decompressor = zstandard.ZstdDecompressor(dict_data=dictionary)
+            self.header: dict[str, Any] = self._read_header()
+            """Header as in upstream's ``HeaderModel``."""
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
         if (graph_type := self.header.get("graph_type")) != "predicted":
             raise GraphError(
                 f"{self.path} holds a {graph_type!r} quantum graph, which cannot be executed",
@@ -100,6 +128,17 @@ class QgFile:
             )
         self._find_quanta()
 
+    def _read_header(self) -> dict[str, Any]:
+        header: dict[str, Any] = parse_json(self.block("header"))
+        if header.get("graph_type") != "predicted":
+            return header
+        for name, kind in _HEADER_TYPES.items():
+            if type(header[name]) is not kind:
+                raise TypeError(f"{name} in its header is {header[name]!r:.40}")
+        if not (0 < header["int_size"] <= _LONGEST_INT and header["n_quanta"] >= 0):
+            raise ValueError("a number in its header is negative, or too large")
+        return header
+
     def _complaint(self) -> str:
         self._stream.seek(0)
         if self._stream.read(4) == b"PK\x03\x04":
@@ -111,12 +150,12 @@ class QgFile:
             self._blocks_at = self._offset("quantum_datasets.mb")
             self._blocks_size = self._zip.getinfo("quantum_datasets.mb").file_size
             addresses_at = self._offset("quanta.addr")
+            self._n_rows = int.from_bytes(self._read(addresses_at + 1, self.header["int_size"]))
         except _DAMAGE as error:
             raise self._damaged(error) from error
-        size = self._int_size = int(self.header["int_size"])
+        size = self._int_size = self.header["int_size"]
         self._row_size = _ID_SIZE + 3 * size
         self._rows_at = addresses_at + 1 + 2 * size
-        self._n_rows = int.from_bytes(self._read(addresses_at + 1, size))
 
     def _offset(self, name: str) -> int:
         info = self._zip.getinfo(name)
@@ -131,10 +170,18 @@ class QgFile:
         )
 
     def _read(self, offset: int, size: int) -> bytes:
+        if not 0 <= size <= self._size - offset:
+            raise EOFError(f"there are no {size} bytes at {offset}")
         data = os.pread(self._stream.fileno(), size, offset)
         if len(data) < size:
-            raise EOFError(f"{size} bytes at {offset}")
+            raise EOFError(f"there are no {size} bytes at {offset}")
         return data
+
+    def _decompress(self, data: bytes) -> bytes:
+        claimed = zstandard.frame_content_size(data)
+        if claimed > _LARGEST_FACTOR * len(data):
+            raise zstandard.ZstdError(f"{len(data)} bytes claim to be {claimed}")
+        return self._decompressor.decompress(data)
 
     def _damaged(self, error: BaseException) -> GraphError:
         return GraphError(f"{self.path} is damaged: {error}", hint="Build the graph again, or copy it again.")
@@ -148,7 +195,7 @@ class QgFile:
             It is missing or damaged.
         """
         try:
-            return self._decompressor.decompress(self._zip.read(f"{name}.json.zst"))
+            return self._decompress(self._zip.read(f"{name}.json.zst"))
         except _DAMAGE as error:
             raise self._damaged(error) from error
 
@@ -164,21 +211,24 @@ class QgFile:
         """
         try:
             row = self._find(quantum_id.bytes)
+            if row is None:
+                raise UnknownQuantumError(
+                    f"{self.path} has no quantum {quantum_id}: it is not the graph that the run began with",
+                    hint="Bring that one back to this place, from a copy; "
+                    "or build a graph for what is missing.",
+                )
             size = self._int_size
             at = int.from_bytes(row[_ID_SIZE + size : _ID_SIZE + 2 * size])
             length = int.from_bytes(row[_ID_SIZE + 2 * size :])
             block = self._read(self._blocks_at + at, length)
-            return self._decompressor.decompress(block[size:])
-        except LookupError:
-            raise UnknownQuantumError(
-                f"{self.path} has no quantum {quantum_id}: it is not the graph that the run began with",
-                hint="Bring that one back to this place, from a copy; or build a graph for what is missing.",
-            ) from None
+            return self._decompress(block[size:])
+        except UnknownQuantumError:
+            raise
         except _DAMAGE as error:
             raise self._damaged(error) from error
 
-    def _find(self, wanted: bytes) -> bytes:
-        """Return the address row of an ID; rows are sorted by ID."""
+    def _find(self, wanted: bytes) -> bytes | None:
+        """Return the address row of an ID, if there is one; rows are sorted by ID."""
         first, end, row_size = 0, self._n_rows, self._row_size
         while end - first > _ROWS_READ_AT_ONCE:
             middle = (first + end) // 2
@@ -190,7 +240,7 @@ class QgFile:
         for at in range(0, len(rows), row_size):
             if rows[at : at + _ID_SIZE] == wanted:
                 return rows[at : at + row_size]
-        raise LookupError(wanted.hex())
+        return None
 
     def quanta(self) -> Iterator[bytes]:
         """Iterate over the descriptions of all quanta in the order of the file: JSON text.
@@ -205,7 +255,7 @@ class QgFile:
         try:
             while at < end:
                 length = int.from_bytes(self._read(at, size))
-                yield self._decompressor.decompress(self._read(at + size, length))
+                yield self._decompress(self._read(at + size, length))
                 at += size + length
         except _DAMAGE as error:
             raise self._damaged(error) from error
@@ -222,3 +272,23 @@ class QgFile:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say that a file is damaged where upstream, or what looks into what it read, may raise anything for it.
+
+    Raises
+    ------
+    qgexec.errors.GraphError
+        It is.
+    """
+    try:
+        yield
+    except QgexecError:
+        raise
+    except Exception as error:
+        raise GraphError(
+            f"{path} is damaged: {type(error).__name__}: {error}"[:_LONGEST_MESSAGE],
+            hint="Build the graph again, or copy it again.",
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -18,9 +17,10 @@ from qgexec.rubin.datastores import find_records, remove_files
 from qgexec.rubin.detail import records_to_json
 from qgexec.rubin.graphfile import GraphSource
 from qgexec.rubin.initoutputs import describe_changes
-from qgexec.rubin.qgfile import QgFile
+from qgexec.rubin.qgfile import QgFile, reading
 from qgexec.rubin.repository import open_butler
 from qgexec.rubin.supply import Supply
+from qgexec.storedvalues import parse_json
 
 __all__ = ["changed_versions", "update_versions"]
 
@@ -109,15 +109,16 @@ def changed_versions(supply: Supply, source: GraphSource, graph_file: Path) -> t
 
 def _packages_ref(graph_file: Path, dataset_type: DatasetType) -> DatasetRef | None:
     """Return the dataset that the graph has for package versions."""
-    with QgFile(graph_file) as file:
-        quanta = json.loads(file.block("init_quanta"))
-    for quantum in quanta:
-        if quantum["task_label"]:
-            continue
-        for datasets in quantum["outputs"].values():
-            for dataset in datasets:
-                data_id = DataCoordinate.make_empty(dataset_type.dimensions.universe)
-                return DatasetRef(dataset_type, data_id, run=dataset["run"], id=UUID(dataset["dataset_id"]))
+    with QgFile(graph_file) as file, reading(graph_file):
+        for quantum in parse_json(file.block("init_quanta")):
+            if quantum["task_label"]:
+                continue
+            for datasets in quantum["outputs"].values():
+                for dataset in datasets:
+                    data_id = DataCoordinate.make_empty(dataset_type.dimensions.universe)
+                    return DatasetRef(
+                        dataset_type, data_id, run=dataset["run"], id=UUID(dataset["dataset_id"])
+                    )
     return None
 
 

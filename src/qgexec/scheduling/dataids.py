@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from qgexec.errors import GraphError
 from qgexec.quantum import DataIdValue
 from qgexec.scheduling.topology import Ints, int_array
+from qgexec.storedvalues import parse_json
 
 __all__ = ["DataIds"]
 
@@ -45,12 +47,25 @@ class DataIds:
         texts = [encode(list(values)).encode("ascii") for values in data_ids]
         return cls(b"".join(texts), np.cumsum([0, *map(len, texts)], dtype=np.int64))
 
+    @classmethod
+    def stored(cls, text: bytes, offsets: Ints) -> DataIds:
+        """Return data IDs that were stored, once their offsets fit their text.
+
+        Raises
+        ------
+        qgexec.errors.GraphError
+            They do not.
+        """
+        if not len(offsets) or offsets[-1] != len(text) or np.any(np.diff(offsets) < 0):
+            raise GraphError("the stored data IDs do not fit their text")
+        return cls(text, offsets)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, position: int) -> list[DataIdValue]:
         offsets = self.offsets
-        values: list[DataIdValue] = json.loads(
+        values: list[DataIdValue] = parse_json(
             self.text[offsets[position] : offsets[position + 1]].decode("ascii")
         )
         return values

@@ -26,10 +26,12 @@ from qgexec.scheduling.topology import (
     Ints,
     find_cycle,
     int_array,
+    integers,
     row_offsets,
     topological_order,
     unique_edges,
 )
+from qgexec.storedvalues import UNFIT, parse_json
 
 __all__ = ["Plan", "find_quanta"]
 
@@ -263,7 +265,10 @@ class Plan:
 
     def data_id(self, index: int) -> dict[str, DataIdValue]:
         """Return the data ID of a quantum, keyed by dimension name (required and implied dimensions)."""
-        return dict(zip(self._dimensions[self.label_codes[index]], self._data_ids[index], strict=True))
+        try:
+            return dict(zip(self._dimensions[self.label_codes[index]], self._data_ids[index], strict=True))
+        except (ValueError, TypeError) as error:
+            raise GraphError(f"the data ID of quantum {index} is damaged: {error}") from error
 
     def quantum_keys(self) -> Iterator[bytes]:
         """Yield of each quantum what is the same in all graphs: task label and text of its data ID."""
@@ -365,11 +370,11 @@ class Plan:
         """
         labels = _read_header(arrays)
         try:
-            codes = np.asarray(arrays["label_codes"], dtype=np.int64)
+            codes = integers(arrays["label_codes"])
             ids = arrays["quantum_ids"].tobytes()
-            data_ids = DataIds(arrays["data_id_text"].tobytes(), arrays["data_id_offsets"])
-            offsets = np.asarray(arrays["successor_offsets"], dtype=np.int64)
-            successors = np.asarray(arrays["successor_targets"], dtype=np.int64)
+            data_ids = DataIds.stored(arrays["data_id_text"].tobytes(), integers(arrays["data_id_offsets"]))
+            offsets = integers(arrays["successor_offsets"])
+            successors = integers(arrays["successor_targets"])
         except KeyError as error:
             raise GraphError(f"the stored plan has no array {error}") from error
         _check_quanta(labels, codes, ids, data_ids)
@@ -473,15 +478,19 @@ def _cycle_error(names: list[str]) -> GraphError:
 
 def _read_header(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
     try:
-        header = json.loads(arrays["header"].tobytes())
+        header = parse_json(arrays["header"].tobytes())
         known = header["format"] == _FORMAT
-    except (KeyError, TypeError, ValueError) as error:
+        version = header["version"]
+        labels = dict(header["labels"])
+        known &= len(labels) == len(header["labels"])
+        known &= all(type(name) is str for names in ([*labels], *labels.values()) for name in names)
+    except UNFIT as error:
         raise GraphError("these arrays are not a stored plan") from error
     if not known:
         raise GraphError("these arrays are not a stored plan")
-    if header["version"] != _VERSION:
+    if version != _VERSION:
         raise GraphError(
-            f"the stored plan is of version {header['version']}; this qgexec reads version {_VERSION}",
+            f"the stored plan is of version {version}; this qgexec reads version {_VERSION}",
             hint="Use the qgexec that made the run directory, or a newer one.",
         )
-    return dict(header["labels"])
+    return labels

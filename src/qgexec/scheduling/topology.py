@@ -11,7 +11,16 @@ import numpy.typing as npt
 
 from qgexec.errors import GraphError
 
-__all__ = ["Edges", "Ints", "find_cycle", "int_array", "row_offsets", "topological_order", "unique_edges"]
+__all__ = [
+    "Edges",
+    "Ints",
+    "find_cycle",
+    "int_array",
+    "integers",
+    "row_offsets",
+    "topological_order",
+    "unique_edges",
+]
 
 Ints = npt.NDArray[np.int64]
 """Many integers, shape ``(n,)``."""
@@ -30,6 +39,22 @@ def int_array(typecode: str, numbers: npt.NDArray[Any]) -> array[int]:
         )
     result.frombytes(np.ascontiguousarray(numbers, dtype=dtype).tobytes())
     return result
+
+
+def integers(stored: npt.NDArray[Any]) -> Ints:
+    """Return numbers that were stored, as 64-bit integers.
+
+    Raises
+    ------
+    qgexec.errors.GraphError
+        They are no whole numbers from 0, or not in one row.
+    """
+    if stored.dtype.kind not in "iu" or stored.ndim != 1:
+        raise GraphError(f"whole numbers should be stored, not {stored.dtype} of shape {stored.shape}")
+    numbers = np.asarray(stored, dtype=np.int64)
+    if len(numbers) and int(numbers.min()) < 0:
+        raise GraphError("a stored number is negative")
+    return numbers
 
 
 def unique_edges(predecessors: Ints, successors: Ints, n_quanta: int) -> Edges:
