@@ -235,10 +235,11 @@ class TestWhatANodeCannotUse:
     def test_graph(self, submitted: Submit) -> None:
         """So is one that does not see the graph."""
         run = submitted()
-        with hidden(run.repository.graph):
+        graph = run.run_dir.path / "graph.qg"
+        with hidden(graph):
             ended = run.run(0)
         assert ended.returncode == 2
-        assert str(run.repository.graph) in one_error(ended)
+        assert str(graph) in one_error(ended)
         assert "the graph and the repository, by the same paths" in ended.stderr
         assert run.kinds(0) == []
 
@@ -246,10 +247,11 @@ class TestWhatANodeCannotUse:
     def test_damaged_graph(self, submitted: Submit) -> None:
         """A graph that cannot be read."""
         run = submitted()
-        with half_written(run.repository.graph):
+        graph = run.run_dir.path / "graph.qg"
+        with half_written(graph):
             ended = run.run(0)
         assert ended.returncode == 2
-        assert str(run.repository.graph) in one_error(ended)
+        assert str(graph) in one_error(ended)
         assert run.kinds(0) == []
 
     @pytest.mark.thorough

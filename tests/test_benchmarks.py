@@ -158,8 +158,8 @@ def test_synthetic_books(tmp_path: Path) -> None:
     """They are those of a whole run: every quantum has ended, one failed and blocked its exposure."""
     shape = MockShape(3, 10)
     report = read_report(make_books(tmp_path / "run", shape).path)
-    assert report.state is RunState.SUCCEEDED
-    assert (report.total.n_quanta, report.total.done) == (shape.n_quanta, shape.n_quanta)
+    assert report.state is RunState.FAILED
+    assert (report.total.n_quanta, report.total.ended) == (shape.n_quanta, shape.n_quanta)
     assert [quantum.index for quantum in report.failures] == [2]
     assert [quantum.index for quantum in report.retried] == [1]
     assert [task.blocked for task in report.tasks] == [0, 1, 1, 1]

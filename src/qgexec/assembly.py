@@ -43,7 +43,8 @@ from qgexec.rubin.opener import (
     WorkbenchOpener,
     WorkbenchOptions,
 )
-from qgexec.scheduling.ordering import OrderGroup, ordered
+from qgexec.scheduling.ordergroup import OrderGroup
+from qgexec.scheduling.ordering import ordered
 from qgexec.scheduling.parts import Part
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Policy

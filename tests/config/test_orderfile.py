@@ -10,7 +10,7 @@ import pytest
 from qgexec.config.bpsfile import read_config
 from qgexec.config.runconfig import RunConfig
 from qgexec.errors import UsageError
-from qgexec.scheduling.ordering import OrderGroup
+from qgexec.scheduling.ordergroup import OrderGroup
 
 
 def _config(folder: Path, text: str) -> RunConfig:

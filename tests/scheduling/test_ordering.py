@@ -15,7 +15,8 @@ from lsst.ctrl.bps import GenericWorkflow, GenericWorkflowJob
 
 from qgexec.errors import UsageError
 from qgexec.scheduling.dataids import DataIds
-from qgexec.scheduling.ordering import OrderGroup, ordered
+from qgexec.scheduling.ordergroup import OrderGroup
+from qgexec.scheduling.ordering import ordered
 from qgexec.scheduling.plan import Plan
 
 _DIMENSIONS = {"isr": ("exposure", "detector"), "calibrate": ("visit", "detector"), "coadd": ("band",)}

@@ -8,7 +8,7 @@ from qgexec.clustering.rules import ClusterRules
 from qgexec.config.values import Layers, Value, listed, section_of
 from qgexec.config.yamlfile import Node, resolve
 from qgexec.errors import UsageError
-from qgexec.scheduling.ordering import OrderGroup
+from qgexec.scheduling.ordergroup import OrderGroup
 
 __all__ = ["ORDERING", "ORDER_KEYS", "ordering_of", "read_ordering"]
 

@@ -14,7 +14,7 @@ from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.units import size_text
 from qgexec.plaintext import few
 from qgexec.quantum import Resources
-from qgexec.scheduling.ordering import OrderGroup
+from qgexec.scheduling.ordergroup import OrderGroup
 from qgexec.scheduling.policy import Policy, Retries, TaskRules
 from qgexec.storedvalues import check_types
 
