@@ -13,8 +13,8 @@ from qgexec.interrupts import Interrupts
 
 @pytest.fixture(autouse=True)
 def hangup() -> Iterator[None]:
-    """Leave the tests' own process as it was."""
-    before = signal.getsignal(signal.SIGHUP)
+    """Begin as a process in a terminal does, also where the tests run under nohup; leave it as it was."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
 

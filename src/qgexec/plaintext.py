@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-__all__ = ["PrintableFormatter", "few", "printable"]
+__all__ = ["PrintableFormatter", "encodable", "few", "printable"]
 
 _FEW = 5
 
@@ -38,3 +38,8 @@ def few(words: Sequence[str], separator: str = ", ") -> str:
     more = len(words) - _FEW
     shown = separator.join(words[:_FEW])
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def encodable(text: str) -> str:
+    """Return a text with what UTF-8 cannot hold, the bytes of undecodable file names, as escape sequences."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import signal
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from qgexec.models.pool import Pool
 from qgexec.processes import forked
 from qgexec.processes.proctree import descendants
 from qgexec.quantum import Attempt
-from tests.kit.runs.benches import Ears, attempts, endings, make_run, wait_gone, work_off
+from tests.kit.runs.benches import Ears, attempts, endings, hear_while_waiting, make_run, wait_gone, work_off
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -170,19 +169,8 @@ def test_a_server_that_is_killed(label: str, ears: Ears, tmp_path: Path) -> None
     pool = Pool(1)
     pool.open(make_run(tmp_path))
     pool.start(attempts(label))
+    ((_, worker, child),) = hear_while_waiting(pool, ears)
     events: list[Event] = []
-    heard: list[list[int]] = []
-
-    def listen() -> None:
-        heard.append(ears.hear())
-        pool.wake()
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    while not heard:
-        events += pool.wait(60.0)
-    thread.join()
-    (_, worker, child) = heard[0]
     os.kill(forked.warm_up(), signal.SIGKILL)
     while not endings(events):
         events += pool.wait(60.0)

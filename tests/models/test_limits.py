@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from tests.kit.runs.benches import (
     SkippingClock,
     attempts,
     endings,
+    hear_while_waiting,
     make_run,
     wait_for,
     wait_gone,
@@ -47,22 +47,6 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 LIMIT = HOG_BYTES // 2
 OFTEN_S = 0.02
 TIME_LIMIT_S = 1000.0
-
-
-def hear_while_waiting(pool: Pool, ears: Ears) -> list[int]:
-    """Hear one line while the pool does its work."""
-    heard: list[list[int]] = []
-
-    def listen() -> None:
-        heard.append(ears.hear())
-        pool.wake()
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    while not heard:
-        assert not endings(list(pool.wait(PATIENCE_S)))
-    thread.join()
-    return heard[0]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +141,7 @@ def test_time_limit_keeps_the_stacks(ears: Ears, tmp_path: Path) -> None:
     pool.clock = clock = SkippingClock()
     pool.open(make_run(tmp_path))
     pool.start(attempts("two_threads", timeout_s=TIME_LIMIT_S))
-    _, pid, child = hear_while_waiting(pool, ears)
+    ((_, pid, child),) = hear_while_waiting(pool, ears)
     clock.skip(TIME_LIMIT_S)
     (event,) = endings(wait_for(pool, AttemptTimedOut))
     assert isinstance(event, AttemptTimedOut)
@@ -178,7 +162,7 @@ def test_child_in_a_session_of_its_own(by: str, ears: Ears, tmp_path: Path) -> N
     pool.clock = clock = SkippingClock()
     pool.open(make_run(tmp_path))
     pool.start(attempts("breed_away", timeout_s=TIME_LIMIT_S))
-    _, _, child = hear_while_waiting(pool, ears)
+    ((_, _, child),) = hear_while_waiting(pool, ears)
     if by == "time":
         clock.skip(TIME_LIMIT_S)
         wait_for(pool, AttemptTimedOut)
@@ -243,7 +227,7 @@ def test_stopped_worker(ears: Ears, tmp_path: Path) -> None:
     pool = Pool(1, watch_period_s=OFTEN_S, silence_limit_s=1.0)
     pool.open(make_run(tmp_path))
     pool.start(attempts("hang"))
-    _, pid = hear_while_waiting(pool, ears)
+    ((_, pid),) = hear_while_waiting(pool, ears)
     os.kill(pid, signal.SIGSTOP)
     (event,) = endings(wait_for(pool, AttemptLost))
     wait_gone(pid)
@@ -291,7 +275,7 @@ def test_worker_that_cannot_be_killed(ears: Ears, tmp_path: Path, monkeypatch: p
     pool.clock = clock = SkippingClock()
     pool.open(make_run(tmp_path))
     pool.start([*attempts("hang", timeout_s=TIME_LIMIT_S), *attempts("isr", "isr")[1:]])
-    _, pid = hear_while_waiting(pool, ears)
+    ((_, pid),) = hear_while_waiting(pool, ears)
     clock.skip(TIME_LIMIT_S)
     events: list[Event] = []
     with monkeypatch.context() as patch:

@@ -30,6 +30,7 @@ from tests.kit.runs.benches import (
     SkippingClock,
     attempts,
     endings,
+    hear_while_waiting,
     make_run,
     wait_for,
     wait_gone,
@@ -93,23 +94,6 @@ def test_parallel(ears: Ears, tmp_path: Path) -> None:
     pool.close(cancel=True)
     for _, pid in running:
         wait_gone(pid)
-
-
-def hear_while_waiting(pool: Pool, ears: Ears, n: int) -> list[list[int]]:
-    """Hear ``n`` lines while the pool does its work."""
-    heard: list[list[int]] = []
-
-    def listen() -> None:
-        for _ in range(n):
-            heard.append(ears.hear())  # noqa: PERF401 - what was heard before a failure tells why
-        pool.wake()
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    while len(heard) < n:
-        assert not endings(list(pool.wait(60.0)))
-    thread.join()
-    return heard
 
 
 @pytest.mark.parametrize(

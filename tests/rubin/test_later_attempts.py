@@ -11,23 +11,11 @@ from lsst.pipe.base import NoWorkFound
 from qgexec.quantum import OutcomeStatus
 from qgexec.rubin.graphfile import read_plan
 from tests.kit.butler.benchwork import Site, attempts, later, numbered, registered, remembered
-from tests.kit.butler.repos import OUTPUT_RUN, MockRepository, copy_template
+from tests.kit.butler.repos import OUTPUT_RUN
 from tests.kit.butler.sites import CHAINED, make_moody
 from tests.kit.tasks.moods import complaining, mood, raising
 
 ISR = ("isr",)
-
-
-@pytest.fixture(scope="module")
-def moody_template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
-    """A repository with moody tasks, outputs prepared; not to be written to."""
-    return make_moody(tmp_path_factory.mktemp("moody"))
-
-
-@pytest.fixture
-def site(moody_template: MockRepository, tmp_path: Path) -> Site:
-    """A moody site of the test's own."""
-    return Site(copy_template(moody_template, tmp_path / "data"), tmp_path / "run")
 
 
 def files_of(site: Site) -> dict[str, int]:

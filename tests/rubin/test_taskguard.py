@@ -17,23 +17,10 @@ from qgexec.quantum import OutcomeStatus
 from qgexec.rubin.graphfile import read_plan
 from tests.kit.butler.benchwork import Site, attempts, registered, remembered
 from tests.kit.butler.repos import OUTPUT_RUN, MockRepository, copy_template
-from tests.kit.butler.sites import make_moody
 from tests.kit.tasks.moods import Mood, MoodyTask, complaining, mood, raising
 
 ISR = ("isr",)
 BAD_NAME = os.fsdecode(b"caf\xe9.fits")
-
-
-@pytest.fixture(scope="module")
-def moody_template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
-    """A repository with moody tasks, outputs prepared; not to be written to."""
-    return make_moody(tmp_path_factory.mktemp("moody"))
-
-
-@pytest.fixture
-def site(moody_template: MockRepository, tmp_path: Path) -> Site:
-    """A moody site of the test's own."""
-    return Site(copy_template(moody_template, tmp_path / "data"), tmp_path / "run")
 
 
 def forking(act: Callable[[], object]) -> Mood:

@@ -29,18 +29,6 @@ from tests.kit.butler.sites import CHAINED, make_moody
 from tests.kit.tasks.moods import MoodyTask, UnprintableError, complaining, mood, partial, raising
 
 
-@pytest.fixture(scope="module")
-def moody_template(tmp_path_factory: pytest.TempPathFactory) -> MockRepository:
-    """A repository with moody tasks, outputs prepared; not to be written to."""
-    return make_moody(tmp_path_factory.mktemp("moody"))
-
-
-@pytest.fixture
-def site(moody_template: MockRepository, tmp_path: Path) -> Site:
-    """A moody site of the test's own."""
-    return Site(copy_template(moody_template, tmp_path / "data"), tmp_path / "run")
-
-
 @pytest.fixture
 def twin(moody_template: MockRepository, tmp_path: Path) -> Site:
     """Another copy, for upstream's executor."""

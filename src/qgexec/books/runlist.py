@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from qgexec.processes.births import KERNEL
 from qgexec.storedvalues import UNFIT, check_types, parse_json
 
 __all__ = ["RunEntry", "RunList", "state_folder"]
@@ -44,18 +45,12 @@ _UNSEEN_S = 30 * 86400.0
 """A run whose directory cannot be seen from here leaves the list when it is as old as this, seconds."""
 
 
-def _read_boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+def _boot_id() -> str:
+    return (KERNEL.here() or ("", ""))[0]
 
 
-def _read_pid_namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
+def _namespaces() -> str:
+    return (KERNEL.here() or ("", ""))[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +84,10 @@ class RunEntry:
     host: str = field(default_factory=socket.gethostname)
     """Host of that driver."""
 
-    boot_id: str = field(default_factory=_read_boot_id)
+    boot_id: str = field(default_factory=_boot_id)
     """Which boot of the host that was; empty where that cannot be read."""
 
-    pid_namespace: str = field(default_factory=_read_pid_namespace)
+    pid_namespace: str = field(default_factory=_namespaces)
     """In which PID namespace it ran; empty where that cannot be read."""
 
     pid: int = field(default_factory=os.getpid)
@@ -110,13 +105,13 @@ class RunEntry:
     @property
     def is_of_here(self) -> bool:
         """Whether its driver saw the same file systems and processes as this one, as far as is known."""
-        here = socket.gethostname(), _read_pid_namespace()
+        here = socket.gethostname(), _namespaces()
         return (self.host, self.pid_namespace) == here
 
     @property
     def is_of_this_process(self) -> bool:
         """Whether its driver is, or was, this process."""
-        here = (_read_boot_id(), os.getpid())
+        here = (_boot_id(), os.getpid())
         return self.is_of_here and (self.boot_id, self.pid) == here
 
     def to_json(self) -> dict[str, Any]:

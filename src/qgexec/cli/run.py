@@ -204,11 +204,10 @@ def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None
 
 
 def _try_failures_again(given: dict[str, Any]) -> None:
-    """Have what failed quanta left removed, and a RUN that is theirs extended: it takes that."""
+    """Where the RUN is that of the failures: have it extended, and what they left in it removed."""
     from qgexec.books.rundir import RunDir
 
-    given["clobber_outputs"] = True
-    if given["extend_run"] or given["replace_run"]:
+    if given["replace_run"]:
         return
     runs = {RunDir.open(Path(each)).read_settings().context.output_run for each in given["only_failures_of"]}
     output_run = given["output_run"]
@@ -216,7 +215,8 @@ def _try_failures_again(given: dict[str, Any]) -> None:
         from qgexec.rubin.graphfile import read_output_run
 
         output_run = read_output_run(given["qgraph"])
-    given["extend_run"] = output_run in runs
+    if output_run in runs:
+        given["extend_run"] = given["clobber_outputs"] = True
 
 
 def _check_folder_name(request: BuildRequest, given: dict[str, Any], *, init_only: bool) -> None:

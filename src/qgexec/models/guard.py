@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+from qgexec.processes.apart import end_if_child
 from qgexec.processes.leftovers import Leftovers
 from qgexec.processes.processstate import ProcessState
 from qgexec.processes.proctree import adopt_orphans, end_descendants
@@ -28,6 +31,16 @@ __all__ = ["CallerGuard", "WorkerGuard"]
 _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+def _run_here(attempt: Attempt, execute: Callable[[Attempt], T]) -> T:
+    """Execute an attempt, and come back in this process alone; what it sets in context variables is gone."""
+    pid = os.getpid()
+    try:
+        # numpy's error state and decimal's context are such variables, and perhaps others of libraries.
+        return contextvars.copy_context().run(execute, attempt)
+    finally:
+        end_if_child(pid, sys.exception())
 
 
 class WorkerGuard:
@@ -54,8 +67,7 @@ class WorkerGuard:
     def run(self, attempt: Attempt, execute: Callable[[Attempt], T]) -> tuple[T, str]:
         """Execute an attempt; return what comes of it, and what it leaves that costs the worker, in words."""
         seed_generators(draw_seed() if attempt.seed is None else attempt.seed)
-        # numpy's error state and decimal's context are context variables, and perhaps others of libraries.
-        result = contextvars.copy_context().run(execute, attempt)
+        result = _run_here(attempt, execute)
         left = self._leftovers.look(keep_processes=attempt.keeps_processes)
         left += self._state.restore()
         self._rearm()
@@ -87,7 +99,7 @@ class CallerGuard:
         state, leftovers = ProcessState(), Leftovers()
         try:
             seed_generators(draw_seed() if attempt.seed is None else attempt.seed)
-            return contextvars.copy_context().run(execute, attempt)
+            return _run_here(attempt, execute)
         finally:
             left = [*leftovers.look(), *state.restore()]
             leftovers.close()

@@ -113,7 +113,6 @@ def work(
     qgexec.errors.ModelError
         The bench said something that is no outcome, or raised: its contract forbids both.
     """
-    pid = os.getpid()
     bench = open_bench(name)
     stacks = _Stacks(rules.stack_file)
     stacks.keep()
@@ -121,14 +120,11 @@ def work(
     try:
         _work_at(bench, channel, rules.growth_bytes, guard)
     finally:
-        if os.getpid() != pid:  # a child that a quantum has forked, and that came back
-            os._exit(1)
         guard.close()
         bench.close()
 
 
 def _work_at(bench: _Bench, channel: Channel, growth_bytes: int | None, guard: WorkerGuard) -> None:
-    pid = os.getpid()
     with Path("/proc/self/statm").open("rb", buffering=0) as statm:
         bound = None if growth_bytes is None else _resident_bytes(statm) + growth_bytes
         channel.send((READY,))
@@ -136,15 +132,12 @@ def _work_at(bench: _Bench, channel: Channel, growth_bytes: int | None, guard: W
             attempt = decode_attempt(message)
             began = time.perf_counter()
             said, left = guard.run(attempt, bench.execute)
-            if os.getpid() != pid:
-                os._exit(1)
             event = as_outcome_event(said, attempt)
             took_s = time.perf_counter() - began
             is_last = bool(left) or (bound is not None and _resident_bytes(statm) > bound)
-            if is_last:
-                guard.end_processes()
             channel.send(encode_event(event, took_s, is_last=is_last, left=left, kept=guard.kept))
             if is_last:
+                guard.end_processes()
                 return
 
 

@@ -1,4 +1,4 @@
-"""Does something in a forked child, and brings back what it returns: JSON, and what the child has used."""
+"""Forked children: does something in one, and ends those that come back where their parent has called."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import gc
 import json
 import os
 import select
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-__all__ = ["Answer", "do_apart"]
+from qgexec.plaintext import encodable
+
+__all__ = ["Answer", "do_apart", "end_if_child"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +98,19 @@ def _be_child(do: Callable[[], Any], write_end: int) -> NoReturn:
         status = 0
     finally:
         os._exit(status)
+
+
+def end_if_child(pid: int, error: BaseException | None = None) -> None:
+    """End this process, without exit handlers, where it is not the one with this process ID."""
+    if os.getpid() != pid:
+        _end_child(error)
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    status = 1 if error is not None else 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        with suppress(BaseException):  # whatever formatting an exception may do
+            os.write(2, encodable("".join(traceback.format_exception(error))).encode())
+    os._exit(status & 0xFF)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qgexec.events import Birth
+from qgexec.processes.proctree import stat_fields
 
 __all__ = ["KERNEL", "Kernel"]
 
 _STATE, _N_THREADS, _START_TICKS = 0, 17, 19
-"""Places in what `Kernel._stat` returns; proc_pid_stat(5) counts them from 1, behind two others."""
+"""Places in what `stat_fields` returns; proc_pid_stat(5) counts them from 1, behind two others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,12 @@ class Kernel:
 
     def birth(self, pid: int) -> Birth | None:
         """Return what makes a process's number unique; `None` where it is not there, or cannot be seen."""
-        where = self._here()
+        where = self.here()
         # Its own entry is there by this name also where /proc shows the numbers of another namespace.
         name = "self" if pid == os.getpid() else str(pid)
         if where is None or not (name == "self" or self._shows_our_numbers()):
             return None
-        fields = self._stat(name)
+        fields = stat_fields(self.proc / name)
         return None if fields is None else Birth(*where, int(fields[_START_TICKS]))
 
     def lives(self, pid: int, birth: Birth) -> bool | None:
@@ -55,19 +56,19 @@ class Kernel:
         It is known in the same boot and the same namespaces. There, that no process has its number is proof
         that it is gone. One that has it, and that ``/proc`` does not show (option hidepid), may be another.
         """
-        if self._here() != (birth.boot_id, birth.namespaces):
+        if self.here() != (birth.boot_id, birth.namespaces):
             return None
         if not self._has(pid):
             return False
-        fields = self._stat(str(pid)) if self._shows_our_numbers() else None
+        fields = stat_fields(self.proc / str(pid)) if self._shows_our_numbers() else None
         if fields is None:
             return None if self._has(pid) else False
         # A first thread that has ended is shown as dead, also while others of the process go on.
         has_ended = fields[_STATE] in b"ZX" and int(fields[_N_THREADS]) <= 1
         return int(fields[_START_TICKS]) == birth.start_ticks and not has_ended
 
-    def _here(self) -> tuple[str, str] | None:
-        """Return boot and namespaces; `None` where the kernel does not tell."""
+    def here(self) -> tuple[str, str] | None:
+        """Return boot and namespaces of this process; `None` where the kernel does not tell."""
         try:
             boot_id = (self.proc / "sys/kernel/random/boot_id").read_text("ascii").strip()
             namespaces = str((self.proc / "self/ns/pid").readlink())
@@ -93,14 +94,6 @@ class Kernel:
         except OSError:  # another user's
             return True
         return True
-
-    def _stat(self, name: str) -> list[bytes] | None:
-        try:
-            stat = (self.proc / name / "stat").read_bytes()
-        except OSError:
-            return None
-        # The name before the last parenthesis may hold anything.
-        return stat.rpartition(b")")[2].split()
 
 
 KERNEL = Kernel()

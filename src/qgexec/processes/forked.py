@@ -38,14 +38,13 @@ from typing import Any
 
 from qgexec.errors import WorkerStartError
 from qgexec.processes.births import KERNEL
+from qgexec.processes.channel import Channel, Message
 from qgexec.processes.forkserver import (
     BORN,
     FORK,
     GONE,
     UNBORN,
-    Channel,
     MainModule,
-    Message,
     StartOrder,
     importing_main,
     preload_request,

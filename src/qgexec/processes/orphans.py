@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from qgexec.processes.proctree import stat_fields
+
 __all__ = ["MARK", "end_orphans", "server_mark"]
 
 MARK = "QGEXEC_SERVER"
@@ -72,8 +74,8 @@ def _is_orphan(folder: Path, leaders: Collection[int], mark: str, since_ticks: i
     try:
         if folder.stat().st_uid != os.geteuid():
             return False
-        fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
-        if fields[0] in b"ZX" or int(fields[_START_TICKS]) < since_ticks:
+        fields = stat_fields(folder)
+        if not fields or fields[0] in b"ZX" or int(fields[_START_TICKS]) < since_ticks:
             return False
         session = int(fields[_SESSION])
         if session in leaders and not (proc / str(session)).exists():

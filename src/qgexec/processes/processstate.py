@@ -185,9 +185,9 @@ class ProcessState:
         if locale.setlocale(locale.LC_ALL) != self._locale:
             locale.setlocale(locale.LC_ALL, self._locale)
         if self._numpy != _numpy_errors():
-            numpy = sys.modules["numpy"]
-            numpy.seterr(**(self._numpy or (_NUMPY_ERRORS, None))[0])
-            numpy.seterrcall((self._numpy or (_NUMPY_ERRORS, None))[1])
+            numpy, (errors, call) = sys.modules["numpy"], self._numpy or (_NUMPY_ERRORS, None)
+            numpy.seterr(**errors)
+            numpy.seterrcall(call)
 
 
 class _Streams:

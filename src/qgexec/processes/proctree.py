@@ -23,6 +23,7 @@ __all__ = [
     "kill",
     "living_descendants",
     "look_at",
+    "stat_fields",
 ]
 
 _PROC = Path("/proc")
@@ -86,7 +87,7 @@ def _is_since(folder: Path, since_s: float) -> bool:
     """Tell whether a process was not started before; the kernel counts in hundredths of a second."""
     if not since_s:
         return True
-    fields = _stat(folder)
+    fields = stat_fields(folder)
     return fields is not None and len(fields) > 19 and (int(fields[19]) + 1) / _TICKS_PER_S >= since_s
 
 
@@ -115,12 +116,7 @@ def descendants(pid: int, proc: Path = _PROC) -> frozenset[int]:
 
 def children_of(pid: int) -> frozenset[int]:
     """Return the process IDs of a process's children, also of those that nobody has waited for."""
-    found: set[int] = set()
-    with suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - as above
-            with suppress(OSError):
-                found.update(map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text("ascii").split()))
-    return frozenset(found)
+    return frozenset(_children(_PROC / str(pid)))
 
 
 def find_new(pid: int, old: Collection[int], proc: Path = _PROC) -> list[int]:
@@ -135,7 +131,7 @@ def living_descendants() -> frozenset[int]:
 
 
 def _is_over(pid: int) -> bool:
-    fields = _stat(_PROC / str(pid))
+    fields = stat_fields(_PROC / str(pid))
     if not fields or fields[0] == b"X":
         return True
     if fields[0] != b"Z":
@@ -199,19 +195,25 @@ def kill(pidfds: Sequence[int]) -> None:
 def _open_descendants(pid: int, proc: Path, is_wanted: Callable[[Path, list[bytes]], bool]) -> list[int]:
     pidfds = []
     for folder in _descendants(proc / str(pid), proc):
-        fields = _stat(folder)
+        fields = stat_fields(folder)
         if not fields or not is_wanted(folder, fields):
             continue
         with suppress(OSError):
             pidfds.append(os.pidfd_open(int(folder.name)))
             # The number may have been given to another process meanwhile: one that started at another time.
-            if not (again := _stat(folder)) or again[19] != fields[19]:
+            if not (again := stat_fields(folder)) or again[19] != fields[19]:
                 os.close(pidfds.pop())
     return pidfds
 
 
-def _stat(folder: Path) -> list[bytes] | None:
-    """Return the fields of a process's ``stat`` from the third on, the state; see proc_pid_stat(5)."""
+def stat_fields(folder: Path) -> list[bytes] | None:
+    """Return the fields of a process's ``stat`` from the third on, the state; `None` if it is not to be seen.
+
+    Parameters
+    ----------
+    folder
+        The process's folder in ``/proc``; see proc_pid_stat(5).
+    """
     try:
         # The name before the last parenthesis may hold anything.
         return (folder / "stat").read_bytes().rpartition(b")")[2].split()
@@ -220,7 +222,7 @@ def _stat(folder: Path) -> list[bytes] | None:
 
 
 def _state_and_rss(folder: Path) -> tuple[str, int] | None:
-    fields = _stat(folder)
+    fields = stat_fields(folder)
     return None if not fields else (fields[0].decode("ascii"), int(fields[21]) * _PAGE_BYTES)
 
 
@@ -228,14 +230,17 @@ def _descendants(folder: Path, proc: Path, without: Collection[int] = ()) -> Ite
     """Yield the folders of all living descendants."""
     pending = [folder]
     while pending:
-        task = pending.pop() / "task"
-        with suppress(OSError):
-            for thread in os.listdir(task):  # noqa: PTH208 - a Path for each thread would cost as much as reading it
-                with suppress(OSError):
-                    pids = (task / thread / "children").read_text("ascii").split()
-                    children = [proc / pid for pid in pids if not without or int(pid) not in without]
-                    yield from children
-                    pending += children
+        children = [proc / str(pid) for pid in _children(pending.pop()) if pid not in without]
+        yield from children
+        pending += children
+
+
+def _children(folder: Path) -> Iterator[int]:
+    """Yield the process IDs of the children of all threads of a process."""
+    with suppress(OSError):
+        for thread in os.listdir(folder / "task"):  # noqa: PTH208 - a Path for each would cost as much as reading it
+            with suppress(OSError):
+                yield from map(int, (folder / "task" / thread / "children").read_text("ascii").split())
 
 
 def _share_bytes(folder: Path) -> int:

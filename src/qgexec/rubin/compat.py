@@ -23,7 +23,8 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 from lsst.resources import ResourcePath
 
 from qgexec.errors import UsageError
-from qgexec.rubin.taskguard import end_if_child, guard_task
+from qgexec.processes.apart import end_if_child
+from qgexec.rubin.taskguard import guard_task
 
 __all__ = [
     "QuantumExecutor",

@@ -21,7 +21,7 @@ from lsst.daf.butler.logging import ButlerLogRecord
 
 from qgexec.books.linefile import file_error
 from qgexec.errors import RunDirError
-from qgexec.rubin.taskguard import encodable
+from qgexec.plaintext import encodable
 
 __all__ = ["QuantumLogRecords", "StreamedLog", "pipetask_logging"]
 

@@ -21,7 +21,8 @@ from lsst.utils.introspection import get_full_type_name
 from qgexec.books.journal import SegmentWriter, segment_path
 from qgexec.errors import QuantumTimeUp, RunDirError, RunInterrupted
 from qgexec.events import AttemptFailed, AttemptLost, AttemptSkipped, AttemptSucceeded, Event
-from qgexec.processes.apart import Answer, do_apart
+from qgexec.plaintext import encodable
+from qgexec.processes.apart import Answer, do_apart, end_if_child
 from qgexec.processes.forked import describe_exit
 from qgexec.quantum import Attempt, ExceptionSummary, Outcome, OutcomeStatus
 from qgexec.rubin.detail import Detail
@@ -29,7 +30,6 @@ from qgexec.rubin.logsetup import given_logging
 from qgexec.rubin.meter import Meter, Usage
 from qgexec.rubin.opener import Books
 from qgexec.rubin.quantumlog import StreamedLog, pipetask_logging
-from qgexec.rubin.taskguard import encodable, end_if_child
 
 __all__ = ["MESSAGE_LENGTH", "Recorder", "summarise"]
 

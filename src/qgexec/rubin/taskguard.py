@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import traceback
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 from lsst.pipe.base import PipelineTask, TaskMetadata
 
-__all__ = ["encodable", "end_if_child", "guard_task"]
+from qgexec.plaintext import encodable
+from qgexec.processes.apart import end_if_child
+
+__all__ = ["guard_task"]
 
 
 def guard_task(task: PipelineTask) -> None:
@@ -35,27 +37,6 @@ def guard_task(task: PipelineTask) -> None:
                     _escape_metadata(part.metadata)
 
     task.runQuantum = run_here  # type: ignore[method-assign]
-
-
-def end_if_child(pid: int, error: BaseException | None = None) -> None:
-    """End this process, without exit handlers, where it is not the one with this process ID."""
-    if os.getpid() != pid:
-        _end_child(error)
-
-
-def _end_child(error: BaseException | None) -> NoReturn:
-    status = 1 if error is not None else 0
-    if isinstance(error, SystemExit):
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif error is not None:
-        with suppress(BaseException):  # whatever formatting an exception may do
-            os.write(2, encodable("".join(traceback.format_exception(error))).encode())
-    os._exit(status & 0xFF)
-
-
-def encodable(text: str) -> str:
-    """Return a text with what UTF-8 cannot hold, the bytes of undecodable file names, as escape sequences."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _escape_metadata(metadata: TaskMetadata) -> None:

@@ -30,6 +30,7 @@ from qgexec.events import (
     Event,
 )
 from qgexec.models.base import ExecutionModel, Run
+from qgexec.models.pool import Pool
 from qgexec.quantum import (
     Attempt,
     ExceptionSummary,
@@ -433,3 +434,20 @@ def wait_gone(pid: int) -> None:
         assert select.select([fd], [], [], PATIENCE_S)[0], f"process {pid} lives on"
     finally:
         os.close(fd)
+
+
+def hear_while_waiting(model: Pool, ears: Ears, n: int = 1) -> list[list[int]]:
+    """Hear ``n`` lines while a pool does its work."""
+    heard: list[list[int]] = []
+
+    def listen() -> None:
+        for _ in range(n):
+            heard.append(ears.hear())  # noqa: PERF401 - what was heard before a failure tells why
+        model.wake()
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    while len(heard) < n:
+        assert not endings(list(model.wait(PATIENCE_S)))
+    thread.join()
+    return heard
