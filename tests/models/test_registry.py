@@ -67,7 +67,7 @@ def test_unknown_setting() -> None:
     """A setting that a model does not have is answered with those that it has."""
     with pytest.raises(UsageError, match="processes") as caught:
         find_model("inprocess", processes=3)
-    assert "Its settings are: grace_s." in caught.value.hint
+    assert "Its settings are: grace_s, watch_memory." in caught.value.hint
     with pytest.raises(UsageError) as caught:
         find_model("pool", procesess=3)
     assert "processes, cores, grace_s" in caught.value.hint
@@ -101,7 +101,7 @@ def test_model_that_is_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_list() -> None:
     """Our own models are listed with what can be set and what the loop must know."""
     entries = {entry.name: entry for entry in list_models()}
-    assert entries["inprocess"].settings == ("grace_s",)
+    assert entries["inprocess"].settings == ("grace_s", "watch_memory")
     assert entries["pool"].settings == tuple(field.name for field in fields(PoolSettings))
     assert entries["pool"].facts == Pool.facts
     assert entries["pool"].package == "qgexec"

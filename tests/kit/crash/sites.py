@@ -26,13 +26,12 @@ from lsst.daf.butler import Config
 from lsst.utils.packages import getPythonPackages
 
 from benchmarks.endstate import EndState, read_end_state, read_work
-from qgexec import executor
+from qgexec import assembly, executor
 from qgexec.api import GraphExecutor, Preparation, QuantaFailedError
 from qgexec.assembly import OpenRun
 from qgexec.books.holder import this_process
 from qgexec.books.journal import Journal
 from qgexec.errors import QgexecError
-from qgexec.ingestion import process as ingestion
 from qgexec.ingestion.batches import Batching
 from qgexec.processes import forked
 from qgexec.rubin import PRELOAD
@@ -257,7 +256,7 @@ def _drive(site: Site, model: str, fault: Fault, action: Callable[[], None]) -> 
 
 def _make_eager(model: str) -> None:
     """Ingest after every other quantum instead of every other second: there is more to be killed at."""
-    replace(ingestion, "Batching", functools.partial(Batching, quanta=2, seconds=0.0))
+    replace(assembly, "Batching", functools.partial(Batching, quanta=2, seconds=0.0))
     replace(executor, "PULSE_S", 0.0 if model == "inprocess" else 0.02)
 
 
