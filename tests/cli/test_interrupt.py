@@ -144,7 +144,8 @@ def test_run_directory_is_moved(
 
 
 _ON_TERMINAL = """
-import fcntl, termios
+import fcntl, signal, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from qgexec.cli.main import main
 main()

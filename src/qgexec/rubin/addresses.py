@@ -60,7 +60,7 @@ def reaching(file: str | Path | ResourcePath) -> Iterator[None]:
     """
     try:
         yield
-    except QgexecError:
+    except (QgexecError, UnicodeEncodeError):  # of a name without encoding: it is said which one
         raise
     except FileNotFoundError as error:
         raise GraphError(f"graph file {file} does not exist", hint="Check the address.") from error
