@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,3 +180,14 @@ def test_a_server_that_is_killed(label: str, ears: Ears, tmp_path: Path) -> None
     pool.close(cancel=True)
     (lost,) = endings(events)
     assert isinstance(lost, AttemptLost)
+
+
+def test_the_callers_own_processes_are_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """They are not what a quantum leaves, and how they ended is for the caller to ask."""
+    ended = subprocess.Popen(["false"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    with subprocess.Popen(["sleep", "1000"]) as going_on:
+        CallerGuard().run(_attempt(1), lambda _: None)
+        going_on.kill()
+    assert ended.wait() == 1
+    assert "leaves" not in caplog.text

@@ -76,7 +76,7 @@ def test_found(kind: str) -> None:
 
     def act() -> int:
         adopt_orphans()
-        leftovers = Leftovers()
+        leftovers = Leftovers(is_worker=True)
         leave()
         found = leftovers.look()
         end_descendants()

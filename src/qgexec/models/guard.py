@@ -57,7 +57,7 @@ class WorkerGuard:
         adopt_orphans()
         seed_children()
         self._state = ProcessState()
-        self._leftovers = Leftovers()
+        self._leftovers = Leftovers(is_worker=True)
 
     @property
     def kept(self) -> frozenset[int]:

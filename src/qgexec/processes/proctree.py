@@ -124,20 +124,27 @@ def find_new(pid: int, old: Collection[int], proc: Path = _PROC) -> list[int]:
     return _open_descendants(pid, proc, lambda folder, _fields: int(folder.name) not in old)
 
 
-def living_descendants() -> frozenset[int]:
-    """Return the process IDs of this process's descendants that live; waits for children that have ended."""
+def living_descendants(*, reaps: bool = False) -> frozenset[int]:
+    """Return the process IDs of this process's descendants that live.
+
+    Parameters
+    ----------
+    reaps
+        Wait for children that have ended, whoever has started them: nobody else can any more.
+    """
     found = descendants(os.getpid())
-    return frozenset(pid for pid in found if not _is_over(pid)) if found else found
+    return frozenset(pid for pid in found if not _is_over(pid, reaps=reaps)) if found else found
 
 
-def _is_over(pid: int) -> bool:
+def _is_over(pid: int, *, reaps: bool) -> bool:
     fields = stat_fields(_PROC / str(pid))
     if not fields or fields[0] == b"X":
         return True
     if fields[0] != b"Z":
         return False
-    with suppress(ChildProcessError):  # its parent is another one
-        os.waitpid(pid, os.WNOHANG)
+    if reaps:
+        with suppress(ChildProcessError):  # its parent is another one
+            os.waitpid(pid, os.WNOHANG)
     return True
 
 
@@ -161,7 +168,7 @@ def end_descendants(spared: Collection[int] = (), *, term_s: float = 2.0, kill_s
     for number, limit_s in ((signal.SIGTERM, term_s), (signal.SIGKILL, kill_s)):
         deadline = time.monotonic() + limit_s
         told = {*spared}
-        while left := living_descendants().difference(spared):
+        while left := living_descendants(reaps=True).difference(spared):
             if (left_s := deadline - time.monotonic()) <= 0:
                 break
             pidfds = find_new(os.getpid(), told)
