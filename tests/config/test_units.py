@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qgexec.config.units import duration_text, size_text
+from qgexec.config.units import duration_text, moment_text, size_text
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,12 @@ def test_memory(n_bytes: int | None, text: str) -> None:
 def test_time(seconds: float, text: str) -> None:
     """In the unit that one thinks in."""
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("at", "text"),
+    [(None, "-"), (1777863721.9, "2026-05-04 03:02:01 UTC"), (1.8e16, "-"), (float("nan"), "-"), (1e300, "-")],
+)
+def test_moment(at: float | None, text: str) -> None:
+    """A number in a damaged file need not be a date."""
+    assert moment_text(at) == text

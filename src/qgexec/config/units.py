@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["duration_text", "size_text"]
+from datetime import UTC, datetime
+
+__all__ = ["duration_text", "moment_text", "size_text"]
 
 
 def size_text(n_bytes: float | None) -> str:
@@ -22,3 +24,13 @@ def duration_text(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, hours = seconds / 60, seconds / 3600
     return f"{minutes:.1f} min" if minutes < 60 else f"{hours:.1f} h"
+
+
+def moment_text(at: float | None) -> str:
+    """Return a moment, given in UNIX seconds: ``2026-05-04 03:02:01 UTC``; a dash where it is unknown, or no date."""
+    if at is None:
+        return "-"
+    try:
+        return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):  # of a file that is damaged
+        return "-"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from qgexec.config.units import moment_text
 from qgexec.plaintext import printable
 from qgexec.reports.table import Column, fit, render_parts
 from qgexec.reports.tasktables import caveat_lines, task_columns, use_lines
@@ -58,7 +58,7 @@ def _head(report: RepositoryReport) -> Iterator[str]:
     for graph in report.graphs:
         yield f"Graph {graph.number:<8} {printable(graph.name)}"
         yield f"  RUN          {printable(graph.output_run)}"
-        yield f"  built        {datetime.fromtimestamp(graph.built_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        yield f"  built        {moment_text(graph.built_at)}"
     yield ""
 
 

@@ -8,9 +8,8 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
-from qgexec.config.units import duration_text, size_text
+from qgexec.config.units import duration_text, moment_text, size_text
 from qgexec.events import COLLECTING, RunStarted
 from qgexec.plaintext import printable
 from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum
@@ -116,7 +115,7 @@ def _head(report: RunReport, width: int) -> list[str]:
     if driver is not None:
         lines += [
             f"Model          {printable(_model(report.settings.model, driver))}",
-            f"Began          {datetime.fromtimestamp(report.settings.created_at, UTC):%Y-%m-%d %H:%M:%S} UTC",
+            f"Began          {moment_text(report.settings.created_at)}",
         ]
     if (submitted := report.submitted) is not None:
         ids = "; ".join(f"{key} {_listed(value)}" for key, value in (submitted.ticket or {}).items())
@@ -159,11 +158,7 @@ def _running_lines(report: RunReport, width: int, now: float) -> Iterator[str]:
     yield from ("", "Ran when the driver went away" if is_over else "Running, the longest first", "")
     for quantum in report.running[:_SHOWN_RUNNING]:
         at = quantum.started_at
-        since = (
-            f"since {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
-            if is_over
-            else f"for {duration_text(max(0.0, now - at))}"
-        )
+        since = f"since {moment_text(at)}" if is_over else f"for {duration_text(max(0.0, now - at))}"
         name = f"quantum {quantum.index}, attempt {quantum.attempt}, {since}: {printable(str(quantum))}"
         yield from _wrapped(name, width, hanging=2)
     if len(report.running) > _SHOWN_RUNNING:

@@ -175,7 +175,7 @@ CASES = (
     Case("again, when all is done", (Step(), Step(options=AGAIN))),
     Case(
         "again after failures, and nothing may be removed",
-        (BROKEN, Step(options=AGAIN, exit_code=1)),
+        (BROKEN, Step(options=AGAIN, exit_code=2, pipetask_exit_code=1)),
         succeeded={"isr": 5, "calibrate": 4},
     ),
     Case("again after failures were repaired", (BROKEN, Step(options=REPAIR))),
