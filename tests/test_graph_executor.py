@@ -126,10 +126,10 @@ def test_success(make: Make, repo: Any, processes: int, exit_code: int | None) -
     assert {quantum.taskLabel for quantum in report.quantaReports} == {"task_auto1"}
 
 
-def test_task_that_cannot_multiprocess(make: Make, repo: Any) -> None:
-    """Upstream refuses to execute it in several processes; here it has a process of its own."""
+def test_task_that_cannot_multiprocess(repo: Any, tmp_path: Path) -> None:
+    """It has a process of its own, where upstream refuses to execute it in several."""
     repo.add_task(task_class=SerialTask, dimensions=["detector"])
-    report, _ = executed(make, repo, 3)
+    report, _ = executed(_ours(tmp_path / "run"), repo, 3)
     assert statuses(report) == {"success": 4}
 
 

@@ -27,7 +27,10 @@ EXECUTES = "pool", "OneByOne()"
 """In the code of blocks after which all quanta are done."""
 
 MODULE = """\
-class MyExecutor:
+from lsst.pipe.base.quantum_graph_executor import QuantumExecutor
+
+
+class MyExecutor(QuantumExecutor):
     def __init__(self, folder):
         self.folder = folder
 
