@@ -48,6 +48,7 @@ from qgexec.preview import Preview, preview
 from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.keeper import keeping_snapshots
 from qgexec.resume import take_over
+from qgexec.rubin.datastorecache import shared_cache
 from qgexec.rubin.fixups import make_fixup
 from qgexec.rubin.graphfile import AnyGraph, read_output_run
 from qgexec.rubin.graphwrite import BuiltGraph
@@ -479,7 +480,7 @@ class GraphExecutor(QuantumGraphExecutor):
     def _drive(self, opened: OpenRun, loop: Loop, provenance_graph_file: str | None) -> None:
         self.run_dir = opened.run_dir.path
         self._report = source = ReportSource(opened, loop.scheduler, loop.model.facts)
-        with source.noting_error(), keeping_snapshots(opened.run_dir, len(opened.plan)):
+        with source.noting_error(), keeping_snapshots(opened.run_dir, len(opened.plan)), shared_cache():
             loop.execute()
         self.has_left = loop.has_left
         if self.has_left:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from qgexec.config.units import duration_text, moment_text, size_text
@@ -34,7 +36,13 @@ def test_time(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("at", "text"),
-    [(None, "-"), (1777863721.9, "2026-05-04 03:02:01 UTC"), (1.8e16, "-"), (float("nan"), "-"), (1e300, "-")],
+    [
+        (None, "-"),
+        (1777863721.9, "2026-05-04 03:02:01 UTC"),
+        (1.8e16, "-"),
+        (math.nan, "-"),
+        (1e300, "-"),
+    ],
 )
 def test_moment(at: float | None, text: str) -> None:
     """A number in a damaged file need not be a date."""

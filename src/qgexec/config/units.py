@@ -27,7 +27,7 @@ def duration_text(seconds: float | None) -> str:
 
 
 def moment_text(at: float | None) -> str:
-    """Return a moment, given in UNIX seconds: ``2026-05-04 03:02:01 UTC``; a dash where it is unknown, or no date."""
+    """Return a moment, given in UNIX seconds: ``2026-05-04 03:02:01 UTC``; a dash if it is none."""
     if at is None:
         return "-"
     try:

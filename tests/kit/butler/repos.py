@@ -154,7 +154,8 @@ def open_repository(
         `False` where ``Butler.makeRepo`` has been called already.
     """
     if create:
-        Butler.makeRepo(str(root), config=config, dimensionConfig=dimensions)
+        own_root = config is not None and ("datastore", "root") in config
+        Butler.makeRepo(str(root), config=config, dimensionConfig=dimensions, forceConfigRoot=not own_root)
     with Butler.from_config(str(root), writeable=True) as butler:
         yield DirectButlerRepo(butler, "base.yaml", "spatial.yaml", use_import_collections_as_input=False)
 
