@@ -52,7 +52,7 @@ from tests.kit.runs.handbooks import PLAN, HandBooks, write_mixed
 Damage = Callable[[bytes, Random], bytes]
 Read = Callable[[], object]
 
-_FEW, _MANY = 40, 1000
+_FEW, _MANY = 25, 250
 
 
 @pytest.fixture(params=[_FEW, pytest.param(_MANY, marks=pytest.mark.thorough)])

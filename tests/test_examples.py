@@ -11,15 +11,16 @@ import pytest
 
 from qgexec.cli.main import cli
 from qgexec.reports.report import read_report
-from tests.kit.butler.repos import N_QUANTA, OUTPUT_RUN, MockRepository
+from tests.kit.butler.repos import N_QUANTA_OF_A_PAIR, ONE_PAIR, OUTPUT_RUN, MockRepository, make_template
 from tests.kit.processes import warm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
-def prepared(repository: MockRepository) -> MockRepository:
-    """A repository in which the standard graph may be run, as `qgexec init` leaves it."""
+def prepared(tmp_path: Path) -> MockRepository:
+    """A repository in which a small graph may be run, as `qgexec init` leaves it."""
+    repository = make_template(tmp_path / "data", where=ONE_PAIR)
     options = ["-b", str(repository.root), "-g", str(repository.graph), "--register-dataset-types"]
     cli.main(["init", *options], standalone_mode=False)
     return repository
@@ -49,8 +50,8 @@ def test_in_a_loop(prepared: MockRepository, tmp_path: Path) -> None:
     """Twenty lines run a graph: each quantum after its prerequisites, all outputs in the repository."""
     lines = call("in_a_loop.py", prepared.root, prepared.graph, cwd=tmp_path).splitlines()
     indices = [int(line.split()[0]) for line in lines if line.strip()[0].isdigit()]
-    assert indices == list(range(N_QUANTA))
-    assert n_read(prepared) == N_QUANTA
+    assert indices == list(range(N_QUANTA_OF_A_PAIR))
+    assert n_read(prepared) == N_QUANTA_OF_A_PAIR
 
 
 @pytest.mark.thorough
@@ -58,12 +59,12 @@ def test_scripts_work(prepared: MockRepository, tmp_path: Path) -> None:
     """Every script runs one quantum; make runs them in order; collect brings all into registry and report."""
     call("write_scripts.py", prepared.root, prepared.graph, "scripts", cwd=tmp_path)
     scripts = tmp_path / "scripts"
-    assert len(list(scripts.glob("*.sh"))) == N_QUANTA
+    assert len(list(scripts.glob("*.sh"))) == N_QUANTA_OF_A_PAIR
     make = shutil.which("make")
     assert make is not None
     subprocess.run([make, "-C", str(scripts), "-j", "2"], check=True, capture_output=True, timeout=280)
-    assert n_read(prepared) == N_QUANTA
+    assert n_read(prepared) == N_QUANTA_OF_A_PAIR
     (run_dir,) = (path.parent for path in (tmp_path / "qgexec-runs").rglob("run.json"))
     report = read_report(run_dir)
     assert report.all_succeeded
-    assert report.total.ingested == N_QUANTA
+    assert report.total.ingested == N_QUANTA_OF_A_PAIR

@@ -34,12 +34,14 @@ from qgexec.processes import forked
 from qgexec.reports.report import RunReport, read_report
 from tests.kit.batch.handsystem import HandSystem
 from tests.kit.butler.repos import (
-    OUTPUT,
+    N_QUANTA_OF_A_PAIR,
+    ONE_PAIR,
     OUTPUT_RUN,
     MockRepository,
     add_standard_tasks,
     copy_template,
     open_repository,
+    save_graph,
 )
 from tests.kit.crash.faults import Fault, in_task, is_first, nothing
 from tests.kit.processes.forks import Flag, Fork, complain, replace, start_fork
@@ -47,7 +49,7 @@ from tests.kit.processes.warm import start_servers_warm
 from tests.kit.tasks.moods import MoodyTask
 
 LABELS = ("isr", "calibrate", "summary", "final")
-N_QUANTA = 6
+N_QUANTA = N_QUANTA_OF_A_PAIR
 N_JOBS = 3
 
 CLUSTERING = ClusterRules(clusters={"pair": NamedCluster(pipetasks=("isr", "calibrate"))})
@@ -58,9 +60,7 @@ def make_moody(folder: Path) -> MockRepository:
     made = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
     with open_repository(made.root) as repo:
         add_standard_tasks(repo, task_classes=dict.fromkeys(LABELS, MoodyTask))
-        builder = repo.make_quantum_graph_builder(output_run=OUTPUT_RUN)
-        builder.where = "instrument = 'Cam1' AND visit = 1 AND detector IN (1, 2)"
-        builder.finish(output=OUTPUT, attach_datastore_records=True).write(str(made.graph))
+        save_graph(repo, made.graph, where=ONE_PAIR)
     return made
 
 

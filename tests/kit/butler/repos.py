@@ -35,6 +35,10 @@ make_upstream_quick()
 N_QUANTA = 19
 """Quanta in the standard pipeline's graph."""
 
+ONE_PAIR = "instrument = 'Cam1' AND visit = 1 AND detector IN (1, 2)"
+N_QUANTA_OF_A_PAIR = 6
+"""The data IDs of a smaller graph, and the quanta in it."""
+
 OUTPUT_RUN = "u/someone/out/20260101T000000Z"
 OUTPUT = "u/someone/out"
 INPUT_CHAIN = "input_chain"
@@ -168,6 +172,7 @@ def save_graph(
     output_run: str = OUTPUT_RUN,
     records: bool = True,
     register: bool = True,
+    where: str = "",
 ) -> Path:
     """Build the graph of the repository's pipeline graph and save it.
 
@@ -183,19 +188,22 @@ def save_graph(
         Attach the datastore records of overall inputs.
     register
         Register the dataset types of intermediates and outputs.
+    where
+        Data IDs that it is about; all by default.
     """
     builder = repo.make_quantum_graph_builder(output_run=output_run, register_output_dataset_types=register)
+    builder.where = where
     builder.finish(output=output, attach_datastore_records=records).write(str(path))
     return path
 
 
-def make_template(folder: Path) -> MockRepository:
+def make_template(folder: Path, *, where: str = "") -> MockRepository:
     """Make the standard repository and graphs in a folder, to be copied for each test."""
     template = MockRepository(folder / "repo", folder / "graph.qg", folder / "bare.qg")
     with open_repository(template.root) as repo:
         add_standard_tasks(repo)
-        save_graph(repo, template.graph, register=False)
-        save_graph(repo, template.bare_graph, records=False, register=False)
+        save_graph(repo, template.graph, register=False, where=where)
+        save_graph(repo, template.bare_graph, records=False, register=False, where=where)
     return template
 
 
