@@ -78,6 +78,7 @@ def test_the_report_is_json(mixed: HandBooks) -> None:
     assert (report["state"], report["stop_reason"]) == ("stopped", "interrupted")
     assert report["settings"]["context"]["output_run"] == "u/me/run"
     assert report["tasks"][0]["caveats"] == {"ANY_OUTPUTS_MISSING": 1, "NO_WORK": 1}
+    assert report["total"]["workers_replaced"] == {"a thread 'poller'": 2, "an exit handler (save)": 1}
     raised, _, lost, late = report["failures"]
     assert raised["attempts"][0]["traceback"] == TRACEBACK
     assert raised["quantum_id"] == str(PLAN.quantum_id(1))

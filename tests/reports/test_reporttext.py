@@ -89,6 +89,8 @@ def test_the_text_says_what_failed_and_why(mixed: RunReport) -> None:
     assert "Stacks of quantum 4, attempt 1:" in text
     assert "stuck.py, line 3" in text
     assert "NO_WORK" in text
+    assert "\nWorker replaced 2 times: isr leaves a thread 'poller'\n" in text
+    assert "\nWorker replaced once: calibrate leaves an exit handler (save)\n" in text
     assert "\x1b" not in text
 
 

@@ -31,6 +31,7 @@ from qgexec.events import (
     RunStarted,
     StopReason,
     StopRequested,
+    WorkerEnded,
 )
 from qgexec.quantum import Outcome
 from qgexec.reports.executing import Executing, ExecutingState
@@ -101,6 +102,8 @@ class TaskReport:
     """Quanta whose outputs are in the registry."""
     caveats: Mapping[str, int] = field(default_factory=dict)
     """Succeeded quanta by caveat, as in `CAVEATS`; one quantum may have several."""
+    workers_replaced: Mapping[str, int] = field(default_factory=dict)
+    """Workers that others took the place of, for a quantum left something in them; by what that was."""
 
     @property
     def done(self) -> int:
@@ -127,6 +130,8 @@ class FoldState:
     """Flags by quantum."""
     blocked: Mapping[int, int]
     """Quanta that a failure blocked, by the quantum that failed."""
+    replaced: Sequence[Mapping[str, int]]
+    """By task: workers that its quanta have cost, by what they left."""
     executing: ExecutingState
     """What the model has in hand."""
     endings: Sequence[Ending]
@@ -172,6 +177,7 @@ class Fold:
         self._blocked: dict[int, int] = {}
         self._caveats: dict[int, int] = {}
         self._ingested = bytearray(len(plan))
+        self._replaced: list[Counter[str]] = [Counter() for _ in range(n_labels)]
         self._executing = Executing()
         self._quantum_s = [0.0] * n_labels
         self._cpu_s = [0.0] * n_labels
@@ -190,6 +196,7 @@ class Fold:
             RunReopened: self._note_reopened,
             RunEnded: self._note_run_ended,
             StopRequested: self._note_stop,
+            WorkerEnded: self._note_worker_ended,
         }
 
     def expect_gaps(self) -> None:
@@ -304,6 +311,10 @@ class Fold:
     def _note_stop(self, event: StopRequested) -> None:
         self.stop_reason = event.reason
 
+    def _note_worker_ended(self, event: WorkerEnded) -> None:
+        if event.left is not None and event.task_label in self._plan.labels:
+            self._replaced[self._plan.labels.index(event.task_label)][event.left] += 1
+
     def tasks(self) -> tuple[TaskReport, ...]:
         """Count the quanta of each task."""
         plan = self._plan
@@ -342,6 +353,7 @@ class Fold:
                 wall=Spread.of(measured.wall_s[codes == code]),
                 ingested=int(ingested[code]),
                 caveats=dict(caveats[code]),
+                workers_replaced=dict(self._replaced[code]),
             )
             for code, (label, counts) in enumerate(self.scheduler.counts_by_label().items())
         )
@@ -406,6 +418,7 @@ class Fold:
             ingested=bytes(self._ingested),
             caveats=dict(self._caveats),
             blocked=dict(self._blocked),
+            replaced=[dict(each) for each in self._replaced],
             executing=self._executing.state(),
             endings=[event for endings in self._endings.values() for event in endings],
             quantum_s=tuple(self._quantum_s),
@@ -433,7 +446,7 @@ class Fold:
         fold = cls(plan)
         n_quanta, n_labels = len(plan), len(plan.labels)
         wasted = (state.wasted_cpu_s, state.wasted_unmeasured_s)
-        by_task = (state.quantum_s, state.cpu_s, state.peak_rss_bytes, *wasted)
+        by_task = (state.quantum_s, state.cpu_s, state.peak_rss_bytes, state.replaced, *wasted)
         numbers = (state.measured.cpu_s, state.measured.wall_s, state.measured.peak_rss_bytes)
         by_quantum = (state.ingested, *numbers)
         if {len(values) for values in by_quantum} != {n_quanta} or {len(each) for each in by_task} != {
@@ -452,6 +465,7 @@ class Fold:
             fold._endings.setdefault(event.index, []).append(event)
         fold._blocked, fold._caveats = dict(state.blocked), dict(state.caveats)
         fold._ingested = bytearray(state.ingested)
+        fold._replaced = [Counter(each) for each in state.replaced]
         fold._executing = Executing(state.executing)
         fold._quantum_s, fold._cpu_s = list(state.quantum_s), list(state.cpu_s)
         fold._peak_rss_bytes = list(state.peak_rss_bytes)
@@ -469,7 +483,15 @@ def caveat_names(flags: int) -> Iterable[str]:
             yield CAVEATS.get(flag, f"FLAG_{flag}")
 
 
-_NOT_ADDED_UP = {"label", "peak_rss_bytes", "caveats", "memory", "requested_memory_bytes", "wall"}
+_NOT_ADDED_UP = {
+    "label",
+    "peak_rss_bytes",
+    "caveats",
+    "workers_replaced",
+    "memory",
+    "requested_memory_bytes",
+    "wall",
+}
 
 
 def total_of(tasks: Sequence[TaskReport]) -> TaskReport:
@@ -483,5 +505,6 @@ def total_of(tasks: Sequence[TaskReport]) -> TaskReport:
         label="total",
         peak_rss_bytes=max((t.peak_rss_bytes for t in tasks if t.peak_rss_bytes is not None), default=None),
         caveats=dict(sum((Counter(task.caveats) for task in tasks), Counter())),
+        workers_replaced=dict(sum((Counter(task.workers_replaced) for task in tasks), Counter())),
         **numbers,
     )

@@ -45,13 +45,14 @@ from qgexec.storedvalues import UNFIT, check_types, parse_json
 
 __all__ = ["SNAPSHOT_VERSION", "WORTH_KEEPING", "SnapshotReader", "read_fold"]
 
-SNAPSHOT_VERSION = 4
+SNAPSHOT_VERSION = 5
 """Version of the file, an ``.npz`` without objects.
 
 1: header (JSON), states, attempts, ingested, caveats and blocked (index and value), endings (journal lines).
 2: also running and started_at.
 3: also cpu_s, wall_s and peak_rss_bytes of each quantum; what was wasted, by task.
 4: also which of what runs is known to have begun, and which workers have.
+5: also what quanta left in workers, by task.
 """
 
 WORTH_KEEPING = 20_000
@@ -193,6 +194,7 @@ def _header(state: FoldState, journal: Path, plan: Plan, positions: Mapping[int,
             ]
             for epoch, position in positions.items()
         ],
+        "replaced": list(state.replaced),
         "began": [[index, *told] for index, told in state.executing.began.items()],
         "workers": list(state.executing.workers),
         "last_end_at": state.executing.last_end_at,
@@ -279,6 +281,7 @@ def _state(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) ->
         ingested=arrays["ingested"].tobytes(),
         caveats=dict(arrays["caveats"].tolist()),
         blocked=dict(arrays["blocked"].tolist()),
+        replaced=header["replaced"],
         executing=ExecutingState(
             in_hand=dict(zip(arrays["running"].tolist(), arrays["started_at"].tolist(), strict=True)),
             began={index: (at, worker) for index, at, worker in header["began"]},

@@ -8,9 +8,9 @@ from qgexec.config.units import duration_text, size_text
 from qgexec.plaintext import printable
 from qgexec.reports.fold import TaskReport
 from qgexec.reports.measured import Spread
-from qgexec.reports.table import Column, render, render_parts
+from qgexec.reports.table import Column, render, render_parts, wrapped
 
-__all__ = ["caveat_lines", "task_columns", "use_lines"]
+__all__ = ["caveat_lines", "replaced_lines", "task_columns", "use_lines"]
 
 
 def task_columns(tasks: Sequence[TaskReport], total: TaskReport) -> list[Column]:
@@ -105,3 +105,13 @@ def caveat_lines(tasks: Sequence[TaskReport], width: int) -> Iterator[str]:
         ],
         width,
     )
+
+
+def replaced_lines(tasks: Sequence[TaskReport], width: int) -> Iterator[str]:
+    """Say which workers others took the place of, and what the quanta of which task had left in them."""
+    found = [(task.label, left, n) for task in tasks for left, n in sorted(task.workers_replaced.items())]
+    if found:
+        yield ""
+    for label, left, n in found:
+        times, what = "once" if n == 1 else f"{n} times", printable(f"{label} leaves {left}")
+        yield from wrapped(f"Worker replaced {times}: {what}", width, hanging=2)

@@ -21,6 +21,7 @@ from qgexec.events import (
     RunStarted,
     StopReason,
     StopRequested,
+    WorkerEnded,
 )
 from qgexec.quantum import ExceptionSummary, Outcome, OutcomeStatus, RunContext
 from qgexec.reports.report import RunReport, read_report
@@ -97,6 +98,8 @@ def write_mixed(books: HandBooks) -> None:
         *started(3, attempt=2),
         AttemptLost(BEGAN.at + 5, 3, 2, "worker 2 was killed by signal 9 (SIGKILL)", -9, 2),
         AttemptTimedOut(BEGAN.at + 6, 4, 1, 5.0, 1),
+        *(WorkerEnded(BEGAN.at + 6, n, 0, "isr", "a thread 'poller'") for n in (3, 4)),
+        WorkerEnded(BEGAN.at + 6, 5, 0, "calibrate", "an exit handler (save)"),
         OutputsIngested(BEGAN.at + 7, (0, 1), 5),
         StopRequested(BEGAN.at + 8, StopReason.INTERRUPTED),
         RunEnded(BEGAN.at + 9, EndReason.STOPPED),
