@@ -14,6 +14,7 @@ from random import Random
 import pytest
 
 from benchmarks.synthetic import read_block, replace_blocks
+from qgexec.batch.journals import JobJournals
 from qgexec.batch.past import read_pasts
 from qgexec.batch.planning import make_round
 from qgexec.batch.rounds import Round
@@ -21,6 +22,8 @@ from qgexec.books.history import History
 from qgexec.books.holder import check_free
 from qgexec.books.journal import Journal, has_ended, read_detail, read_events, read_writer
 from qgexec.books.rundir import RunDir, reopen
+from qgexec.books.runlist import RunEntry, RunList
+from qgexec.bps.submission import Submission
 from qgexec.clustering.rules import ClusterRules
 from qgexec.config.batchsettings import BatchSettings
 from qgexec.config.bpsfile import read_config
@@ -28,6 +31,7 @@ from qgexec.config.runconfig import make_policy
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import GraphError, QgexecError
 from qgexec.events import AttemptFailed
+from qgexec.reports.fold import Fold
 from qgexec.reports.leftovers import failed_quanta
 from qgexec.reports.report import read_report
 from qgexec.reports.snapshot import SnapshotReader
@@ -42,8 +46,8 @@ from qgexec.rubin.qgfile import QgFile
 from qgexec.scheduling.plan import Plan
 from qgexec.scheduling.policy import Cause, Policy
 from qgexec.scheduling.troubles import Past
+from tests.kit.batch.roundwork import BEGAN, ENDED, failed, jobs_of, started, succeeded, write
 from tests.kit.batch.roundwork import PLAN as ROUND_PLAN
-from tests.kit.batch.roundwork import jobs_of
 from tests.kit.butler.repos import MockRepository
 from tests.kit.commands.qgexec import call
 from tests.kit.fuzz.damage import damaged_bytes, with_odd_array, with_odd_line, with_odd_value
@@ -247,6 +251,48 @@ class TestRound:
             read_pasts(found.pasts)
 
         refused_or_read(made.folder / name, damage, n_rounds, read)
+
+    @pytest.mark.parametrize("damage", [damaged_bytes, with_odd_line])
+    def test_journal_of_a_job(self, made: Round, damage: Damage, n_rounds: int) -> None:
+        """What a job has said is refused, or leaves the run's own books as they would be without it."""
+        said = (BEGAN, started(2), failed(2, retried=True), started(2, 2), succeeded(2, 2), ENDED)
+        path = write(made, 1, said)
+
+        def read() -> None:
+            fold = Fold(ROUND_PLAN)
+            fold.expect_gaps()
+            journals = JobJournals(made, ROUND_PLAN, fold.scheduler.state, fold.scheduler.attempts)
+            for event in journals.read():
+                fold.apply(event)
+            journals.waiting()
+
+        refused_or_read(path, damage, n_rounds, read)
+
+
+class TestOfUser:
+    """What is kept for one user, whatever the run: advice, of which what is damaged is none."""
+
+    @pytest.mark.parametrize("damage", [damaged_bytes, with_odd_value])
+    def test_list_of_runs(self, tmp_path: Path, damage: Damage, n_rounds: int) -> None:
+        """An entry that cannot be read is passed over."""
+        runs = RunList(tmp_path)
+        entry = runs.add(RunEntry(str(tmp_path), "u/me/run", "/repo", "sqlite:///x", "file:///repo", "pool"))
+        (path,) = (tmp_path / "runs").iterdir()
+        good, random = path.read_bytes(), Random(path.name)
+        for _ in range(n_rounds):
+            path.write_bytes(damage(good, random))
+            for found in runs.entries():
+                assert found.writes_the_same(entry) in (True, False)
+                assert found.is_of_this_process in (True, False)
+            runs.prune(lambda _: True)
+            path.write_bytes(good)
+        assert runs.entries() == [entry]
+
+    @pytest.mark.parametrize("damage", [damaged_bytes, with_odd_value])
+    def test_submission_of_bps(self, tmp_path: Path, damage: Damage, n_rounds: int) -> None:
+        """What ``bps submit`` noted of a run."""
+        Submission(tmp_path, "name", ("qgexec", "run"), ends=True, attributes={"project": "x"}).write()
+        refused_or_read(tmp_path / "qgexec.json", damage, n_rounds, lambda: Submission.find(tmp_path))
 
 
 class TestResources:

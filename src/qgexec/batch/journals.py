@@ -155,6 +155,8 @@ class JobJournals:
         try:
             for event in read_events(folder, known.positions, known.damaged):
                 if isinstance(event, AttemptEvent):
+                    if not 0 <= event.index < len(self._plan):
+                        raise JournalError(f"{folder} speaks of quantum {event.index}, which there is not")
                     known.held_back.append(event)
                 elif isinstance(event, RunStarted | RunEnded):
                     known.is_over = isinstance(event, RunEnded)
