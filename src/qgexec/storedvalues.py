@@ -57,6 +57,9 @@ def _hints(of: type) -> Mapping[str, Any]:
 
 
 def _fits(value: object, hint: Any) -> bool:
+    alias = get_origin(hint) or hint
+    if hasattr(alias, "__value__"):  # of a ``type`` statement (PEP 695), as numpy 2.5 has them
+        hint = alias.__value__
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, str | ForwardRef):  # of a type that names itself
         return True
