@@ -235,7 +235,7 @@ def time_limit_ends_the_driver(site: Site) -> None:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
             signal.pause()
 
-    defaults = InProcess.__init__.__kwdefaults__ | {"grace_s": 0.1}
+    defaults = {**(InProcess.__init__.__kwdefaults__ or {}), "grace_s": 0.1}
     impatient = partial(replace, InProcess.__init__, "__kwdefaults__", defaults)
     config = RunConfig(TaskSettings(timeout_s=1.0))
     fault = together(impatient, in_task(calibrate=deaf))
