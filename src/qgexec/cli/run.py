@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from qgexec.cli import buildoptions, logoptions, measuring, options
-from qgexec.cli.building import check_files, make_graph, say_saved
+from qgexec.cli.building import check_files, make_graph, say_not_built, say_saved
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand, stack
 from qgexec.cli.execution import conclude, default_model, outcome_of, say_it_goes_on, warm_up
@@ -195,7 +195,8 @@ def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None
         _check_folder_name(request, given, init_only=init_only)
     made = make_graph(request, given, keep=init_only)
     if request.shows:
-        click.echo("Nothing was executed: --show only shows.", err=True)
+        if made is None:
+            say_not_built(request, summary=None)
         return None
     from qgexec.rubin.graphwrite import BuiltGraph
 
