@@ -378,6 +378,7 @@ def executor_for(given: dict[str, Any]) -> Iterator[GraphExecutor]:
             raise_on_partial_outputs=given["raise_on_partial_outputs"],
             strict_versions=given["strict_versions"],
             implicit_threads=given["enable_implicit_threading"],
+            provenance=given["provenance"],
             execution_graph_fixup=given["graph_fixup"],
             part=given["part"],
             lsst_debug=given["lsst_debug"],
