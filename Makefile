@@ -34,7 +34,8 @@ PYTHON_OLDEST ?= $(call find_python,3.11)
 test-newest: version = 3.13
 test-newest: python = $(PYTHON_NEWEST)
 test-newest: packages = --upgrade --upgrade-strategy eager --editable '.[demo,unit]'
-test-newest: tests = $(LSST_TESTS) tests/cli/test_newer_options.py tests/cli/test_pipetask_options.py
+test-newest: tests = $(LSST_TESTS) tests/cli/test_newer_options.py tests/cli/test_pipetask_options.py \
+  tests/cli/test_provenance.py
 
 test-oldest: version = 3.11
 test-oldest: python = $(PYTHON_OLDEST)

@@ -45,9 +45,11 @@ from qgexec.models.batch import BatchModel
 from qgexec.models.registry import Model
 from qgexec.newrun import open_new_run
 from qgexec.preview import Preview, preview
+from qgexec.provenance import keep_provenance
 from qgexec.rehearsal import Rehearsal, rehearse
 from qgexec.reports.keeper import keeping_snapshots
 from qgexec.resume import take_over
+from qgexec.rubin.compat import provenance_name
 from qgexec.rubin.datastorecache import shared_cache
 from qgexec.rubin.fixups import make_fixup
 from qgexec.rubin.graphfile import AnyGraph, read_output_run
@@ -131,6 +133,9 @@ class GraphExecutor(QuantumGraphExecutor):
         the RUN says it was made with; otherwise they are named, and the run goes on.
     implicit_threads
         Leave numerical libraries in workers their own threads.
+    provenance
+        When the run has ended, whatever failed, take upstream's provenance graph into the output RUN, as
+        dataset ``run_provenance``.
     lsst_debug
         Import ``debug.py`` before each quantum (lsstDebug).
     debugger
@@ -186,6 +191,7 @@ class GraphExecutor(QuantumGraphExecutor):
         raise_on_partial_outputs: bool = True,
         strict_versions: bool = False,
         implicit_threads: bool = False,
+        provenance: bool = False,
         lsst_debug: bool = False,
         debugger: str | None = None,
         log_level: str | None = None,
@@ -219,6 +225,7 @@ class GraphExecutor(QuantumGraphExecutor):
             raise_on_partial_outputs=raise_on_partial_outputs,
             strict_versions=strict_versions,
             implicit_threads=implicit_threads,
+            provenance=provenance,
             lsst_debug=lsst_debug,
             log_level=log_level,
             logging=logging,
@@ -228,6 +235,7 @@ class GraphExecutor(QuantumGraphExecutor):
                 RunConfig.for_all({"timeout_s": timeout_s, "n_retries": retries, **_requests(resources)})
             ),
         )
+        _check_options(self._options, has_butler=butler is not None)
         self._client = Client(
             model=model,
             quantum_executor=quantum_executor,
@@ -311,6 +319,7 @@ class GraphExecutor(QuantumGraphExecutor):
             interrupted=interrupted,
             tell=tell,
         )
+        _check_options(options, has_butler=bool(settings.context.repository))
         executor._options, executor._reopened = options, (books, settings)
         return executor
 
@@ -491,6 +500,8 @@ class GraphExecutor(QuantumGraphExecutor):
             write_provenance_graph(
                 opened.context.graph_file, opened.context.repository, provenance_graph_file
             )
+        if self._options.provenance:
+            keep_provenance(opened, loop.scheduler)
         with source.noting_error():
             raise_if_failed(opened.run_dir, loop.scheduler)
 
@@ -518,6 +529,17 @@ class GraphExecutor(QuantumGraphExecutor):
             if isinstance(graph, BuiltGraph) and beginning.run_dir.settings_file.exists():
                 graph.forget()
         return opened, beginning.journal
+
+
+def _check_options(options: RunOptions, *, has_butler: bool) -> None:
+    """Check that a provenance graph can be kept, if it is to be."""
+    if options.provenance:
+        provenance_name()
+        if not has_butler:
+            raise UsageError(
+                "A provenance graph is kept in a repository, and there is no butler.",
+                hint="Give the repository as butler=, or leave provenance= out.",
+            )
 
 
 def _requests(resources: ExecutionResources | None) -> dict[str, int | None]:

@@ -25,6 +25,7 @@ from qgexec.quantum import RunContext
 from qgexec.rubin.existing import existing_quanta, outputs_in_the_way
 from qgexec.rubin.graphfile import GraphFile, prepare_graph, read_plan, serial_labels
 from qgexec.rubin.preexec import Begun, Preparation, Prepared, prepare_run, run_collections
+from qgexec.rubin.provenance import check_provenance
 from qgexec.rubin.repository import learn_storage_classes, locate, open_butler, repository_identity
 from qgexec.scheduling.plan import Plan
 
@@ -76,6 +77,12 @@ def open_new_run(
         plan = client.plan_of(graph_file.path, options.config.ordering)
         if butler is not None and begun is None and client.quantum_executor is None:
             _require_clear(butler, graph_file, plan, options, preparation)
+        if butler is not None and options.provenance:
+            check_provenance(
+                butler,
+                graph_file.output_run,
+                lambda: {node.quantum_id for node in read_plan(graph_file.path)},
+            )
         # Before the registry is written: where there is no room for it, nothing has changed yet.
         run_dir.save_plan(plan)
         write_down = partial(_write_down, beginning, uri, graph_file, plan, client, options)

@@ -16,12 +16,14 @@ from qgexec.books.history import History
 from qgexec.books.holder import check_free, end_driver
 from qgexec.books.journal import Journal, has_ended, last_epoch
 from qgexec.books.rundir import RunDir, reopen
+from qgexec.books.runsettings import RunSettings
 from qgexec.config.runoptions import RunOptions
 from qgexec.errors import ModelError, RunHeldError
 from qgexec.ingestion.process import Batching, InlineIngestion
 from qgexec.models.base import BenchOpener
 from qgexec.models.batch import BatchModel, remove_round
 from qgexec.plaintext import printable
+from qgexec.provenance import keep_provenance, keep_provenance_of
 from qgexec.reports.report import read_report
 from qgexec.resume import harvest_round, settle_attempts, take_over
 from qgexec.rubin.graphfile import AnyGraph, prepare_graph
@@ -117,7 +119,7 @@ def collect(run_dir: Path, *, force: bool = False, trust_owner: bool = False) ->
         The run directory or the registry cannot be used.
     """
     books, settings = reopen(run_dir, trust_owner=trust_owner)
-    opened = OpenRun(books, settings.context, books.load_plan(), settings.run_is_new, settings.created_at)
+    opened = _open(books, settings)
     options = RunOptions.from_json(settings.options)
     batching = Batching(visibility_s=options.config.batch.visibility_s)
     ingestion = InlineIngestion(ingester_opener(opened), books.segments, batching)
@@ -138,6 +140,10 @@ def collect(run_dir: Path, *, force: bool = False, trust_owner: bool = False) ->
 
     policy = policy_of(options, opened.plan, elsewhere=True)
     return scripted.collect(books, opened.plan, ingestion, policy=policy, harvest=harvest, force=force)
+
+
+def _open(books: RunDir, settings: RunSettings) -> OpenRun:
+    return OpenRun(books, settings.context, books.load_plan(), settings.run_is_new, settings.created_at)
 
 
 def close_round(
@@ -173,20 +179,25 @@ def close_round(
         _logger.warning("A driver watches the run in %s: it closes the books itself.", books.path)
         return True
     found = read_report(run_dir)
+    options = RunOptions.from_json(settings.options)
     if books.cancel_file.exists() or found.stop_reason is not None:
         # Nothing more is to be submitted.
         collect(run_dir, force=True, trust_owner=trust_owner)
+        if options.provenance and not books.cancel_file.exists():
+            opened = _open(books, settings)
+            keep_provenance_of(opened, policy_of(options, opened.plan, elsewhere=True))
         return False
     batch_round = Round.open(round_folder(books, number))
     if batch_round.is_closed and has_ended(books.journal, last_epoch(books.journal)):
         return found.submitted is not None or found.all_succeeded  # a driver did it all
     client = Client.of_run(settings, leaves=True)
-    options = RunOptions.from_json(settings.options)
-    _, loop = take_over(books, settings, client, options, force=True, closing=number)
+    opened, loop = take_over(books, settings, client, options, force=True, closing=number)
     loop.execute()
     if loop.has_left:
         return True
     batch_round.close()  # the loop has not even looked, where all was in the books already
+    if options.provenance:
+        keep_provenance(opened, loop.scheduler)
     done = (State.SUCCEEDED, State.SKIPPED)
     return not any(n for state, n in loop.scheduler.counts().items() if state not in done)
 

@@ -14,7 +14,7 @@ from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilder
 
 from qgexec.errors import UsageError
 from qgexec.rubin.compat import builder_arguments
-from tests.kit.butler.repos import N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository
+from tests.kit.butler.repos import INPUT_CHAIN, N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository
 from tests.kit.commands.builtgraphs import Arguments, both
 from tests.kit.commands.pipetask import pipetask
 from tests.kit.commands.qgexec import Command, call, one_message
@@ -104,9 +104,13 @@ class TestRetainedDatasetTypes:
         assert both(folder, *building, *SKIP, *KEPT)["tasks"] == {"isr": 4, "calibrate": 4, "summary": 1}
 
     def test_nothing_done(self, building: Arguments, folder: Path) -> None:
-        """Where nothing has been done yet, in collections that are not there or a new RUN, all is built."""
+        """Where nothing has been done yet, in collections that are there or not, all is built."""
         (folder / "kept.yaml").write_text("[calibrated]")
-        for options in (["--skip-existing-in", "no/such"], ["--skip-existing"]):
+        for options in (
+            ["--skip-existing-in", "no/such"],
+            ["--skip-existing-in", INPUT_CHAIN],
+            ["--skip-existing"],
+        ):
             assert len(both(folder, *building, *options, *KEPT)["quanta"]) == N_QUANTA
 
     def test_run(self, building: Arguments, folder: Path, repository: MockRepository, done: Done) -> None:

@@ -61,6 +61,25 @@ def test_from_the_repository(repository: MockRepository, moods: Moods, folder: P
     assert json.loads(Path("all.json").read_text()) == json.loads(Path("one.json").read_text())
 
 
+def test_as_pipetask_is_called(repository: MockRepository, moods: Moods, folder: Path) -> None:
+    """Repository and graphs as arguments, before or after options, are those of -b and -g."""
+    moods.set({"isr 1,1": "raise"})
+    assert _run(repository, "--run-dir", "first") == 1
+    told = call("report", "-b", repository.root, "-g", repository.graph, "--json")
+    for given in (
+        ["report", repository.root, repository.graph, "--json"],
+        ["report", "--force-v2", "--json", repository.root, repository.graph],
+        ["report", "-b", repository.root, repository.graph, "--json"],
+        ["report", repository.root, "first/../" + str(os.path.relpath(repository.graph)), "--json"],
+    ):
+        result = call(*given)
+        assert (result.code, result.err) == (1, "")
+        ours, theirs = json.loads(result.out), json.loads(told.out)
+        assert [ours[key] for key in ("total", "failures")] == [theirs[key] for key in ("total", "failures")]
+    twice = call("report", repository.root, repository.graph, repository.graph)
+    one_message(twice, "graph.qg is named twice")
+
+
 def test_damaged_files(repository: MockRepository, moods: Moods, folder: Path) -> None:
     """A log that cannot be read hides no other; metadata that cannot be read are named, and not needed."""
     moods.set({"isr 1,1": "raise", "isr 2,1": "raise"})
@@ -102,7 +121,11 @@ REFUSED: dict[str, tuple[Refused, str]] = {
     "nothing": (lambda _: ["report"], "nothing to report on"),
     "a repository alone": (lambda r: ["report", "-b", r.root], "nothing to report on"),
     "graphs alone": (lambda r: ["report", "-g", r.graph], "nothing to report on"),
-    "pipetask's form": (lambda r: ["report", r.root, r.graph], "report -b "),
+    "a graph alone": (lambda r: ["report", r.graph], "nothing to report on"),
+    "graph and repository": (lambda r: ["report", r.graph, r.root], "first"),
+    "two repositories": (lambda r: ["report", r.root, "other", r.graph], "other is no graph"),
+    "a repository twice": (lambda r: ["report", r.root, r.graph, "-b", r.root], "is no graph"),
+    "an alias that is none": (lambda r: ["report", "nowhere", r.graph], "nowhere"),
     "both kinds": (lambda r: ["report", r.root, "-b", r.root, "-g", r.graph], "-b is about graphs"),
     "an option of the other": (lambda r: ["report", r.root, "--no-logs"], "--logs/--no-logs is about graphs"),
     "a drawing as JSON": (

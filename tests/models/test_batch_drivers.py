@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lsst.pipe.base import automatic_connection_constants as acc
 
 from benchmarks.endstate import EndState
 from qgexec.api import GraphExecutor
@@ -23,6 +25,7 @@ from qgexec.offline import close_round, collect
 from qgexec.reports.report import RunState
 from tests.kit.batch.handsystem import HandSystem
 from tests.kit.batch.jobforks import N_QUANTA, Jobs, Place, configured, killed_in
+from tests.kit.butler.repos import OUTPUT_RUN
 from tests.kit.crash.faults import Fault, at_call, in_task, raising, together
 from tests.kit.processes.forks import KILLED, Flag, Fork
 
@@ -112,6 +115,26 @@ def test_a_closing_job_says_what_failed(place: Place) -> None:
     assert close_round(place.run_dir, 1) is False
     total = place.report().total
     assert (total.failed, total.blocked, len(place.hand.submitted)) == (2, 4, 1)
+
+
+@pytest.mark.skipif(
+    not hasattr(acc, "PROVENANCE_DATASET_TYPE_NAME"),
+    reason="lsst-pipe-base has run_provenance from 30.0.1 and 30.2026.400 on",
+)
+@pytest.mark.parametrize("fail_fast", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_a_closing_job_keeps_provenance(place: Place, fail_fast: bool) -> None:
+    """It writes the provenance graph when all has ended, well or not, or the run was stopped."""
+    place.hand.runs = Jobs({(1, 0): [in_task(isr=raising(ValueError("no stars")))]})
+    place.submit(provenance=True, fail_fast=fail_fast)
+    place.work_off()
+    with place.repository.butler() as butler:
+        assert not butler.registry.queryDatasetTypes("run_provenance")
+    assert close_round(place.run_dir, 1) is False
+    with place.repository.butler() as butler:
+        graph = butler.get("run_provenance", collections=OUTPUT_RUN)
+    found = Counter(info["status"].name for _, info in graph.quantum_only_xgraph.nodes(data=True))
+    assert found["FAILED"] >= 1
+    assert found.total() == N_QUANTA
 
 
 @pytest.mark.thorough

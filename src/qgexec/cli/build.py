@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qgexec.cli import buildoptions, logoptions, measuring, options
-from qgexec.cli.building import check_files, make_graph, make_pipeline
+from qgexec.cli.building import check_files, make_graph, make_pipeline, say_not_built
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand
 from qgexec.cli.optionsfile import options_file
@@ -103,20 +103,20 @@ def qgraph(*, summary: str | None, **given: Any) -> None:
     with measuring.covered(given):
         made = make_graph(request, given)
     if made is None:
-        click.echo("No graph was built: all that --show asks for is about the pipeline.", err=True)
+        say_not_built(request, summary=summary)
         return
     from qgexec.rubin.showgraph import count_quanta, summary_json
 
     if summary:
         _write_summary(summary, summary_json(made.graph))
+    if request.shows:
+        return  # that is all that is to be read, here or by a program
     counts = count_quanta(made.graph)
     width = max(map(len, counts))
-    # Where something else is shown, that is all that stands on stdout.
-    to_stderr = bool(request.shows)
     for label, count in counts.items():
-        click.echo(f"{label:{width}}  {count:>9}", err=to_stderr)
-    click.echo(f"{'in all':{width}}  {sum(counts.values()):>9}", err=to_stderr)
-    if made.path is None and not (request.graph_file or request.shows or any(request.files().values())):
+        click.echo(f"{label:{width}}  {count:>9}")
+    click.echo(f"{'in all':{width}}  {sum(counts.values()):>9}")
+    if made.path is None and not (request.graph_file or any(request.files().values())):
         click.echo("The graph was not saved: -q FILE saves it.", err=True)
 
 

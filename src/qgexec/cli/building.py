@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from qgexec.rubin.pipelines import BuiltPipeline
 
-__all__ = ["MadeGraph", "check_files", "make_graph", "make_pipeline", "say_saved"]
+__all__ = ["MadeGraph", "check_files", "make_graph", "make_pipeline", "say_not_built", "say_saved"]
 
 
 def check_files(files: Mapping[str, str | None]) -> None:
@@ -86,6 +86,18 @@ def make_pipeline(request: BuildRequest, repository: str | None) -> BuiltPipelin
         for show in shows:
             show_pipeline(show, made, butler, sys.stdout)
     return made
+
+
+def say_not_built(request: BuildRequest, *, summary: str | None) -> None:
+    """Say which files were not written, since all that was to be shown could be shown of the pipeline."""
+    wanted = {
+        "--save-qgraph": request.save_graph,
+        "--qgraph-dot": request.graph_dot,
+        "--qgraph-mermaid": request.graph_mermaid,
+        "--summary": summary,
+    }
+    if names := [option for option, name in wanted.items() if name]:
+        click.echo(f"No graph was built, as --show needs none: {', '.join(names)} not written.", err=True)
 
 
 def say_saved(path: str) -> None:

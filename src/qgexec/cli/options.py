@@ -204,6 +204,10 @@ execution = section(
         help="Refuse to execute in batch jobs, or after an interruption, if the software has changed.",
     ),
     click.option(
+        "--provenance/--no-provenance",
+        help="When the run has ended, take upstream's provenance graph into the RUN, as run_provenance.",
+    ),
+    click.option(
         "--enable-implicit-threading", is_flag=True, help="Leave numerical libraries their own threads."
     ),
     click.option(

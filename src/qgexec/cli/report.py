@@ -58,8 +58,14 @@ _FOR_GRAPHS = {
 """Options that are about graphs and a repository, by parameter."""
 
 
-@click.command(cls=LongCommand, epilog="Example:  qgexec report qgexec-runs/u/me/test --json | jq .tasks")
-@click.argument("run_dirs", nargs=-1, metavar="[RUN_DIR...]", type=click.Path(path_type=Path))
+@click.command(
+    cls=LongCommand,
+    epilog="Examples:\n\n"
+    "\b\n"
+    "  qgexec report qgexec-runs/u/me/test --json | jq .tasks\n"
+    "  qgexec report REPO graph.qg    # a run of pipetask or BPS",
+)
+@click.argument("arguments", nargs=-1, metavar="[RUN_DIR...|REPO GRAPH...]")
 @_BRIEF
 @JSON
 @click.option("--json-schema", is_flag=True, help="Print the JSON schema of all that --json prints, and end.")
@@ -119,7 +125,7 @@ def report(
     ctx: click.Context,
     /,
     *,
-    run_dirs: tuple[Path, ...],
+    arguments: tuple[str, ...],
     butler_config: str | None,
     graphs: tuple[str, ...],
     brief: bool,
@@ -137,9 +143,9 @@ def report(
     Several runs that recovered each other may be named: then the last word on each
     quantum counts, and it is said how many each run recovered.
 
-    Of runs of pipetask or BPS there is no run directory: name the repository (-b)
-    and their graphs (-g), and it is told from what they left there, with the options
-    of `pipetask report`.
+    Of runs of pipetask or BPS there is no run directory: name the repository and
+    their graphs (REPO GRAPH..., or -b and -g), and it is told from what they left
+    there, with the options of `pipetask report`.
 
     Exit codes: 0 all succeeded, 1 some quanta failed, were blocked or have not run.
     """
@@ -148,6 +154,7 @@ def report(
 
         click.echo(report_schema().rstrip())
         return
+    run_dirs, butler_config, graphs = _sort_arguments(arguments, butler_config, graphs)
     _check_use(ctx, run_dirs, butler_config, graphs)
     if view_graph and as_json:
         raise UsageError("--view-graph draws, and --json does not.", hint="Ask for one of them.")
@@ -161,6 +168,23 @@ def report(
         _finish(*_of_several(run_dirs, brief=brief), as_json=as_json)
 
 
+def _sort_arguments(
+    arguments: Sequence[str], repository: str | None, graphs: tuple[str, ...]
+) -> tuple[tuple[Path, ...], str | None, tuple[str, ...]]:
+    """Return run directories, repository and graphs: before a graph, an argument is the repository."""
+    named = tuple(each for each in arguments if each.partition("?")[0].endswith(_GRAPH_SUFFIXES))
+    others = [each for each in arguments if each not in named]
+    if not named:
+        return tuple(map(Path, others)), repository, graphs
+    if len(others) > 1 or (others and (repository is not None or arguments[0] in named)):
+        raise UsageError(
+            f"{others[-1]} is no graph, and {named[0]} is one.",
+            hint="Name the repository first, and graphs after it: qgexec report REPO GRAPH...\n"
+            "Or name run directories alone.",
+        )
+    return (), others[0] if others else repository, (*named, *graphs)
+
+
 def _check_use(
     ctx: click.Context, run_dirs: Sequence[Path], repository: str | None, graphs: Sequence[str]
 ) -> None:
@@ -170,22 +194,16 @@ def _check_use(
         for name, option in _FOR_GRAPHS.items()
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     ]
-    if run_dirs and (named := [path for path in run_dirs if path.suffix in _GRAPH_SUFFIXES]):
-        others = [str(path) for path in run_dirs if path not in named]
-        command = ["qgexec report -b", *(others[:1] or ["REPO"]), *(f"-g {path}" for path in named)]
-        raise UsageError(
-            f"{named[0]} is a graph, and not a run directory.",
-            hint=f"For what others executed, name repository and graphs: {' '.join(command)}",
-        )
     if run_dirs and given:
         raise UsageError(
-            f"{given[0]} is about graphs in a repository, and {run_dirs[0]} is a run directory.",
-            hint="Name run directories alone, or -b REPO and -g GRAPH alone.",
+            f"{given[0]} is about graphs in a repository, and {run_dirs[0]} is taken for a run directory.",
+            hint="Name run directories alone; or, for what others executed, REPO GRAPH... alone.",
         )
     if not run_dirs and not (repository and graphs):
         raise UsageError(
             "There is nothing to report on.",
-            hint="Name run directories; or, for what others executed, both -b REPO and -g GRAPH.",
+            hint="Name run directories; or, for what others executed, both repository and graphs: "
+            "qgexec report REPO GRAPH...",
         )
 
 

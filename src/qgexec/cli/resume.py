@@ -30,6 +30,7 @@ _OPTIONS = {
     "clobber_outputs": "clobber_outputs",
     "raise_on_partial_outputs": "raise_on_partial_outputs",
     "strict_versions": "strict_versions",
+    "provenance": "provenance",
     "enable_implicit_threading": "implicit_threads",
 }
 """Options that can be changed, and their names in `qgexec.config.runoptions.RunOptions`."""

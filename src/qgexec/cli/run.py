@@ -12,13 +12,14 @@ import click
 from click.core import ParameterSource
 
 from qgexec.cli import buildoptions, logoptions, measuring, options
-from qgexec.cli.building import check_files, make_graph, say_saved
+from qgexec.cli.building import check_files, make_graph, say_not_built, say_saved
 from qgexec.cli.buildoptions import BuildRequest
 from qgexec.cli.commandclass import LongCommand, stack
 from qgexec.cli.execution import conclude, default_model, outcome_of, say_it_goes_on, warm_up
 from qgexec.cli.inspect import TRUST_OWNER, terminal_width
 from qgexec.cli.optionsfile import options_file
 from qgexec.cli.resume import go_on, resume
+from qgexec.cli.searchpath import config_search_path, configure
 from qgexec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ building = stack(options.repository, _graph_options)
 executing = stack(
     buildoptions.execution_part,
     options.initialization,
+    config_search_path,
     options.run_dir,
     options.force,
     options.execution,
@@ -189,13 +191,15 @@ def graph_of(given: dict[str, Any], *, init_only: bool = False) -> _Graph | None
         warm_up(given["model"], implicit_threads=given["enable_implicit_threading"])
     reads = request.shows or request.quantum_ids or request.graph_id or any(request.files().values())
     logoptions.begin()
+    configure(given)
     if request.graph_file and not reads:
         return request.graph_file
     if request.pipeline and not request.shows:
         _check_folder_name(request, given, init_only=init_only)
     made = make_graph(request, given, keep=init_only)
     if request.shows:
-        click.echo("Nothing was executed: --show only shows.", err=True)
+        if made is None:
+            say_not_built(request, summary=None)
         return None
     from qgexec.rubin.graphwrite import BuiltGraph
 
@@ -232,6 +236,7 @@ def _check_folder_name(request: BuildRequest, given: dict[str, Any], *, init_onl
 @buildoptions.graph_file
 @buildoptions.collections
 @options.initialization
+@config_search_path
 @measuring.coverage_options
 def init(*, qgraph: str | None, qgraph_id: str | None, **given: Any) -> None:
     """Only bring the registry up to date for a graph; nothing is executed.
@@ -243,6 +248,7 @@ def init(*, qgraph: str | None, qgraph_id: str | None, **given: Any) -> None:
         raise UsageError("No graph was given.", hint="Name one with -g FILE.")
     buildoptions.check_collections(given)
     logoptions.begin()
+    configure(given)
     with measuring.covered(given):
         if qgraph_id is None:
             _init(qgraph, given)
@@ -359,7 +365,7 @@ def executor_for(given: dict[str, Any]) -> Iterator[GraphExecutor]:
     moving = False if (logs is not None and logs.terminal) or given.get("debugger") else None
     with Display(on_terminal=moving, survives=facts_of(given["model"]).survives_driver) as display:
         yield GraphExecutor(
-            given["repository"],
+            given.get("configuration", given["repository"]),
             model=given["model"],
             processes=given["processes"],
             fail_fast=given["fail_fast"],
@@ -372,6 +378,7 @@ def executor_for(given: dict[str, Any]) -> Iterator[GraphExecutor]:
             raise_on_partial_outputs=given["raise_on_partial_outputs"],
             strict_versions=given["strict_versions"],
             implicit_threads=given["enable_implicit_threading"],
+            provenance=given["provenance"],
             execution_graph_fixup=given["graph_fixup"],
             part=given["part"],
             lsst_debug=given["lsst_debug"],

@@ -59,6 +59,9 @@ class RunOptions:
     seed: int | None = None
     """Quanta draw the same random numbers in each run with the same seed, 32 bits; `None`: never the same."""
 
+    provenance: bool = False
+    """Take upstream's provenance graph into the output RUN when the run has ended."""
+
     grace_s: float | None = None
     """Time that running quanta have to finish after an interrupt, seconds; `None` for any."""
 

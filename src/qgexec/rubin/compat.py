@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, LimitedButler, QuantumBackedButler
+from lsst.daf.butler import (
+    Butler,
+    ButlerConfig,
+    DatasetRef,
+    DatasetType,
+    DimensionUniverse,
+    LimitedButler,
+    QuantumBackedButler,
+)
 from lsst.daf.butler.datastore import Datastore
 from lsst.daf.butler.datastore.record_data import DatastoreRecordData
 from lsst.pipe.base import PipelineTask, QgraphSummary, TaskFactory
+from lsst.pipe.base import automatic_connection_constants as acc
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantumGraphComponents
 from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilder
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult
@@ -38,6 +47,8 @@ __all__ = [
     "import_datasets",
     "is_half_registered",
     "keeping_package_metadata",
+    "provenance_dataset_type",
+    "provenance_name",
     "put_refs",
     "registry_file",
     "temporary_file_pattern",
@@ -110,6 +121,28 @@ def builder_arguments(options: Mapping[str, object]) -> dict[str, Any]:
             hint="30.0.9 and 30.2026.2800, and what came after them, can: use one of those, or leave it out.",
         )
     return asked
+
+
+def provenance_dataset_type(universe: DimensionUniverse) -> DatasetType:
+    """Return the type of the dataset that holds a RUN's provenance graph; raises as `provenance_name`."""
+    return DatasetType(provenance_name(), universe.empty, acc.PROVENANCE_STORAGE_CLASS)
+
+
+def provenance_name() -> str:
+    """Return the name of that type.
+
+    Raises
+    ------
+    qgexec.errors.UsageError
+        The installed version has none.
+    """
+    name: str | None = getattr(acc, "PROVENANCE_DATASET_TYPE_NAME", None)
+    if name is None:
+        raise UsageError(
+            "--provenance: the installed lsst-pipe-base has no provenance graphs in repositories.",
+            hint="30.0.1 and 30.2026.400, and what came after them, have: use one of those, or leave it out.",
+        )
+    return name
 
 
 def graph_summary(graph: PredictedQuantumGraph) -> QgraphSummary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ __all__ = [
     "repository_identity",
     "repository_uri",
     "require_writeable",
+    "resolve_configuration",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -97,6 +98,37 @@ def learn_storage_classes(repository: str) -> None:
         raise RepositoryError(
             f"there is no butler repository {repository}: {type(error).__name__}: {error}",
             hint="Check its path or alias.",
+        ) from error
+
+
+def resolve_configuration(repository: str, search_path: Sequence[str], file: Path) -> Config:
+    """Return a repository's whole configuration, defaults included; it names the root, and is in no file.
+
+    Parameters
+    ----------
+    repository
+        Root, configuration file or alias.
+    search_path
+        Folders, or URIs of such; their defaults count before those of ``DAF_BUTLER_CONFIG_PATH``.
+    file
+        Where it is written to all the same, for who needs a name of it.
+
+    Raises
+    ------
+    qgexec.errors.RepositoryError
+        There is no such repository, or a default cannot be read.
+    """
+    _check_configuration(repository)
+    try:
+        config = ButlerConfig(repository, searchPaths=list(search_path))
+        if "root" not in config:
+            config["root"] = str(config.configDir)
+        config.dumpToUri(ResourcePath(str(file)))
+        return Config.fromYaml(file.read_text())
+    except Exception as error:  # configurations and URIs of any kind
+        raise RepositoryError(
+            f"the configuration of {repository} cannot be read: {type(error).__name__}: {error}",
+            hint=f"Check the path or alias given with -b, and --config-search-path {','.join(search_path)}",
         ) from error
 
 
