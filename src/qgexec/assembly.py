@@ -113,6 +113,12 @@ class Client:
     leaves: bool = False
     """Go away as soon as all that is left is in the hands of a batch system."""
 
+    ingests: bool = True
+    """Take outputs into the registry; otherwise whoever wants them there does it afterwards."""
+
+    job_metadata: Mapping[str, float] | None = None
+    """What the metadata of each quantum is to say of the job that executed it."""
+
     @classmethod
     def of_run(cls, settings: RunSettings, *, leaves: bool = False) -> Self:
         """Return what a run's own files say of it."""
@@ -345,6 +351,9 @@ def _make_bench(
         )
         return own, NoIngestion()
     opener = workbench_opener(opened, options, books)
+    if not client.ingests:
+        bench_options = replace(opener.options, job_metadata=client.job_metadata)
+        return replace(opener, options=bench_options), NoIngestion()
     ingester = ingester_opener(opened)
     batching = Batching(visibility_s=options.config.batch.visibility_s)
     ingestion = (
