@@ -113,11 +113,9 @@ class Client:
     leaves: bool = False
     """Go away as soon as all that is left is in the hands of a batch system."""
 
-    ingests: bool = True
-    """Take outputs into the registry; otherwise whoever wants them there does it afterwards."""
-
     job_metadata: Mapping[str, float] | None = None
-    """What the metadata of each quantum is to say of the job that executed it."""
+    """Where given, this is a job of a workflow that others order: the metadata of each quantum say this of
+    it, it takes nothing into the registry, and its workers print where it does."""
 
     @classmethod
     def of_run(cls, settings: RunSettings, *, leaves: bool = False) -> Self:
@@ -309,6 +307,7 @@ def make_loop(
         preload=PRELOAD,
         serial_labels=opened.serial_labels,
         implicit_threads=options.implicit_threads,
+        prints_here=client.job_metadata is not None,
         ledger=scheduler,
     )
     return Loop(
@@ -351,7 +350,7 @@ def _make_bench(
         )
         return own, NoIngestion()
     opener = workbench_opener(opened, options, books)
-    if not client.ingests:
+    if client.job_metadata is not None:
         bench_options = replace(opener.options, job_metadata=client.job_metadata)
         return replace(opener, options=bench_options), NoIngestion()
     ingester = ingester_opener(opened)

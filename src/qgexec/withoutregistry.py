@@ -96,7 +96,7 @@ class Execution:
         path = local_graph(part.graph, folder, ids, part.graph_id)
         plan = read_part(path, ids)
         job_metadata = {"qg_read_time": time.monotonic() - since, "qg_size": len(plan)}
-        client = Client(model, debugger=debugger, ingests=False, job_metadata=job_metadata)
+        client = Client(model, debugger=debugger, job_metadata=job_metadata)
         executor = make_model(client, options)
         assert isinstance(executor, ExecutionModel), "those that qgexec brings are"
         labels = _serial_labels(path) if executor.facts.parallel else frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,10 +22,11 @@ from lsst.pipe.base.quantum_reports import ExecutionStatus, Report
 
 from qgexec.cli import pipetask as ours
 from qgexec.rubin.graphfile import read_plan
-from tests.kit.butler.repos import N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository
+from tests.kit.butler.repos import N_QUANTA, OUTPUT, OUTPUT_RUN, MockRepository, copy_template
 from tests.kit.checkout import CHECKOUT
 from tests.kit.commands.pipetask import commands, option_names, pipetask
 from tests.kit.commands.qgexec import Command, Moods, Result
+from tests.kit.processes.disks import fill, small_disk
 
 PROGRAM = ("-m", "qgexec.cli.pipetask")
 
@@ -149,6 +151,28 @@ def test_again_after_a_failure(
     result = run("--no-log-tty", "run-qbb", *prepared)
     assert (result.code, result.err) == (0, "Quanta: 3 succeeded, 16 skipped\n")
     assert taken_in(repository) == N_QUANTA
+
+
+def test_full_repository(template: MockRepository, run: Run, tmp_path: Path) -> None:
+    """One message, and the same command goes on when there is room: no quantum has failed."""
+    with small_disk(tmp_path / "disk", 16 << 20) as disk:
+        full = copy_template(template, disk / "data")
+        assert run("pre-exec-init-qbb", full.root, full.graph).code == 0
+        fill(disk / "ballast")
+        result = run("--no-log-tty", "run-qbb", full.root, full.graph)
+        assert result.code == 1
+        assert "is full" in result.err
+        assert result.err.endswith("Then give the same command again: what is done is skipped.\n")
+        (disk / "ballast").unlink()
+        assert run("run-qbb", full.root, full.graph).code == 0
+
+
+def test_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The butler finds these folders before those of the environment, here and in workers."""
+    monkeypatch.setenv("DAF_BUTLER_CONFIG_PATH", "/site")
+    given = ["REPO", "graph.qg", "--config-search-path", "/a,/b", "--config-search-path", "/c"]
+    ours.run_qbb.make_context("run-qbb", given)
+    assert os.environ["DAF_BUTLER_CONFIG_PATH"] == "/a:/b:/c:/site"
 
 
 WRONG = {

@@ -16,7 +16,7 @@ from qgexec.cli.commandclass import LongCommand, section, stack
 from qgexec.cli.execution import default_model, warm_up, write_summary
 from qgexec.cli.main import SECTIONS, LazyGroup, Sections, begin_command, run_program
 from qgexec.cli.values import comma_list
-from qgexec.errors import EmptyGraphError, UsageError
+from qgexec.errors import EmptyGraphError, QgexecError, UsageError
 from qgexec.plaintext import printable
 from qgexec.scheduling.policy import INVALID_QUANTUM_EXIT_CODE, REPEATABLE_QUANTUM_EXIT_CODE
 
@@ -223,6 +223,9 @@ def _run(given: dict[str, Any], folder: Path) -> tuple[int, int | None]:
         code = _say_what_failed(execution, given)
     except KeyboardInterrupt:
         code, signal_number = EXIT_FAILED, execution.signal
+    except QgexecError as error:
+        error.hint = f"{error.hint}\nThen give the same command again: what is done is skipped.".lstrip()
+        raise
     finally:
         if given["summary"]:
             write_summary(execution.report, given["summary"])
