@@ -71,7 +71,7 @@ class Side:
         text = Path(script).read_text()
         variables = re.findall(r"^(\w+)=\$\d$", text, flags=re.MULTILINE)
         values = dict(zip(variables, shlex.split(arguments), strict=True))
-        commands = [line for line in text.splitlines() if "/bin/butler" in line]
+        commands = [line for line in text.splitlines() if " aggregate-graph " in line]
         assert len(commands) == 1
         program, _, rest = string.Template(commands[0]).safe_substitute(values).partition(" ")
         self.execute(program, rest)
