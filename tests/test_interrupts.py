@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from qgexec.errors import RunInterrupted
 from qgexec.interrupts import Interrupts
 
 
@@ -43,6 +44,17 @@ def test_what_counts(numbers: list[signal.Signals], count: int) -> None:
         assert interrupts.count == count
         assert interrupts.patience_over == (count > 1)
     assert told == [*range(1, count + 1)]
+
+
+@pytest.mark.parametrize(("grace_s", "signals_that_end"), [(None, 2), (60.0, 2), (0.0, 1)])
+def test_what_ends_a_quantum_in_this_thread(grace_s: float | None, signals_that_end: int) -> None:
+    """A second signal does, or the first where there is no time; which one was first is remembered."""
+    interrupts = Interrupts(grace_s=grace_s)
+    with interrupts.watching(), interrupts.raising():
+        send(*[signal.SIGTERM] * (signals_that_end - 1))
+        with pytest.raises(RunInterrupted):
+            send(signal.SIGINT)
+    assert interrupts.first == (signal.SIGINT if signals_that_end == 1 else signal.SIGTERM)
 
 
 def test_hangup_that_is_ignored() -> None:

@@ -113,6 +113,10 @@ class Client:
     leaves: bool = False
     """Go away as soon as all that is left is in the hands of a batch system."""
 
+    job_metadata: Mapping[str, float] | None = None
+    """Where given, this is a job of a workflow that others order: the metadata of each quantum say this of
+    it, it takes nothing into the registry, and its workers print where it does."""
+
     @classmethod
     def of_run(cls, settings: RunSettings, *, leaves: bool = False) -> Self:
         """Return what a run's own files say of it."""
@@ -303,6 +307,7 @@ def make_loop(
         preload=PRELOAD,
         serial_labels=opened.serial_labels,
         implicit_threads=options.implicit_threads,
+        prints_here=client.job_metadata is not None,
         ledger=scheduler,
     )
     return Loop(
@@ -345,6 +350,9 @@ def _make_bench(
         )
         return own, NoIngestion()
     opener = workbench_opener(opened, options, books)
+    if client.job_metadata is not None:
+        bench_options = replace(opener.options, job_metadata=client.job_metadata)
+        return replace(opener, options=bench_options), NoIngestion()
     ingester = ingester_opener(opened)
     batching = Batching(visibility_s=options.config.batch.visibility_s)
     ingestion = (

@@ -34,6 +34,8 @@ class Interrupts:
         self, notice: Callable[[int], None] = lambda _count: None, *, grace_s: float | None = None
     ) -> None:
         self.count = 0
+        self.first: int | None = None
+        """Number of the first signal that was counted."""
         self.asked = False
         """SIGUSR1 came since this was last set to `False`."""
         self._notice = notice
@@ -67,7 +69,7 @@ class Interrupts:
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Raise `qgexec.errors.RunInterrupted` at a second signal while the block runs.
+        """Raise `qgexec.errors.RunInterrupted` where a signal leaves no time, while the block runs.
 
         Quanta run in this thread then, and only an exception ends one. Nowhere else may one come out of a
         signal handler: between the journal and the scheduler it would make them disagree.
@@ -90,7 +92,7 @@ class Interrupts:
         """Count one more signal; the handler of Ctrl-C and SIGTERM."""
         self.count += 1
         if self.count == 1:
-            self._first_at = time.monotonic()
+            self.first, self._first_at = number, time.monotonic()
         self._notice(self.count)
-        if self.count > 1 and self._may_raise:
+        if self.patience_over and self._may_raise:
             raise RunInterrupted

@@ -57,6 +57,8 @@ SHELLS_OWN = {
     "cp": "test_tutorial.py runs it",
     "truncate": "test_tutorial.py runs it",
     "find": "test_tutorial.py runs it",
+    "mkdir": "test_pipetask_name.py runs it",
+    "ln": "test_pipetask_name.py runs it",
 }
 """Programs that no test can hold a command against, and why."""
 

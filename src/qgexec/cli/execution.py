@@ -17,9 +17,11 @@ from qgexec.errors import QgexecError
 from qgexec.events import StopReason
 
 if TYPE_CHECKING:
+    from lsst.pipe.base.quantum_reports import Report
+
     from qgexec.api import GraphExecutor
 
-__all__ = ["conclude", "default_model", "outcome_of", "say_it_goes_on", "warm_up"]
+__all__ = ["conclude", "default_model", "outcome_of", "say_it_goes_on", "warm_up", "write_summary"]
 
 
 def warm_up(model: str, *, implicit_threads: bool = False) -> None:
@@ -84,7 +86,7 @@ def conclude(
         say_it_goes_on(executor.run_dir)
         return code
     if summary:
-        _write_summary(executor, summary)
+        write_summary(executor.getReport, summary)
     found = print_report(executor.run_dir, ended=True)
     if code == 0:
         return code
@@ -105,9 +107,10 @@ def say_it_goes_on(run_dir: Path) -> None:
     )
 
 
-def _write_summary(executor: GraphExecutor, file: str) -> None:
+def write_summary(get_report: Callable[[], Report], file: str) -> None:
+    """Write upstream's report to a file, or say why that cannot be."""
     try:
-        Path(file).write_text(executor.getReport().model_dump_json(exclude_none=True, indent=2))
+        Path(file).write_text(get_report().model_dump_json(exclude_none=True, indent=2))
     except (OSError, ValueError, QgexecError) as error:
         # What became of the run is worth more than this file: its report and its exit code are still to come.
         click.echo(f"--summary {file} could not be written: {error}", err=True)

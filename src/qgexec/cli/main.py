@@ -12,8 +12,9 @@ import logging
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -25,12 +26,15 @@ from qgexec.errors import NotUtf8Error, QgexecError, UsageError
 from qgexec.plaintext import PrintableFormatter, printable
 from qgexec.standardstreams import open_standard_streams
 
-__all__ = ["SECTIONS", "cli", "main"]
+__all__ = ["SECTIONS", "LazyGroup", "Sections", "begin_command", "cli", "main", "run_program"]
 
 _IRRELEVANT_LOGGERS = ("lsst.utils.packages", "lsst.daf.butler._storage_class")
 """They warn of what is not installed (eups, pandas) whether or not it is wanted."""
 
-SECTIONS = {
+Sections = Mapping[str, Mapping[str, tuple[str, str, str]]]
+"""Commands by the titles under which they are shown: module, name there, and one line of help."""
+
+SECTIONS: Sections = {
     "Pipelines and graphs": {
         "build": ("qgexec.cli.build", "build", "Make a pipeline of a file and changes to it; look at it."),
         "qgraph": ("qgexec.cli.build", "qgraph", "Build a quantum graph and save it, or look at one."),
@@ -76,40 +80,54 @@ SECTIONS = {
         "models": ("qgexec.cli.inspect", "models", "List the execution models."),
     },
 }
-"""Commands by the titles under which they are shown: module, name there, and one line of help."""
-
-_COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+"""The commands of `qgexec`."""
 
 
-class _LazyGroup(click.Group):
-    """Imports a command's module when the command is called."""
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is called.
+
+    Parameters
+    ----------
+    sections
+        The commands.
+    **attributes
+        Of any group.
+    """
+
+    def __init__(self, *, sections: Sections = SECTIONS, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._sections = sections
+        self._entries = {name: entry for section in sections.values() for name, entry in section.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        """Return the names, in the order in which they are shown."""
+        return list(self._entries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        """Import a command."""
+        if cmd_name not in self._entries:
             return None
-        module, name, _ = _COMMANDS[cmd_name]
+        module, name, _ = self._entries[cmd_name]
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Call the command."""
         try:
             return super().invoke(ctx)
         except EOFError as error:  # click takes it for the end of what somebody types, and for an interrupt
             raise RuntimeError("a file, or what another process sent, ended too early") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # click would import every command for its one line of help.
-        for title, commands in SECTIONS.items():
+        """List the commands; click would import every one for its line of help."""
+        for title, commands in self._sections.items():
             with formatter.section(title):
                 formatter.write_dl([(name, text) for name, (_, _, text) in commands.items()])
 
 
 @click.group(
-    cls=_LazyGroup,
+    cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example:  qgexec run -b REPO -g graph.qg -j 8 --register-dataset-types",
 )
@@ -123,7 +141,12 @@ def cli(ctx: click.Context, /, *, traceback: bool, **logging_options: Any) -> No
     One graph, one command, one report: in this process, on all cores of this
     machine, on a batch system, or on an execution model of your own.
     """
-    ctx.obj = {"traceback": traceback, "logging": parse(logging_options)}
+    begin_command(ctx, logging_options)
+
+
+def begin_command(ctx: click.Context, logging_options: dict[str, Any]) -> None:
+    """Keep for a command what was said before it."""
+    ctx.obj = {"logging": parse(logging_options)}
     for name in _IRRELEVANT_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -134,6 +157,26 @@ def main() -> None:
     Exit codes: 0 all succeeded, 1 some quanta failed or were blocked, 2 wrong
     use, bad input or anything unforeseen, 130 interrupted.
     """
+    run_program(cli, _exit_code)
+
+
+def _exit_code(error: BaseException) -> int:
+    return EXIT_INTERRUPTED if isinstance(error, _INTERRUPTS) else EXIT_BAD_USE
+
+
+_INTERRUPTS = (KeyboardInterrupt, click.exceptions.Abort)
+
+
+def run_program(group: click.Group, exit_code: Callable[[BaseException], int]) -> NoReturn:
+    """Run a program, and say in one message what went wrong.
+
+    Parameters
+    ----------
+    group
+        Its commands.
+    exit_code
+        Returns the exit code for what a command has raised.
+    """
     open_standard_streams()  # before any file gets the number of one that was closed
     wants_traceback = "--traceback" in sys.argv[1:]
     # Who asks a run how far it is may ask before it has begun, or as it ends: that must not kill it.
@@ -143,30 +186,32 @@ def main() -> None:
         logging.lastResort.setFormatter(PrintableFormatter())
     say_why()
     try:
-        code = _call()
-    except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        click.echo(printable(shown.getvalue()), err=True, nl=False)
-        code = EXIT_BAD_USE
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("Interrupted before anything was executed.", err=True)
-        code = EXIT_INTERRUPTED
-    except QgexecError as error:
-        _show(error, wants_traceback=wants_traceback)
-        code = EXIT_BAD_USE
-    except UnicodeEncodeError as error:
-        _show(NotUtf8Error(error.object), wants_traceback=wants_traceback)
-        code = EXIT_BAD_USE
-    except Exception:  # noqa: BLE001 -- Python's own exit code is 1: that of a run whose quanta have failed
-        if _folder_is_gone():
-            _show(_NO_FOLDER, wants_traceback=wants_traceback)
-        else:
-            click.echo(printable(traceback.format_exc()), err=True, nl=False)
-        code = EXIT_BAD_USE
+        code = _call(group)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 -- Python's own exit code, 1, is a verdict
+        _say(error, wants_traceback=wants_traceback)
+        code = exit_code(error)
     # The interpreter's last garbage collection over the whole stack takes half a second, and frees nothing.
     gc.freeze()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(error: BaseException, *, wants_traceback: bool) -> None:
+    """Say what a command has raised; of what nobody has foreseen the traceback."""
+    match error:
+        case click.ClickException():
+            shown = io.StringIO()
+            error.show(shown)
+            click.echo(printable(shown.getvalue()), err=True, nl=False)
+        case KeyboardInterrupt() | click.exceptions.Abort():
+            click.echo("Interrupted before anything was executed.", err=True)
+        case QgexecError():
+            _show(error, wants_traceback=wants_traceback)
+        case UnicodeEncodeError():
+            _show(NotUtf8Error(error.object), wants_traceback=wants_traceback)
+        case _ if _folder_is_gone():
+            _show(_NO_FOLDER, wants_traceback=wants_traceback)
+        case _:
+            click.echo(printable("".join(traceback.format_exception(error))), err=True, nl=False)
 
 
 _NO_FOLDER = UsageError("The current folder does not exist any more.", hint="Change to another (cd).")
@@ -180,10 +225,10 @@ def _folder_is_gone() -> bool:
     return False
 
 
-def _call() -> object:
+def _call(group: click.Group) -> object:
     """Call the command, and return its exit code when all that it has printed is written."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = group.main(standalone_mode=False)
     except SystemExit as error:
         code = error.code
     sys.stdout.flush()

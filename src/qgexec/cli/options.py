@@ -20,6 +20,7 @@ from qgexec.errors import UsageError
 from qgexec.localpath import local_path
 
 __all__ = [
+    "as_pipetask",
     "dry_run",
     "execution",
     "existing",
@@ -151,7 +152,7 @@ existing = stack(
     ),
 )
 
-execution = section(
+as_pipetask = section(
     "Execution",
     click.option(
         "-j",
@@ -162,12 +163,6 @@ execution = section(
         show_default=True,
         help="Processes to use.",
     ),
-    click.option(
-        "--model",
-        metavar="NAME",
-        type=filled,
-        help="Execution model; default: inprocess for -j 1, pool above; of submit: none.",
-    ),
     click.option("--fail-fast", is_flag=True, help="Stop at the first failure."),
     click.option(
         "--timeout",
@@ -176,7 +171,6 @@ execution = section(
         type=_seconds,
         help="End a quantum that takes longer than this many seconds.",
     ),
-    existing,
     click.option(
         "-n",
         "--cores-per-quantum",
@@ -200,14 +194,6 @@ execution = section(
         help="Count partial outputs as a failure.",
     ),
     click.option(
-        "--strict-versions/--no-strict-versions",
-        help="Refuse to execute in batch jobs, or after an interruption, if the software has changed.",
-    ),
-    click.option(
-        "--provenance/--no-provenance",
-        help="When the run has ended, take upstream's provenance graph into the RUN, as run_provenance.",
-    ),
-    click.option(
         "--enable-implicit-threading", is_flag=True, help="Leave numerical libraries their own threads."
     ),
     click.option(
@@ -215,6 +201,26 @@ execution = section(
         metavar="FILE",
         type=filled,
         help="Write pipetask's JSON report of the run to this file.",
+    ),
+)
+
+execution = section(
+    "Execution",
+    as_pipetask,
+    click.option(
+        "--model",
+        metavar="NAME",
+        type=filled,
+        help="Execution model; default: inprocess for -j 1, pool above; of submit: none.",
+    ),
+    existing,
+    click.option(
+        "--strict-versions/--no-strict-versions",
+        help="Refuse to execute in batch jobs, or after an interruption, if the software has changed.",
+    ),
+    click.option(
+        "--provenance/--no-provenance",
+        help="When the run has ended, take upstream's provenance graph into the RUN, as run_provenance.",
     ),
 )
 

@@ -7,17 +7,12 @@ that, each worker need not fetch each calibration itself.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
-from qgexec.events import Birth
 from qgexec.processes.births import KERNEL, Kernel
+from qgexec.processes.ownfolder import own_folder
 
 __all__ = ["VARIABLE", "shared_cache"]
 
@@ -36,42 +31,12 @@ def shared_cache(kernel: Kernel = KERNEL) -> Iterator[None]:
     kernel
         Tells which process this is, and which others live.
     """
-    folder = None if os.environ.get(VARIABLE) else _new_folder(kernel)
-    if folder is None:
+    with ExitStack() as stack:
+        if not os.environ.get(VARIABLE):
+            try:
+                os.environ[VARIABLE] = str(stack.enter_context(own_folder("qgexec-cache", kernel)))
+            except OSError:  # each process has one of its own then, as upstream has it
+                pass
+            else:
+                stack.callback(os.environ.pop, VARIABLE, None)
         yield
-        return
-    os.environ[VARIABLE] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop(VARIABLE, None)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _new_folder(kernel: Kernel) -> Path | None:
-    """Make a folder whose name says which process it is of; `None` where there can be none."""
-    birth = kernel.birth(os.getpid())
-    if birth is None:
-        return None
-    here = f"qgexec-cache-{_digest(birth)}-"
-    with suppress(OSError):
-        _remove_orphaned(Path(tempfile.gettempdir()), here, birth, kernel)
-        return Path(tempfile.mkdtemp(prefix=f"{here}{os.getpid()}-{birth.start_ticks}-"))
-    return None
-
-
-def _digest(birth: Birth) -> str:
-    """Return a short name of a boot and its namespaces: outside of them a number names no process."""
-    return hashlib.sha256(f"{birth.boot_id} {birth.namespaces}".encode()).hexdigest()[:12]
-
-
-def _remove_orphaned(parent: Path, here: str, birth: Birth, kernel: Kernel) -> None:
-    """Remove this user's folders of processes that are no more."""
-    for folder in parent.glob(f"{here}*"):
-        with suppress(OSError):
-            owner = re.match(r"(\d+)-(\d+)-", folder.name.removeprefix(here))
-            if owner is None or folder.lstat().st_uid != os.getuid():
-                continue
-            of = Birth(birth.boot_id, birth.namespaces, int(owner[2]))
-            if kernel.lives(int(owner[1]), of) is False:
-                shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,7 @@ from qgexec.rubin.graphfile import open_graph, read_old
 from qgexec.rubin.qgfile import QgFile
 from qgexec.rubin.repository import learn_storage_classes
 
-__all__ = ["load_graph"]
+__all__ = ["load_graph", "parse_id", "warn_of_id"]
 
 _logger = logging.getLogger(__name__)
 
@@ -55,12 +55,12 @@ def load_graph(
     """
     if repository is not None:
         learn_storage_classes(repository)
-    wanted = [_uuid(text) for text in quantum_ids]
+    wanted = [parse_id(text) for text in quantum_ids]
     uri = locate_file(file)
     if uri.getExtension() == ".qgraph":
         return read_old(uri, wanted, graph_id)
     if graph_id is not None:
-        _logger.warning("--qgraph-id means nothing for .qg files: they have no identifier.")
+        warn_of_id()
     with local_copy(uri) as path:
         with QgFile(path) as opened:
             if not opened.header["n_quanta"]:
@@ -78,7 +78,19 @@ def load_graph(
             return reader.components
 
 
-def _uuid(text: str) -> uuid.UUID:
+def warn_of_id() -> None:
+    """Say that an identifier was given of a graph that has none."""
+    _logger.warning("--qgraph-id means nothing for .qg files: they have no identifier.")
+
+
+def parse_id(text: str) -> uuid.UUID:
+    """Return the ID of a quantum as the command line names it.
+
+    Raises
+    ------
+    qgexec.errors.UsageError
+        It is none.
+    """
     try:
         return uuid.UUID(text)
     except ValueError:

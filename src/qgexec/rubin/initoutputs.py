@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DatasetType, MissingDatasetTypeError
@@ -22,10 +23,10 @@ from qgexec.foreign import no_exit
 from qgexec.plaintext import few
 from qgexec.rubin.compat import datastore_of
 from qgexec.rubin.datastores import remove_files
-from qgexec.rubin.graphfile import GraphFile
+from qgexec.rubin.graphfile import GraphFile, open_graph
 from qgexec.rubin.qgfile import QgFile, reading
 
-__all__ = ["InitOutputs", "describe_changes", "plan_init_outputs"]
+__all__ = ["InitOutputs", "describe_changes", "plan_init_outputs", "write_without_registry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,37 @@ def plan_init_outputs(butler: Butler, graph: GraphFile, *, run_exists: bool, ver
             planned.append((existing, ref))
             replaced.append(ref)
     return InitOutputs(tuple(planned), tuple(replaced), perhaps_begun=run_exists)
+
+
+def write_without_registry(repository: str, path: Path) -> None:
+    """Write all init-outputs of a graph to the datastore, or compare them with those that are there.
+
+    Parameters
+    ----------
+    repository
+        Root, configuration file or alias; storage classes that it defines are known.
+    path
+        Local ``.qg`` file.
+
+    Raises
+    ------
+    qgexec.errors.GraphError
+        It is missing or damaged, or a task class does not import.
+    qgexec.errors.InitOutputsError
+        A task cannot be constructed, or what is there is not the same; some may have been written.
+    """
+    with open_graph(path) as reader:
+        with reading(path):
+            reader.read_init_quanta()
+        graph = reader.components.assemble()
+    try:
+        with no_exit(), graph.make_init_qbb(repository) as butler:
+            graph.init_output_run(butler)
+    except Exception as error:  # the tasks' own code, and files of any kind
+        raise InitOutputsError(
+            f"the init-outputs of {path} cannot be written: {type(error).__name__}: {error}",
+            hint="In one RUN configs and package versions must agree: see what it has, or use another RUN.",
+        ) from error
 
 
 def _read_init_quanta(graph: GraphFile) -> PredictedQuantumGraphComponents:

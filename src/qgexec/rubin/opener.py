@@ -95,6 +95,9 @@ class WorkbenchOptions:
     lsst_debug: bool = False
     """Import ``debug.py`` before each quantum."""
 
+    job_metadata: Mapping[str, float] | None = None
+    """What goes into the metadata of each quantum under ``job``; nothing where it is `None`."""
+
     @classmethod
     def of_run(
         cls, options: RunOptions, *, run_is_new: bool, run_began_at: float, clears_first: bool = False

@@ -161,6 +161,7 @@ class _Sitting:
             assume_no_existing_outputs=options.run_is_new and not replaces_log,
             raise_on_partial_outputs=options.raise_on_partial_outputs,
             enable_lsst_debug=options.lsst_debug,
+            job_metadata=options.job_metadata,
         )
         try:
             return executor.execute(

@@ -14,11 +14,17 @@ from lsst.ctrl.mpexec.cli.pipetask import cli as pipetask_cli
 from lsst.daf.butler.cli.cliLog import CliLog
 
 from qgexec.cli.main import cli as qgexec_cli
+from qgexec.cli.pipetask import cli as as_pipetask_cli
 
 ELIDED = "..."
 """Stands for what a page does not repeat."""
 
-GROUPS: dict[str, click.Group] = {"qgexec": qgexec_cli, "pipetask": pipetask_cli, "bps": bps_cli}
+GROUPS: dict[str, click.Group] = {
+    "qgexec": qgexec_cli,
+    "qgexec-pipetask": as_pipetask_cli,
+    "pipetask": pipetask_cli,
+    "bps": bps_cli,
+}
 
 FILE_SUFFIXES = (".yaml", ".qg", ".qgraph", ".py")
 

@@ -27,7 +27,7 @@ Dump = dict[str, Any]
 
 _VOLATILE_NAME = re.compile(
     r"(Utc|CpuTime|UserTime|SystemTime|MaxResidentSetSize|MinorPageFaults|MajorPageFaults|BlockInputs"
-    r"|BlockOutputs|VoluntaryContextSwitches|InvoluntaryContextSwitches|time_in_\w+|gc_metrics)$"
+    r"|BlockOutputs|VoluntaryContextSwitches|InvoluntaryContextSwitches|time_in_\w+|gc_metrics|qg_read_time)$"
 )
 """Items of a task's metadata that differ from run to run."""
 

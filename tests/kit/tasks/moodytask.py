@@ -16,6 +16,7 @@ from lsst.pipe.base import (
     InvalidQuantumError,
     OutputQuantizedConnection,
     QuantumContext,
+    RepeatableQuantumError,
 )
 from lsst.pipe.base.tests.mocks import DynamicTestPipelineTask, DynamicTestPipelineTaskConfig
 from lsst.pipe.base.tests.mocks._pipeline_task import DynamicTestPipelineTaskConnections
@@ -73,6 +74,8 @@ class MoodyTask(DynamicTestPipelineTask):
                 raise ValueError(f"bad pixels in {name}")
             case "raise invalid":
                 raise InvalidQuantumError(f"no such band in {name}")
+            case "raise repeatable":
+                raise RepeatableQuantumError(f"no stars in {name}")
             case "raise unpicklable":
                 raise UnpicklableError("telescope", why="on fire")
             case "sys.exit":
