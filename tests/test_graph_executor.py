@@ -28,7 +28,7 @@ from qgexec import GraphExecutor
 if not hasattr(mocks, "InMemoryRepo"):
     pytest.skip("this lsst-pipe-base has no repository in memory", allow_module_level=True)
 
-UPSTREAM = pytest.mark.thorough
+UPSTREAM = pytest.mark.site
 """Where upstream's executor starts processes, each takes two seconds."""
 
 Make = Callable[..., QuantumGraphExecutor]

@@ -13,7 +13,7 @@ from tests.kit.commands.qgexec import Moods, datasets
 from tests.kit.sites.slurm import Slurm, missing
 
 pytestmark = [
-    pytest.mark.thorough,
+    pytest.mark.site,
     pytest.mark.slurm,
     pytest.mark.timeout(600),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),

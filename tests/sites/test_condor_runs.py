@@ -101,7 +101,7 @@ def test_the_driver_is_killed(site: Site) -> None:
     site.wait_for_the_end()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_cancel_cancels(site: Site) -> None:
     """After `qgexec cancel` nothing of the run is in the queue; what was done is kept, resume finishes."""
     site.moods(calibrate_1_2="wait")
@@ -115,7 +115,7 @@ def test_cancel_cancels(site: Site) -> None:
     site.check_outputs()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_a_refused_account_is_told(site: Site) -> None:
     """The schedd's own words are in the message, and nothing was submitted."""
     done = site.qgexec("submit", *site.arguments("accountingGroup: refused\n"), check=False)

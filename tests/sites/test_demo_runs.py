@@ -102,7 +102,7 @@ def _check_equal(local: dict[str, str], batch: dict[str, str]) -> None:
     assert different == []
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 @pytest.mark.slurm
 @pytest.mark.timeout(900)
 def test_the_demo_on_slurm(tmp_path: Path) -> None:

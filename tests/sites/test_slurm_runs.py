@@ -173,7 +173,7 @@ def test_the_driver_is_killed(runs: Runs, moods: Moods) -> None:
     runs.until(lambda: not runs.left())  # the closing job ends when it finds all done
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 def test_cancelled(runs: Runs, moods: Moods) -> None:
     """Nothing of it is left in the queue; resume brings it to its end."""
     moods.set({"isr 1,3": "wait"})
@@ -197,7 +197,7 @@ def test_rounds_of_few_jobs(runs: Runs) -> None:
     runs.check_outputs()
 
 
-@pytest.mark.thorough
+@pytest.mark.site
 @pytest.mark.parametrize(
     ("line", "said"),
     [

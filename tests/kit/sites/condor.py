@@ -296,7 +296,16 @@ class CondorFolder:
         env = {"PATH": f"{VENV}/bin:{_SYSTEM_PATH}", "LANG": "C.UTF-8", "HOME": "/root", **pip}
         # The build writes its metadata into the checkout, as it does for the environment outside.
         binds = [*_network(), *_named_paths(pip.values()), _Bind(CHECKOUT, CHECKOUT, "rw")]
-        install = ["pip", "install", "--quiet", "--no-cache-dir", "--editable", _PROJECT, *_REQUIREMENTS]
+        install = [
+            "pip",
+            "install",
+            "--quiet",
+            "--no-compile",
+            "--no-cache-dir",
+            "--editable",
+            _PROJECT,
+            *_REQUIREMENTS,
+        ]
         with _opened(self.root, binds) as inside:
             _run_logged(inside.command(install, uid=0, cwd=Path("/"), env=env), log)
         stamp.write_text(wanted)
