@@ -21,8 +21,10 @@ demo: $(DEMO)
 test: lint types imports unit
 
 # What is slow by nature: every kill at every record, every case of the comparison with pipetask on both models, ...
+# SHARE=1/3 plays every third case of it, from the second on.
+SHARE ?= 0/1
 test-thorough: $(TOOLS)
-	$(BIN)/pytest -m "thorough and not site" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "thorough and not site" --share $(SHARE) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What LSST's packages decide, with the newest of them, for which 3.11 is too old a Python, and with the oldest that we
 # support (docs/design/0008): in virtual environments of their own, without what lints and documents.

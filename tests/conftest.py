@@ -24,10 +24,20 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--share``."""
+    parser.addoption(
+        "--share", metavar="K/N", default="0/1", help="Of what is thorough: each N-th case, from the K-th on."
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave like cases to `make test-thorough`, and begin with the files that take long."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave like cases to `make test-thorough`, or to others; begin with the files that take long."""
     _leave_like_cases(items)
+    first, step = map(int, config.getoption("share").split("/"))
+    if step > 1:
+        _keep_share(config, items, first % step, step)
     items.sort(key=_place)
 
 
@@ -41,6 +51,26 @@ def _leave_like_cases(items: list[pytest.Item]) -> None:
             if positions[test] % mark.args[0]:
                 item.add_marker("thorough")
             positions[test] += 1
+
+
+def _keep_share(config: pytest.Config, items: list[pytest.Item], first: int, step: int) -> None:
+    """Deselect thorough tests but for each so-many-th case: that on several models is one case."""
+    cases: dict[object, int] = {}
+    kept, left = [], []
+    for item in items:
+        if item.get_closest_marker("thorough"):
+            place = cases.setdefault(_case(item), len(cases))
+            (kept if place % step == first else left).append(item)
+        else:
+            kept.append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
+
+
+def _case(item: pytest.Item) -> object:
+    """Return what a test has in common with the same one on another model."""
+    indices = getattr(getattr(item, "callspec", None), "indices", {})
+    return item.nodeid.partition("[")[0], *(sorted((k, i) for k, i in indices.items() if k != "model"))
 
 
 _LONG = ("sites", "tests", "peer", "bps", "demo", "docs", "models", "cli", "rubin")

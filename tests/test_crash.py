@@ -124,7 +124,7 @@ def verdicts_extended(
     return verdicts
 
 
-@pytest.mark.every(20)
+@pytest.mark.every(40)
 @pytest.mark.parametrize("name", RECORDS)
 def test_driver_killed_at_every_record(verdicts: dict[str, str], name: str) -> None:
     """A driver killed before, within or after any record loses nothing but what was in the air."""
@@ -139,7 +139,7 @@ def test_these_are_all_records(sites: list[Site]) -> None:
     assert len(list(read_events(site.run_dir / "journal"))) == N_RECORDS
 
 
-@pytest.mark.every(14)
+@pytest.mark.every(20)
 @pytest.mark.parametrize("name", STARTS)
 def test_driver_killed_as_it_prepares(verdicts: dict[str, str], name: str) -> None:
     """A driver killed before its run began leaves nothing that the same command, or resume, stumbles over."""
@@ -152,14 +152,14 @@ def test_driver_killed_before_the_first_record(verdicts: dict[str, str], name: s
     assert not verdicts[name], verdicts[name]
 
 
-@pytest.mark.every(10)
+@pytest.mark.every(30)
 @pytest.mark.parametrize("name", KINDS)
 def test_driver_of_a_pool_killed_at_every_kind_of_record(verdicts: dict[str, str], name: str) -> None:
     """So does the driver of a pool, whose workers and ingester end with it."""
     assert not verdicts[name], verdicts[name]
 
 
-@pytest.mark.every(10)
+@pytest.mark.every(20)
 @pytest.mark.parametrize("name", QUANTUM)
 def test_killed_at_every_stage_of_a_quantum(verdicts: dict[str, str], name: str) -> None:
     """Whoever executes a quantum may die at any stage of it: what is whole counts, all else is removed."""
@@ -173,28 +173,28 @@ def test_killed_where_outputs_were_before(verdicts_extended: dict[str, str], nam
     assert not verdicts_extended[name], verdicts_extended[name]
 
 
-@pytest.mark.every(6)
+@pytest.mark.every(12)
 @pytest.mark.parametrize("name", INGESTER)
 def test_ingester_killed(verdicts: dict[str, str], name: str) -> None:
     """Whoever takes outputs into the registry, or removes what is left, may die before, in or after that."""
     assert not verdicts[name], verdicts[name]
 
 
-@pytest.mark.every(10)
+@pytest.mark.every(30)
 @pytest.mark.parametrize("name", RESUMED | VERSIONS)
 def test_resume_killed_twice(verdicts: dict[str, str], name: str) -> None:
     """The driver that resumes may be killed wherever it is, and so may the one that resumes after it."""
     assert not verdicts[name], verdicts[name]
 
 
-@pytest.mark.every(6)
+@pytest.mark.every(12)
 @pytest.mark.parametrize("name", POWER_CUTS)
 def test_power_cut(verdicts: dict[str, str], name: str) -> None:
     """What a power cut has taken is found by its size, or by its detail, and run again."""
     assert not verdicts[name], verdicts[name]
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_journal(verdicts: dict[str, str], name: str) -> None:
     """What a changed line spoke of is looked up in the outputs; late lines are no part of the run."""

@@ -119,6 +119,7 @@ def succeeded(site: Site) -> dict[str, int]:
     return {task.label: task.succeeded for task in read_report(site.run_dir).tasks}
 
 
+@pytest.mark.thorough
 @pytest.mark.every(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_disk_of_the_repository_fills_up(
@@ -138,6 +139,7 @@ def test_disk_of_the_repository_fills_up(
     check_end(site, undisturbed)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", MODELS)
 def test_disk_of_a_scratch_folder_fills_up(site: Site, undisturbed: EndState, disk: Path, model: str) -> None:
     """That is the failure of the quantum that writes there, and others go on."""

@@ -19,6 +19,7 @@ def _files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.thorough
 def test_plan_leaves_a_run_alone(building: list[object], moods: Moods, start: Start, folder: Path) -> None:
     """To plan an extension of the RUN that a run in progress writes changes no file, and harms no quantum."""
     moods.set({"isr 1,1": "wait"})

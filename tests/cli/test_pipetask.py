@@ -141,6 +141,7 @@ def test_failures(
         assert pipetask("run-qbb", *prepared, *options).code == code
 
 
+@pytest.mark.thorough
 def test_again_after_a_failure(
     repository: MockRepository, prepared: list[object], run: Run, moods: Moods
 ) -> None:
@@ -206,6 +207,7 @@ def test_wrong_use(
     assert repository.dump() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.every(2)
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -104,6 +104,7 @@ def test_failures_and_resume(run: Run, repository: MockRepository, moods: Moods,
         assert butler.get(ref) is not None
 
 
+@pytest.mark.thorough
 @newer
 def test_what_was_not_reached(run: Run, repository: MockRepository, moods: Moods) -> None:
     """Quanta that nobody tried are not said to have failed; `resume` can be told of it, too."""
@@ -118,6 +119,7 @@ def test_what_was_not_reached(run: Run, repository: MockRepository, moods: Moods
     assert statuses(repository) == ALL_DONE
 
 
+@pytest.mark.thorough
 @newer
 def test_of_another_graph(run: Run, repository: MockRepository) -> None:
     """A RUN keeps what is known of it: the same graph once more replaces it, a smaller one is refused."""
@@ -149,6 +151,7 @@ def test_beside_ingest_graph(run: Run, repository: MockRepository) -> None:
     assert statuses(repository) == ALL_DONE
 
 
+@pytest.mark.thorough
 @newer
 def test_trouble_with_it(run: Run, repository: MockRepository, moods: Moods) -> None:
     """The run has its report all the same, one message says what is wrong, and `resume` mends it."""

@@ -49,6 +49,7 @@ def test_the_second_is_refused(
     assert report_of(folder / "second")["total"]["skipped"] == N_QUANTA
 
 
+@pytest.mark.thorough
 def test_other_quanta_are_welcome(
     given: list[object], moods: Moods, start: Start, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

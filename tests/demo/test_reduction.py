@@ -18,10 +18,13 @@ The bounds for a survey of three visits and two detectors per band:
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from lsst.daf.butler import Butler
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from qgexec.demo import DemoRepository, measure_recovery
+
+pytestmark = pytest.mark.thorough
 
 
 def test_the_truth_is_recovered(reduced: Butler) -> None:

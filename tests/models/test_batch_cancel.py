@@ -67,6 +67,7 @@ def test_nobody_watches(place: Place, local: EndState) -> None:
     assert local.differences(place.end()) == []
 
 
+@pytest.mark.thorough
 def test_what_runs_is_given_back(place: Place, flag: Flag, local: EndState) -> None:
     """A job looks for the mark while it runs, and ends; its quantum is no failure."""
     place.submit()

@@ -51,6 +51,7 @@ def _unusual(place: Place) -> list[AttemptEvent]:
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("end", "kind"),

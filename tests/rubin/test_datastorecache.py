@@ -108,6 +108,7 @@ class TellsFolder(QuantumExecutor):
         return quantum
 
 
+@pytest.mark.thorough
 def test_all_workers_have_the_same(template: MockRepository, tmp_path: Path) -> None:
     """As long as the run lasts."""
     (tmp_path / "notes").mkdir()
@@ -136,6 +137,7 @@ def test_a_calibration_is_fetched_once(site: Site, store: ObjectStore, shared: b
     assert store.n_fetched("raw") == len(exposures)
 
 
+@pytest.mark.thorough
 def test_copy_of_an_attempt_that_was_killed(site: Site) -> None:
     """It is not what the next attempt wrote: nobody may read it."""
     plan = read_plan(site.repository.graph)

@@ -144,6 +144,7 @@ def test_failure_at_construction(repository: MockRepository, tmp_path: Path) -> 
         assert caught.value is error
 
 
+@pytest.mark.thorough
 def test_chain_with_an_absolute_root(tmp_path: Path) -> None:
     """Of a chain of datastores with roots anywhere, nothing is written to any."""
     root = tmp_path / "elsewhere"

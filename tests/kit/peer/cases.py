@@ -89,7 +89,7 @@ BROKEN = Step(
 """Two quanta fail, one of them when it had put everything, and all of summary is blocked."""
 
 CASES = (
-    Case("all is well, with the programs themselves", programs=True, collections_from_graph=True, soon=True),
+    Case("all is well, with the programs themselves", programs=True, collections_from_graph=True),
     Case(
         "graph without datastore records, no versions",
         (Step(options=("--register-dataset-types", "--no-versions")),),
