@@ -56,7 +56,8 @@ def _leave_like_cases(items: list[pytest.Item]) -> None:
 def _keep_share(config: pytest.Config, items: list[pytest.Item], first: int, step: int) -> None:
     """Deselect thorough tests but for each so-many-th case: that on several models is one case."""
     cases: dict[object, int] = {}
-    kept, left = [], []
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
     for item in items:
         if item.get_closest_marker("thorough"):
             place = cases.setdefault(_case(item), len(cases))

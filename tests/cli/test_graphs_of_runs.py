@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.kit.butler.repos import N_QUANTA, MockRepository
 from tests.kit.commands.qgexec import Command, Moods, call, one_message
 
