@@ -156,7 +156,10 @@ class JobJournals:
             for event in read_events(folder, known.positions, known.damaged):
                 if isinstance(event, AttemptEvent):
                     if not 0 <= event.index < len(self._plan):
-                        raise JournalError(f"{folder} speaks of quantum {event.index}, which there is not")
+                        raise JournalError(
+                            f"{folder} names quantum {event.index}, and the run has {len(self._plan)} quanta",
+                            hint="Bring this folder back from a copy.",
+                        )
                     known.held_back.append(event)
                 elif isinstance(event, RunStarted | RunEnded):
                     known.is_over = isinstance(event, RunEnded)

@@ -12,32 +12,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qgexec.events import Birth
-from qgexec.processes.births import KERNEL, Kernel
+from qgexec.processes.births import KERNEL
 
 __all__ = ["own_folder"]
 
 
 @contextmanager
-def own_folder(name: str, kernel: Kernel = KERNEL) -> Iterator[Path]:
+def own_folder(name: str) -> Iterator[Path]:
     """Make a folder that nobody else may read, and remove it at the end of the block.
 
     Parameters
     ----------
     name
         What its name begins with. Folders of this user with this name whose processes are gone are removed.
-    kernel
-        Tells which process this is, and which others live.
 
     Raises
     ------
     OSError
         It cannot be made.
     """
-    birth = kernel.birth(os.getpid())
+    birth = KERNEL.birth(os.getpid())
     prefix = f"{name}-"
     if birth is not None:  # otherwise nobody can tell later on whether its process lives
         here = f"{prefix}{_digest(birth)}-"
-        _remove_orphaned(Path(tempfile.gettempdir()), here, birth, kernel)
+        _remove_orphaned(Path(tempfile.gettempdir()), here, birth)
         prefix = f"{here}{os.getpid()}-{birth.start_ticks}-"
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     try:
@@ -51,7 +49,7 @@ def _digest(birth: Birth) -> str:
     return hashlib.sha256(f"{birth.boot_id} {birth.namespaces}".encode()).hexdigest()[:12]
 
 
-def _remove_orphaned(parent: Path, here: str, birth: Birth, kernel: Kernel) -> None:
+def _remove_orphaned(parent: Path, here: str, birth: Birth) -> None:
     """Remove this user's folders of processes that are no more."""
     with suppress(OSError):
         for folder in parent.glob(f"{here}*"):
@@ -60,5 +58,5 @@ def _remove_orphaned(parent: Path, here: str, birth: Birth, kernel: Kernel) -> N
                 if owner is None or folder.lstat().st_uid != os.getuid():
                     continue
                 of = Birth(birth.boot_id, birth.namespaces, int(owner[2]))
-                if kernel.lives(int(owner[1]), of) is False:
+                if KERNEL.lives(int(owner[1]), of) is False:
                     shutil.rmtree(folder, ignore_errors=True)

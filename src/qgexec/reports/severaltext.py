@@ -9,7 +9,7 @@ from qgexec.config.units import duration_text
 from qgexec.plaintext import printable
 from qgexec.reports.several import SeveralRuns, Share
 from qgexec.reports.table import Column, render_parts
-from qgexec.reports.tasktables import caveat_lines, replaced_lines, task_columns, use_lines
+from qgexec.reports.tasktables import detail_lines, task_columns
 from qgexec.reports.text import trouble_lines
 
 __all__ = ["format_several"]
@@ -42,11 +42,7 @@ def format_several(runs: SeveralRuns, *, width: int = 100, brief: bool = False) 
         ]
     lines += ["", "What holds in the end", "", *render_parts(task_columns(runs.tasks, total), width)]
     if not brief:
-        lines += [
-            *use_lines(runs.tasks, width),
-            *caveat_lines(runs.tasks, width),
-            *replaced_lines(runs.tasks, width),
-        ]
+        lines += detail_lines(runs.tasks, width)
         lines += [line for share in runs.shares for line in _share_lines(share, width)]
     return "\n".join(lines)
 

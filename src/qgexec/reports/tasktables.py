@@ -10,7 +10,7 @@ from qgexec.reports.fold import TaskReport
 from qgexec.reports.measured import Spread
 from qgexec.reports.table import Column, render, render_parts, wrapped
 
-__all__ = ["caveat_lines", "replaced_lines", "task_columns", "use_lines"]
+__all__ = ["caveat_lines", "detail_lines", "task_columns", "use_lines"]
 
 
 def task_columns(tasks: Sequence[TaskReport], total: TaskReport) -> list[Column]:
@@ -39,6 +39,13 @@ def task_columns(tasks: Sequence[TaskReport], total: TaskReport) -> list[Column]
         Column("task", [printable(row.label) for row in rows], is_text=True),
         *counts,
     ]
+
+
+def detail_lines(tasks: Sequence[TaskReport], width: int) -> Iterator[str]:
+    """Set all that a run knows of its tasks besides counts of quanta."""
+    yield from use_lines(tasks, width)
+    yield from caveat_lines(tasks, width)
+    yield from _replaced_lines(tasks, width)
 
 
 def use_lines(tasks: Sequence[TaskReport], width: int) -> Iterator[str]:
@@ -107,7 +114,7 @@ def caveat_lines(tasks: Sequence[TaskReport], width: int) -> Iterator[str]:
     )
 
 
-def replaced_lines(tasks: Sequence[TaskReport], width: int) -> Iterator[str]:
+def _replaced_lines(tasks: Sequence[TaskReport], width: int) -> Iterator[str]:
     """Say which workers others took the place of, and what the quanta of which task had left in them."""
     found = [(task.label, left, n) for task in tasks for left, n in sorted(task.workers_replaced.items())]
     if found:

@@ -16,7 +16,7 @@ from qgexec.reports.failures import AttemptRecord, FailureGroup, TroubledQuantum
 from qgexec.reports.fold import TaskReport
 from qgexec.reports.report import RunReport, RunState
 from qgexec.reports.table import Column, fit, render, render_parts, wrapped
-from qgexec.reports.tasktables import caveat_lines, replaced_lines, task_columns, use_lines
+from qgexec.reports.tasktables import detail_lines, task_columns
 from qgexec.scheduling.policy import INVALID_QUANTUM_EXIT_CODE, Cause
 from qgexec.scheduling.states import State
 
@@ -48,11 +48,7 @@ def format_report(report: RunReport, *, width: int = 100, brief: bool = False) -
     lines = [*_head(report, width), "", *render_parts(task_columns(report.tasks, report.total), width)]
     if brief:
         return "\n".join(lines)
-    lines += [
-        *use_lines(report.tasks, width),
-        *caveat_lines(report.tasks, width),
-        *replaced_lines(report.tasks, width),
-    ]
+    lines += detail_lines(report.tasks, width)
     if report.state is RunState.DRIVER_GONE:
         lines += _running_lines(report, width, time.time())
     return "\n".join([*lines, *trouble_lines(report, width)])

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from qgexec.processes.births import KERNEL, Kernel
 from qgexec.processes.ownfolder import own_folder
 
 __all__ = ["VARIABLE", "shared_cache"]
@@ -21,20 +20,15 @@ VARIABLE = "DAF_BUTLER_CACHE_DIRECTORY_IF_UNSET"
 
 
 @contextmanager
-def shared_cache(kernel: Kernel = KERNEL) -> Iterator[None]:
+def shared_cache() -> Iterator[None]:
     """Give this process and those that it starts one folder for copies of datasets, and remove it at the end.
 
     Where the environment names one already, it is used and stays. Folders of killed processes are removed.
-
-    Parameters
-    ----------
-    kernel
-        Tells which process this is, and which others live.
     """
     with ExitStack() as stack:
         if not os.environ.get(VARIABLE):
             try:
-                os.environ[VARIABLE] = str(stack.enter_context(own_folder("qgexec-cache", kernel)))
+                os.environ[VARIABLE] = str(stack.enter_context(own_folder("qgexec-cache")))
             except OSError:  # each process has one of its own then, as upstream has it
                 pass
             else:
